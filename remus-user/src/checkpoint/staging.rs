@@ -1,0 +1,69 @@
+//! Where a pause copies pages to: made once, touched once, used again for every epoch.
+
+use super::{PAGE_SIZE, Page};
+
+/// A page-aligned, pre-touched buffer of page copies, and which pages they are.
+///
+/// Aligned so that non-temporal stores may fill it; touched when made, so that no pause pays a first touch.
+pub struct Staging {
+    pages: Vec<Page>,
+    data: Box<[AlignedPage]>,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(4096))]
+struct AlignedPage([u8; PAGE_SIZE]);
+
+impl Staging {
+    /// Room for `capacity` pages.
+    pub fn new(capacity: usize) -> Self {
+        // Not zero: a zeroed allocation would be untouched memory from the kernel.
+        let data = vec![AlignedPage([0xa5; PAGE_SIZE]); capacity].into_boxed_slice();
+        Self { pages: Vec::with_capacity(capacity), data }
+    }
+
+    pub fn capacity(&self) -> usize {
+        self.data.len()
+    }
+
+    pub fn len(&self) -> usize {
+        self.pages.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
+    pub fn clear(&mut self) {
+        self.pages.clear();
+    }
+
+    /// Room for the copy of `page`, which the caller fills whole; `None` when the buffer is full.
+    pub fn push(&mut self, page: Page) -> Option<&mut [u8; PAGE_SIZE]> {
+        let slot = self.data.get_mut(self.pages.len())?;
+        self.pages.push(page);
+        Some(&mut slot.0)
+    }
+
+    /// The copies in the order in which they were pushed.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (Page, &[u8; PAGE_SIZE])> {
+        self.pages.iter().zip(&self.data).map(|(page, data)| (*page, &data.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_come_back_with_their_pages_until_full() {
+        let mut staging = Staging::new(2);
+        staging.push(Page(9)).unwrap().fill(1);
+        staging.push(Page(3)).unwrap().fill(2);
+        assert!(staging.push(Page(4)).is_none());
+        let seen: Vec<_> = staging.iter().map(|(p, d)| (p.0, d[0], d[4095])).collect();
+        assert_eq!(seen, [(9, 1, 1), (3, 2, 2)]);
+        staging.clear();
+        assert!(staging.is_empty());
+    }
+}

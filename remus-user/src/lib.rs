@@ -1,0 +1,3 @@
+//! Remus for KVM: the library behind the `remus` binary. See ARCHITECTURE.md for the map.
+
+pub mod checkpoint;

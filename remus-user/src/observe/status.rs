@@ -1,0 +1,114 @@
+//! The status document: what `remus status --json` prints, field by field.
+//!
+//! The unix socket `RUN_DIR/VM/status.sock` (mode 0600) takes one line, `status` or `status since EPOCH`,
+//! answers with one JSON document of this shape, and closes. With `since`, the distributions are taken over
+//! the epochs after EPOCH alone (of those still remembered, at least the last 4096).
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Primary,
+    Backup,
+}
+
+/// DESIGN's words for how a VM stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protection {
+    /// No backup yet; the gate is shut.
+    Waiting,
+    /// The first whole checkpoint is on its way.
+    Syncing,
+    Protected,
+    /// No acks: the gate is shut, the guest runs until the pipeline is full.
+    Stalled,
+    /// The guest runs with an open gate and no backup.
+    Unprotected,
+    /// A backup that took over: unprotected, in a term of its own.
+    Promoted,
+    /// The guest ended on purpose, or another host speaks for it now.
+    Stopped,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub vm: String,
+    pub role: Role,
+    pub protection: Protection,
+    pub term: u32,
+    /// Invariant 1: `released <= acked <= captured < open`.
+    pub epochs: Epochs,
+    /// Checkpoints committed in this term.
+    pub checkpoints: u64,
+    /// Milliseconds spent protected.
+    pub protected_ms: u64,
+    /// Milliseconds from the seal of an epoch to the release of its output, newest committed epoch.
+    pub lag_ms: f64,
+    pub pause_us: Distribution,
+    /// From the seal to the commit ack.
+    pub commit_us: Distribution,
+    pub dirty_pages: Distribution,
+    /// Checkpoint bytes as sent, and as they would be if every dirty page were sent whole.
+    pub bytes_sent: u64,
+    pub bytes_raw: u64,
+    pub gate: Gate,
+    /// Set once a backup has taken over.
+    pub failover: Option<Failover>,
+    /// Why protection is not what it should be, for people; empty when all is well.
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Epochs {
+    pub open: u64,
+    pub captured: u64,
+    pub acked: u64,
+    pub released: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Distribution {
+    pub count: u64,
+    pub p50: u64,
+    pub p90: u64,
+    pub p99: u64,
+    pub max: u64,
+}
+
+/// The gate's counters, in frames: see `remus_abi::gate::Counter`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Gate {
+    /// `closed`, `hold` or `open`.
+    pub mode: String,
+    /// In slots now.
+    pub waiting: u64,
+    pub held: u64,
+    pub released: u64,
+    pub passed: u64,
+    pub dropped_closed: u64,
+    pub dropped_full: u64,
+    pub dropped_unfit: u64,
+    pub refused_stale: u64,
+    pub refused_by_lock: u64,
+    pub resent: u64,
+    pub send_failed: u64,
+    pub lease_over: u64,
+    pub discarded: u64,
+}
+
+/// A takeover, in CLOCK_BOOTTIME nanoseconds of the backup host.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Failover {
+    /// Last word from the primary.
+    pub last_heard_ns: u64,
+    /// The decision to promote (suspicion, and the lease is over).
+    pub decided_ns: u64,
+    /// First instruction of the guest here.
+    pub running_ns: u64,
+    /// The gate is open in the new term and the network was told.
+    pub open_ns: u64,
+    /// The checkpoint that the guest goes on from.
+    pub epoch: u64,
+}
