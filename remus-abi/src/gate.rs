@@ -9,8 +9,13 @@ pub const SLOT_DATA: usize = 2016;
 pub const SLOTS_DEFAULT: u32 = 1 << 14;
 /// At most this many slots: the slot number must fit below [`MARK_TAG`] beside the generation.
 pub const SLOTS_MAX: u32 = 1 << 18;
-/// Frames sent by one run of `flush`: softirqs are off meanwhile, and a per-CPU backlog takes 1000.
+/// Frames sent by one run of `flush`: softirqs are off meanwhile, and a CPU's backlog takes 1000
+/// (`net.core.netdev_max_backlog`, which is global and not ours).
 pub const FLUSH_BATCH: u32 = 256;
+/// Frames that may be under way between `flush` and `hold`.
+pub const IN_FLIGHT_MAX: u64 = 2 * FLUSH_BATCH as u64;
+/// A frame that has been under way for this long is lost and sent again.
+pub const RESEND_AFTER_NS: u64 = 5_000_000;
 
 /// `skb->mark` of a frame that `flush` sent: this tag in the top 8 bits, then 6 bits of the slot's
 /// generation, then 18 bits of slot number. The mark only says where to look: what counts is the slot.
@@ -32,7 +37,8 @@ pub enum Mode {
     Open = 2,
 }
 
-/// Words of the map `CONTROL`, one `u64` each. Only the controller writes them.
+/// Words of the one value in the map `CONTROL`, each a `u64` of its own so that no reader sees half of a
+/// write. Only the controller writes them; it maps the value into its memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum Control {
@@ -51,20 +57,21 @@ pub enum Control {
     /// Non-zero: the programs write debug lines to the aya-log ring.
     Debug = 6,
 }
-pub const CONTROL_WORDS: u32 = 8;
+pub const CONTROL_WORDS: usize = 8;
 
-/// Words of the map `RING`, one `u64` each. Only the programs write them.
+/// Words of the one value in the map `RING`, a `u64` each. Only the programs write them. They count
+/// frames since the gate was made, so that `tail <= next <= head` and nothing ever wraps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum Ring {
-    /// Frames stored since the gate was made; the next goes to slot `head % slots`.
+    /// The next frame goes to slot `head % slots`.
     Head = 0,
-    /// Everything below is free again.
-    Tail = 1,
-    /// Non-zero while a flush runs.
-    FlushLock = 2,
+    /// The first frame that `flush` has not sent.
+    Next = 1,
+    /// Every slot below is free again.
+    Tail = 2,
 }
-pub const RING_WORDS: u32 = 4;
+pub const RING_WORDS: usize = 4;
 
 /// Words of the map `COUNTERS`, one `u64` per CPU each. Frames, unless the name says otherwise.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -113,7 +120,7 @@ pub enum FlushResult {
     InFlight = 2,
     /// Another flush holds the lock.
     Busy = 3,
-    /// The lease is over, or the committed epoch is not below the open one.
+    /// The gate is closed, the lease is over, or the committed epoch is not below the open one.
     Refused = 4,
     /// A map could not be read; the verifier wants the case, the kernel does not produce it.
     Broken = 5,

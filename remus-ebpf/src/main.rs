@@ -1,1 +1,58 @@
-fn main() {}
+//! The output commit gateway: what runs in the kernel.
+//!
+//! `hold` sits at the ingress of the guest's tap, where the guest's frames enter the host. A fresh frame is
+//! stamped with the open epoch, copied into a slot and dropped. `flush`, run by the controller under
+//! BPF_PROG_TEST_RUN after a commit ack, sends what is committed back into the same ingress; `hold` sees it
+//! a second time, proves it against the slot it came from, and lets it pass to bridge, router and firewall
+//! as if it had only now arrived.
+//!
+//! ```text
+//! guest -> tap ingress -> hold --copy--> slots --committed--> flush
+//!                          ^ |                                  |
+//!                          | +--proven--> bridge                |
+//!                          +------------ BPF_F_INGRESS ---------+
+//! ```
+//!
+//! Invariants (the names are those of `remus_abi::gate`):
+//! - A frame passes `hold` only when the mode is `Open`, or when its slot is `Sent`, of the generation in
+//!   the mark, and its stamp is covered by the committed one.
+//! - Two programs judge every release: a mistake in one loses a frame, which TCP repairs; only the same
+//!   mistake in both would leak one, which nothing repairs.
+//! - `tail <= next <= head`; slots in `[tail, next)` are Free or Sent, in `[next, head)` Held. One producer
+//!   moves `head` (the one queue of the tap), one flush at a time moves `next` and `tail` (a try-lock).
+//! - Zeroed maps are a closed gate.
+//!
+//! Deliberately absent: reordering, rate limits, any look into the payload. What the guest sent comes out,
+//! as it was, in order, later.
+#![no_std]
+#![no_main]
+#![allow(
+    unreachable_pub,
+    reason = "the programs' entry points are found by their section, not by path"
+)]
+
+mod flush;
+mod hold;
+mod maps;
+
+use aya_ebpf::{macros::classifier, programs::TcContext};
+
+#[classifier]
+pub fn hold(ctx: TcContext) -> i32 {
+    hold::judge(&ctx)
+}
+
+#[classifier]
+pub fn flush(ctx: TcContext) -> i32 {
+    flush::run(&ctx) as i32
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    // Nothing here panics: the verifier would not load a program with a loop that never ends.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,3 +1,5 @@
 //! Remus for KVM: the library behind the `remus` binary. See ARCHITECTURE.md for the map.
 
 pub mod checkpoint;
+pub mod gate;
+pub mod replication;

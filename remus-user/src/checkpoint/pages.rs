@@ -45,7 +45,7 @@ impl PageSet {
 
     pub fn insert_all(&mut self) {
         self.words.fill(u64::MAX);
-        if self.pages % 64 != 0 {
+        if !self.pages.is_multiple_of(64) {
             *self.words.last_mut().expect("a RAM of some pages") = (1 << (self.pages % 64)) - 1;
         }
     }

@@ -1,0 +1,228 @@
+//! The output commit gateway: its controller.
+//!
+//! Every frame that the guest sends enters the host through one tap, and there the eBPF program `hold` keeps
+//! it until the checkpoint that covers it is committed. This module loads the programs, attaches them, and
+//! turns the one knob that lets frames out.
+//!
+//! Invariants:
+//! - A gate begins [`Mode::Closed`] and empty, in a term of its own, whatever was on the tap before: the new
+//!   `hold` is first in the chain before the old one goes.
+//! - Nothing is released without a [`Committed`], nor passed unheld without a [`Fenced`]; both are permissions
+//!   that only the replication brain hands out.
+//! - The lease is checked by `flush` itself. A controller that was stopped and wakes releases nothing.
+//! - Links, maps and programs are pinned: the controller may die at any moment and the gate stays shut.
+//! - A pin alone proves nothing. [`Gate::verify`] asks the kernel whether `hold` is attached to this very
+//!   interface, and first; the shells ask before any vCPU runs and on every tick.
+//!
+//! Deliberately absent: the tap itself (`net`), and any decision when to release (`replication`).
+
+mod control;
+mod counters;
+mod pins;
+mod programs;
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use aya_log::EbpfLogger;
+use remus_abi::{
+    Epoch, Stamp, Term,
+    gate::{Control, FlushResult, Mode, Ring, SLOTS_MAX},
+};
+
+pub use self::counters::Counters;
+use self::{control::Words, counters::CounterMap, pins::Pins, programs::Programs};
+use crate::replication::{Committed, Fenced};
+
+/// Runs of `flush` in one call of [`Gate::flush`] before the caller gets its thread back.
+const RUNS_PER_FLUSH: u32 = 64;
+
+/// The tap that a gate guards.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Tap {
+    pub name: String,
+    pub ifindex: u32,
+}
+
+/// What a flush left behind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flushed {
+    /// Whatever was committed is out.
+    All,
+    /// Some frames are still on their way: flush again soon.
+    Pending,
+    /// The gate lets nothing out now: it is closed, or the lease is over.
+    Refused,
+}
+
+/// A gate on one tap, in one term.
+pub struct Gate {
+    tap: Tap,
+    control: Words,
+    ring: Words,
+    counters: CounterMap,
+    programs: Programs,
+    logger: EbpfLogger<&'static dyn log::Log>,
+}
+
+impl Gate {
+    /// Puts a closed, empty gate of `term` on `tap`, pinned below the directory `pins` (a bpffs is mounted
+    /// there if there is none). A gate that an earlier controller left on this tap is replaced: whatever it
+    /// held is discarded, since the guest that sent it is gone.
+    ///
+    /// # Errors
+    /// When the kernel refuses the programs (privilege, version) or the tap; each says which.
+    pub fn install(tap: Tap, pins: &Path, slots: u32, term: Term) -> Result<Self> {
+        ensure!(
+            slots.is_power_of_two() && slots <= SLOTS_MAX,
+            "gate slots must be a power of two up to {SLOTS_MAX}, not {slots}"
+        );
+        let mut loaded = programs::load(slots)?;
+        let control = Words::map(&loaded, "CONTROL")?;
+        let ring = Words::map(&loaded, "RING")?;
+        control.set(Control::Slots as usize, slots.into());
+        control.set(Control::Tap as usize, tap.ifindex.into());
+        control.set(Control::Open as usize, Stamp::new(term, Epoch::FIRST).bits());
+        control.set(Control::Committed as usize, Stamp::new(term, Epoch::NONE).bits());
+
+        let counters = CounterMap::take(&mut loaded)?;
+        let logger = EbpfLogger::init(&mut loaded)?;
+        let pins = Pins::at(pins)?;
+        let programs = Programs::attach(loaded, &tap, &pins)?;
+        let gate = Self { tap, control, ring, counters, programs, logger };
+        gate.verify()?;
+        Ok(gate)
+    }
+
+    /// The epoch that frames are stamped with now.
+    pub fn open_epoch(&self) -> Stamp {
+        Stamp::from_bits(self.control.get(Control::Open as usize))
+    }
+
+    /// From now on frames are held, as output of `epoch`. Called in the pause that captures the checkpoint
+    /// before `epoch`, which is the first whole one.
+    pub fn hold_from(&mut self, epoch: Epoch) {
+        self.control.set(Control::Open as usize, Stamp::new(self.term(), epoch).bits());
+        self.set_mode(Mode::Hold);
+    }
+
+    /// Opens `epoch`: frames sent from now on belong to it. Called in a pause, when no frame is on its way
+    /// into the tap.
+    ///
+    /// # Panics
+    /// When `epoch` does not follow the open one: frames would be released too early or never.
+    pub fn seal(&mut self, epoch: Epoch) {
+        assert_eq!(
+            epoch,
+            self.open_epoch().epoch().next(),
+            "the epoch after the open one is opened"
+        );
+        self.control.set(Control::Open as usize, Stamp::new(self.term(), epoch).bits());
+    }
+
+    /// Raises the committed epoch. Frames leave at the next [`Gate::flush`].
+    ///
+    /// # Panics
+    /// On a commit of another term, or one that is not below the open epoch: the brain that gave the
+    /// permission is broken.
+    pub fn commit(&mut self, committed: &Committed) {
+        let stamp = committed.stamp();
+        assert_eq!(stamp.term(), self.term(), "a commit of this gate's term");
+        assert!(stamp < self.open_epoch(), "a committed epoch is below the open one");
+        if stamp.bits() > self.control.get(Control::Committed as usize) {
+            self.control.set(Control::Committed as usize, stamp.bits());
+        }
+    }
+
+    /// Allows releases until `until_ns` of CLOCK_BOOTTIME. A lease never gets shorter by being renewed.
+    pub fn renew_lease(&mut self, until_ns: u64) {
+        if until_ns > self.control.get(Control::LeaseUntil as usize) {
+            self.control.set(Control::LeaseUntil as usize, until_ns);
+        }
+    }
+
+    /// Releases what is committed, as far as it goes in one call.
+    ///
+    /// # Errors
+    /// When the kernel does not run the program any more.
+    pub fn flush(&mut self) -> Result<Flushed> {
+        if self.held() == 0 {
+            return Ok(Flushed::All);
+        }
+        for _ in 0..RUNS_PER_FLUSH {
+            match self.programs.run_flush()? {
+                FlushResult::Done => return Ok(Flushed::All),
+                FlushResult::More | FlushResult::InFlight | FlushResult::Busy => {}
+                FlushResult::Refused | FlushResult::Broken => return Ok(Flushed::Refused),
+            }
+        }
+        Ok(Flushed::Pending)
+    }
+
+    /// Lets the guest's frames pass unheld: it runs unprotected from here on. What was held and is not
+    /// committed is discarded by the next flush of a later term, never released.
+    pub fn open(&mut self, _fenced: &Fenced) {
+        self.set_mode(Mode::Open);
+    }
+
+    /// Shuts the gate: fresh frames are dropped, and nothing that is held leaves.
+    pub fn close(&mut self) {
+        self.set_mode(Mode::Closed);
+    }
+
+    /// Frames in slots now.
+    pub fn held(&self) -> u64 {
+        self.ring.get(Ring::Head as usize).saturating_sub(self.ring.get(Ring::Tail as usize))
+    }
+
+    /// `closed`, `hold` or `open`.
+    pub fn mode(&self) -> &'static str {
+        match self.control.get(Control::Mode as usize) {
+            m if m == Mode::Hold as u64 => "hold",
+            m if m == Mode::Open as u64 => "open",
+            _ => "closed",
+        }
+    }
+
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn counters(&self) -> Result<Counters> {
+        self.counters.read()
+    }
+
+    /// Asks the kernel whether `hold` is attached to the tap, and first in the chain.
+    ///
+    /// # Errors
+    /// When it is not: the tap was deleted or recreated, or another program was put first. Frames may be
+    /// passing by this gate, so the guest must not run on.
+    pub fn verify(&self) -> Result<()> {
+        self.programs.verify(&self.tap)
+    }
+
+    /// Switches the programs' debug lines on or off; [`Gate::drain_log`] brings them.
+    pub fn set_debug(&mut self, on: bool) {
+        self.control.set(Control::Debug as usize, on.into());
+    }
+
+    /// Hands the programs' debug lines to the log.
+    pub fn drain_log(&mut self) {
+        self.logger.flush();
+    }
+
+    /// Takes the gate off the tap. Only for a guest that has ended: what it sent after this is not held.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed; says which.
+    pub fn remove(mut self) -> Result<()> {
+        self.close();
+        self.programs.detach()
+    }
+
+    fn term(&self) -> Term {
+        self.open_epoch().term()
+    }
+
+    fn set_mode(&mut self, mode: Mode) {
+        self.control.set(Control::Mode as usize, mode as u64);
+    }
+}

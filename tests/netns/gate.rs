@@ -1,0 +1,217 @@
+//! Claims about the gate, on real frames through a real tap and bridge.
+
+use remus::gate::{Flushed, Gate};
+use remus_abi::{
+    Epoch, Stamp, Term,
+    gate::{Counter, SLOTS_DEFAULT},
+};
+
+use crate::wire::{GUEST_MAC, Wire, frame, number_in, numbered};
+
+const TERM: Term = Term::FIRST;
+
+fn epoch(n: u64) -> Epoch {
+    Epoch::new(n).unwrap()
+}
+
+fn gate_on(wire: &Wire) -> Gate {
+    Gate::install(wire.tap.clone(), wire.pins.path(), SLOTS_DEFAULT, TERM)
+        .expect("install the gate")
+}
+
+/// A gate that holds from epoch 1 and may release.
+fn holding_gate_on(wire: &Wire) -> Gate {
+    let mut gate = gate_on(wire);
+    gate.hold_from(epoch(1));
+    gate.renew_lease(u64::MAX);
+    gate
+}
+
+fn committed(n: u64) -> remus::replication::Committed {
+    remus::replication::Committed::test(Stamp::new(TERM, epoch(n)))
+}
+
+fn release_all(gate: &mut Gate) {
+    for _ in 0..100 {
+        match gate.flush().unwrap() {
+            Flushed::All => return,
+            Flushed::Pending => {}
+            Flushed::Refused => panic!("flush was refused"),
+        }
+    }
+    panic!("frames are still under way after a hundred flushes");
+}
+
+#[test]
+fn a_new_gate_lets_nothing_out() {
+    let mut wire = Wire::new();
+    let gate = gate_on(&wire);
+    wire.send(&numbered(1));
+    assert!(wire.arrivals().is_empty());
+    assert_eq!(gate.counters().unwrap().get(Counter::DroppedClosed), 1);
+}
+
+#[test]
+fn frames_leave_when_their_epoch_is_committed_and_not_before() {
+    let mut wire = Wire::new();
+    let mut gate = holding_gate_on(&wire);
+    wire.send(&numbered(1));
+    wire.send(&numbered(2));
+    gate.seal(epoch(2));
+    wire.send(&numbered(3));
+    gate.flush().unwrap();
+    assert!(wire.arrivals().is_empty(), "nothing is committed yet");
+
+    gate.commit(&committed(1));
+    release_all(&mut gate);
+    let out: Vec<_> = wire.arrivals().iter().map(|f| number_in(f)).collect();
+    assert_eq!(out, [1, 2], "epoch 1, in order, and nothing of epoch 2");
+
+    gate.seal(epoch(3));
+    gate.commit(&committed(2));
+    release_all(&mut gate);
+    assert_eq!(wire.arrivals().iter().map(|f| number_in(f)).collect::<Vec<_>>(), [3]);
+    assert_eq!(gate.held(), 0);
+    let counters = gate.counters().unwrap();
+    assert_eq!((counters.get(Counter::Held), counters.get(Counter::Released)), (3, 3));
+    assert_eq!(counters.get(Counter::RefusedByLock) + counters.get(Counter::RefusedStale), 0);
+}
+
+#[test]
+fn every_kind_of_frame_is_held_and_comes_out_as_it_went_in() {
+    let mut wire = Wire::new();
+    let mut gate = holding_gate_on(&wire);
+    let tag = |tpid: u16, vid: u16, inner: &[u8]| {
+        [&tpid.to_be_bytes()[..], &vid.to_be_bytes(), inner].concat()
+    };
+    let address = [&[0xff; 6][..], &GUEST_MAC].concat();
+    let payload = [&[0x08, 0x06][..], &[7; 60]].concat();
+    let frames = [
+        frame(0x0806, &[1; 28]),
+        frame(0x0800, &[0x45; 1500]),
+        frame(0x86dd, &[0x60; 40]),
+        frame(0x88cc, &[2; 46]),
+        frame(0x1234, &[3; 1]),
+        [&address[..], &tag(0x8100, 5, &payload)].concat(),
+        [&address[..], &tag(0x88a8, 6, &tag(0x8100, 7, &payload))].concat(),
+    ];
+    for frame in &frames {
+        wire.send(frame);
+    }
+    assert!(wire.arrivals().is_empty());
+    gate.seal(epoch(2));
+    gate.commit(&committed(1));
+    release_all(&mut gate);
+    let out = wire.arrivals();
+    for (at, sent) in frames.iter().enumerate() {
+        assert_eq!(out.get(at), Some(sent), "frame {at}");
+    }
+    assert_eq!(out.len(), frames.len());
+}
+
+#[test]
+fn nothing_leaves_after_the_lease() {
+    let mut wire = Wire::new();
+    let mut gate = gate_on(&wire);
+    gate.hold_from(epoch(1));
+    gate.renew_lease(1);
+    wire.send(&numbered(1));
+    gate.seal(epoch(2));
+    gate.commit(&committed(1));
+    assert_eq!(gate.flush().unwrap(), Flushed::Refused);
+    assert!(wire.arrivals().is_empty());
+    assert!(gate.counters().unwrap().get(Counter::LeaseOver) > 0);
+
+    gate.renew_lease(u64::MAX);
+    release_all(&mut gate);
+    assert_eq!(wire.arrivals().len(), 1, "held, not lost");
+}
+
+#[test]
+fn a_burst_far_beyond_the_backlog_is_released_whole_and_in_order() {
+    let mut wire = Wire::new();
+    let mut gate = holding_gate_on(&wire);
+    // The reader's queue takes 500 frames at once: release in steps, read in between.
+    for n in 0..8_000 {
+        wire.send(&numbered(n));
+    }
+    assert_eq!(gate.held(), 8_000);
+    gate.seal(epoch(2));
+    gate.commit(&committed(1));
+    release_all(&mut gate);
+    let counters = gate.counters().unwrap();
+    assert_eq!(counters.get(Counter::Released), 8_000);
+    let out: Vec<_> = wire.arrivals().iter().map(|f| number_in(f)).collect();
+    assert!(out.is_sorted(), "in order");
+}
+
+#[test]
+fn a_full_gate_drops_and_counts_and_never_leaks() {
+    let mut wire = Wire::new();
+    let mut gate = Gate::install(wire.tap.clone(), wire.pins.path(), 16, TERM).unwrap();
+    gate.hold_from(epoch(1));
+    gate.renew_lease(u64::MAX);
+    for n in 0..20 {
+        wire.send(&numbered(n));
+    }
+    assert!(wire.arrivals().is_empty());
+    assert_eq!(gate.counters().unwrap().get(Counter::DroppedFull), 4);
+    gate.seal(epoch(2));
+    gate.commit(&committed(1));
+    release_all(&mut gate);
+    assert_eq!(wire.arrivals().len(), 16);
+    wire.send(&numbered(20));
+    assert_eq!(gate.held(), 1, "slots are free again");
+}
+
+#[test]
+fn a_gate_outlives_its_controller_and_the_next_one_discards_what_it_held() {
+    let mut wire = Wire::new();
+    let mut gate = holding_gate_on(&wire);
+    wire.send(&numbered(1));
+    gate.seal(epoch(2));
+    gate.commit(&committed(1));
+    // As after SIGKILL: nothing of this process is left but the pins.
+    drop(gate);
+    wire.send(&numbered(2));
+    assert!(wire.arrivals().is_empty(), "held on without a controller");
+
+    let mut next =
+        Gate::install(wire.tap.clone(), wire.pins.path(), SLOTS_DEFAULT, TERM.next()).unwrap();
+    next.hold_from(epoch(1));
+    next.renew_lease(u64::MAX);
+    next.seal(epoch(2));
+    next.commit(&remus::replication::Committed::test(Stamp::new(TERM.next(), epoch(1))));
+    release_all(&mut next);
+    assert!(wire.arrivals().is_empty(), "the dead guest's frames are gone");
+}
+
+#[test]
+fn a_recreated_tap_is_noticed() {
+    let mut wire = Wire::new();
+    let gate = gate_on(&wire);
+    gate.verify().unwrap();
+    wire.recreate_tap();
+    let error = gate.verify().unwrap_err().to_string();
+    assert!(error.contains("no program is attached"), "{error}");
+}
+
+#[test]
+fn an_open_gate_passes_frames_at_once() {
+    let mut wire = Wire::new();
+    let mut gate = gate_on(&wire);
+    gate.open(&remus::replication::Fenced::test());
+    wire.send(&numbered(1));
+    assert_eq!(wire.arrivals().len(), 1);
+}
+
+#[test]
+fn a_removed_gate_leaves_no_pin() {
+    let wire = Wire::new();
+    gate_on(&wire).remove().unwrap();
+    for pin in std::fs::read_dir(wire.pins.path()).unwrap() {
+        // A bpffs shows two files of its own.
+        let name = pin.unwrap().file_name().into_string().unwrap();
+        assert!(name.ends_with(".debug"), "{name} is left");
+    }
+}

@@ -1,0 +1,168 @@
+//! A guest's tap and the outside world, joined by a bridge, in a network and mount namespace of its own.
+//!
+//! The test holds both ends: it writes frames as a VMM does, and reads what leaves the bridge at the other side.
+
+use std::{
+    fs::{self, File},
+    io::{ErrorKind, Read, Write},
+    os::fd::{AsRawFd, FromRawFd},
+    time::{Duration, Instant},
+};
+
+use remus::gate::Tap;
+use rtnetlink::{LinkBridge, LinkUnspec};
+
+/// The guest's address, source of every frame that a test sends.
+pub(crate) const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0x77, 0, 0x0a];
+
+pub(crate) struct Wire {
+    guest: File,
+    outside: File,
+    pub(crate) tap: Tap,
+    pub(crate) pins: tempfile::TempDir,
+}
+
+impl Wire {
+    /// Moves the calling thread into namespaces of its own for good: each test runs in a thread of its own.
+    pub(crate) fn new() -> Self {
+        enter_namespaces();
+        let guest = open_tap("guest0");
+        let outside = open_tap("outside0");
+        // Neighbour discovery of the host's own stack is not what the tests look at.
+        for scope in ["default", "all"] {
+            fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1")
+                .expect("turn IPv6 off here");
+        }
+        let (guest_index, outside_index) = (ifindex("guest0"), ifindex("outside0"));
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(
+            async {
+                let (connection, links, _) = rtnetlink::new_connection().expect("netlink");
+                tokio::spawn(connection);
+                links
+                    .link()
+                    .add(LinkBridge::new("br0").build())
+                    .execute()
+                    .await
+                    .expect("make a bridge");
+                // The tests' payloads are not valid IP; netfilter, where it looks at bridged frames, drops such.
+                for table in ["iptables", "ip6tables"] {
+                    let switch = format!("/proc/sys/net/bridge/bridge-nf-call-{table}");
+                    if fs::exists(&switch).unwrap() {
+                        fs::write(switch, "0").expect("keep netfilter off the bridge here");
+                    }
+                }
+                let bridge = ifindex("br0");
+                for index in [guest_index, outside_index] {
+                    let joined = LinkUnspec::new_with_index(index).controller(bridge).up().build();
+                    links.link().set(joined).execute().await.expect("join the bridge");
+                }
+                let up = LinkUnspec::new_with_index(bridge).up().build();
+                links.link().set(up).execute().await.expect("raise the bridge");
+            },
+        );
+        let tap = Tap { name: "guest0".to_owned(), ifindex: guest_index };
+        Self { guest, outside, tap, pins: tempfile::tempdir().unwrap() }
+    }
+
+    /// The guest sends `frame`.
+    pub(crate) fn send(&mut self, frame: &[u8]) {
+        self.guest.write_all(frame).expect("write to the guest's tap");
+    }
+
+    /// What arrives outside until nothing has come for 30 ms.
+    pub(crate) fn arrivals(&mut self) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        let mut last = Instant::now();
+        let mut buffer = [0; 4096];
+        while last.elapsed() < Duration::from_millis(30) {
+            match self.outside.read(&mut buffer) {
+                Ok(n) => {
+                    if buffer[6..12] == GUEST_MAC {
+                        frames.push(buffer[..n].to_vec());
+                    }
+                    last = Instant::now();
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    std::thread::sleep(Duration::from_micros(200))
+                }
+                Err(e) => panic!("read outside: {e}"),
+            }
+        }
+        frames
+    }
+
+    /// Deletes the guest's tap and makes another of the same name.
+    pub(crate) fn recreate_tap(&mut self) {
+        self.guest = open_dev_null();
+        self.guest = open_tap("guest0");
+    }
+}
+
+/// A broadcast frame of the experimental ethertype that carries `number`.
+pub(crate) fn numbered(number: u32) -> Vec<u8> {
+    frame(0x88b5, &number.to_be_bytes())
+}
+
+/// A broadcast frame from the guest, padded to the shortest length that Ethernet has.
+pub(crate) fn frame(ethertype: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend(GUEST_MAC);
+    frame.extend(ethertype.to_be_bytes());
+    frame.extend(payload);
+    frame.resize(frame.len().max(60), 0);
+    frame
+}
+
+/// The number in a frame of [`numbered`].
+pub(crate) fn number_in(frame: &[u8]) -> u32 {
+    u32::from_be_bytes(frame[14..18].try_into().unwrap())
+}
+
+fn enter_namespaces() {
+    // SAFETY: concerns this thread alone.
+    let result = unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) };
+    assert_eq!(result, 0, "namespaces of its own need root: {}", std::io::Error::last_os_error());
+    // SAFETY: terminated strings; makes mounts of this namespace its own.
+    let result = unsafe {
+        libc::mount(
+            c"none".as_ptr(),
+            c"/".as_ptr(),
+            std::ptr::null(),
+            libc::MS_REC | libc::MS_PRIVATE,
+            std::ptr::null(),
+        )
+    };
+    assert_eq!(result, 0, "private mounts: {}", std::io::Error::last_os_error());
+}
+
+fn open_tap(name: &str) -> File {
+    // SAFETY: a terminated path; the descriptor is checked and owned by the File.
+    let tap = unsafe {
+        let fd =
+            libc::open(c"/dev/net/tun".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC | libc::O_NONBLOCK);
+        assert!(fd >= 0, "open /dev/net/tun: {}", std::io::Error::last_os_error());
+        File::from_raw_fd(fd)
+    };
+    // SAFETY: ifreq is plain data.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed().into();
+    }
+    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_TAP | libc::IFF_NO_PI).unwrap();
+    // SAFETY: TUNSETIFF reads an ifreq that lives during the call.
+    let result = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw const request) };
+    assert_eq!(result, 0, "make tap {name}: {}", std::io::Error::last_os_error());
+    tap
+}
+
+fn open_dev_null() -> File {
+    File::options().read(true).write(true).open("/dev/null").unwrap()
+}
+
+fn ifindex(name: &str) -> u32 {
+    let name = std::ffi::CString::new(name).unwrap();
+    // SAFETY: a terminated string.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    assert_ne!(index, 0, "no interface {name:?}");
+    index
+}
