@@ -3,3 +3,4 @@
 pub mod checkpoint;
 pub mod gate;
 pub mod replication;
+pub mod store;

@@ -1,0 +1,7 @@
+//! What a host keeps on disk about a VM: its [`Record`].
+//!
+//! Deliberately absent: the backup's image, which lives in the memory of the VM that is prepared to run it.
+
+mod record;
+
+pub use record::{Record, Standing, Store};

@@ -1,0 +1,137 @@
+//! The newest term that this host has heard of for a VM, and how the VM stood here, across restarts.
+//!
+//! Starting a VM is a change of role. A host that crashed as a primary and comes back must not start its
+//! guest as if nothing had happened: a backup may have taken over. What tells it so is this record, written
+//! before anything that depends on it becomes visible outside:
+//! - `Protected` before the first frame is held, so that a restart knows of the backup,
+//! - the new term before a promoted gate first opens in it.
+//!
+//! One small JSON file a VM, replaced whole: written aside, synced, renamed, directory synced.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use remus_abi::Term;
+use serde::{Deserialize, Serialize};
+
+/// How the VM stood on this host when the record was written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// The guest ended on purpose: the next start is a first start again.
+    Ended,
+    /// It ran here, with no backup that could have taken over.
+    Unprotected,
+    /// It ran here as a primary with a backup that may have taken over since.
+    Protected,
+    /// This host kept its image as a backup.
+    Backup,
+    /// This host took over.
+    Promoted,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Record {
+    pub term: Term,
+    pub standing: Standing,
+}
+
+/// The directory of records: `STATE_DIR`.
+#[derive(Clone, Debug)]
+pub struct Store {
+    dir: PathBuf,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OnDisk {
+    term: u32,
+    standing: Standing,
+}
+
+impl Store {
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn at(dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir).with_context(|| format!("make the state directory {}", dir.display()))?;
+        Ok(Self { dir: dir.to_owned() })
+    }
+
+    /// The record of `vm`; `None` when this host has never heard of it.
+    ///
+    /// # Errors
+    /// When there is a record that cannot be read. Guessing would risk two hosts speaking for one guest.
+    pub fn read(&self, vm: &str) -> Result<Option<Record>> {
+        let path = self.path(vm);
+        let text = match fs::read_to_string(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.with_context(|| format!("read {}", path.display()))?,
+        };
+        let on_disk: OnDisk = serde_json::from_str(&text).with_context(|| damaged(&path))?;
+        let Some(term) = Term::new(on_disk.term) else { bail!("{}", damaged(&path)) };
+        Ok(Some(Record { term, standing: on_disk.standing }))
+    }
+
+    /// Writes the record of `vm`; it is on disk when this returns.
+    ///
+    /// # Errors
+    /// When it may not be on disk; the old record is then still whole.
+    pub fn write(&self, vm: &str, record: Record) -> Result<()> {
+        let path = self.path(vm);
+        let aside = path.with_extension("new");
+        let text = serde_json::to_vec(&OnDisk { term: record.term.get(), standing: record.standing })
+            .context("write a record as JSON")?;
+        let write = || -> io::Result<()> {
+            let mut file = File::create(&aside)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            fs::rename(&aside, &path)?;
+            File::open(&self.dir)?.sync_all()
+        };
+        write().with_context(|| format!("write {}", path.display()))
+    }
+
+    fn path(&self, vm: &str) -> PathBuf {
+        self.dir.join(format!("{vm}.json"))
+    }
+}
+
+fn damaged(path: &Path) -> String {
+    format!(
+        "{} is damaged: it tells which host speaks for the VM. Make sure that no other host runs it, then remove the file",
+        path.display()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_read_as_it_was_written_and_replaced_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(dir.path()).unwrap();
+        assert_eq!(store.read("a").unwrap(), None);
+        for (term, standing) in [(Term::FIRST, Standing::Unprotected), (Term::MAX, Standing::Promoted)] {
+            store.write("a", Record { term, standing }).unwrap();
+            assert_eq!(store.read("a").unwrap(), Some(Record { term, standing }));
+        }
+        assert_eq!(store.read("b").unwrap(), None);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left aside");
+    }
+
+    #[test]
+    fn a_damaged_record_is_an_error_that_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(dir.path()).unwrap();
+        for text in ["", "{\"term\":99999999,\"standing\":\"ended\"}", "{\"term\":1}"] {
+            fs::write(dir.path().join("a.json"), text).unwrap();
+            let error = format!("{:#}", store.read("a").unwrap_err());
+            assert!(error.contains("is damaged"), "{error}");
+        }
+    }
+}
