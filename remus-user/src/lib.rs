@@ -2,5 +2,4 @@
 
 pub mod checkpoint;
 pub mod gate;
-pub mod replication;
 pub mod store;
