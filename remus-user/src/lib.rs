@@ -3,3 +3,4 @@
 pub mod checkpoint;
 pub mod gate;
 pub mod store;
+pub mod wire;

@@ -1,0 +1,108 @@
+//! One codec per kind of field, so that no message says the same thing twice.
+
+use std::time::Duration;
+
+use remus_abi::{Epoch, Term};
+
+use super::{Digest, Instance, Moment, Session, WireError};
+
+/// A value of fixed length on the wire.
+pub(super) trait Field: Sized {
+    fn put(&self, out: &mut Vec<u8>);
+    fn take(body: &mut Reader<'_>) -> Result<Self, WireError>;
+}
+
+/// What is left of a body. Every read is checked; running out is [`WireError::Short`].
+pub(super) struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(body: &'a [u8]) -> Self {
+        Self(body)
+    }
+
+    pub(super) fn bytes(&mut self, len: usize) -> Result<&'a [u8], WireError> {
+        let (head, rest) = self.0.split_at_checked(len).ok_or(WireError::Short)?;
+        self.0 = rest;
+        Ok(head)
+    }
+
+    /// A `u16` length, at most `max`, then so many bytes.
+    pub(super) fn run(&mut self, max: usize) -> Result<&'a [u8], WireError> {
+        let len = usize::from(u16::take(self)?);
+        if len > max {
+            return Err(WireError::Value("length of a run of bytes"));
+        }
+        self.bytes(len)
+    }
+
+    pub(super) fn end(self) -> Result<(), WireError> {
+        if self.0.is_empty() { Ok(()) } else { Err(WireError::Trailing) }
+    }
+}
+
+/// The counterpart of [`Reader::run`].
+///
+/// # Panics
+/// When the run is longer than `max`: the sender composes it, so that is a bug here.
+pub(super) fn put_run(out: &mut Vec<u8>, bytes: &[u8], max: usize) {
+    assert!(bytes.len() <= max, "{} bytes where the protocol has room for {max}", bytes.len());
+    u16::try_from(bytes.len()).expect("every run's limit is below 64 KiB").put(out);
+    out.extend_from_slice(bytes);
+}
+
+macro_rules! integers {
+    ($($int:ty),*) => {$(
+        impl Field for $int {
+            fn put(&self, out: &mut Vec<u8>) {
+                out.extend_from_slice(&self.to_le_bytes());
+            }
+            fn take(body: &mut Reader<'_>) -> Result<Self, WireError> {
+                let bytes = body.bytes(size_of::<$int>())?;
+                Ok(<$int>::from_le_bytes(bytes.try_into().expect("as long as asked for")))
+            }
+        }
+    )*};
+}
+integers!(u16, u32, u64);
+
+/// Newtypes over an integer: how to get at it, and how to make one of what arrived.
+macro_rules! newtypes {
+    ($($name:ty: $int:ty, $get:expr, $make:expr;)*) => {$(
+        impl Field for $name {
+            fn put(&self, out: &mut Vec<u8>) {
+                let get: fn(&$name) -> $int = $get;
+                get(self).put(out);
+            }
+            fn take(body: &mut Reader<'_>) -> Result<Self, WireError> {
+                let make: fn($int) -> Option<$name> = $make;
+                make(<$int>::take(body)?).ok_or(WireError::Value(stringify!($name)))
+            }
+        }
+    )*};
+}
+newtypes! {
+    Term: u32, |t| t.get(), Term::new;
+    Epoch: u64, |e| e.get(), Epoch::new;
+    Session: u64, |s| s.get(), Session::new;
+    Instance: u64, |i| i.get(), Instance::new;
+    Digest: u64, |d| d.0, |n| Some(Digest(n));
+    Moment: u64, |m| m.0, |n| Some(Moment(n));
+    Duration: u64, |d| u64::try_from(d.as_nanos()).expect("spans are checked to be short"), |n| Some(Duration::from_nanos(n));
+}
+
+/// A struct whose fields are all [`Field`]s, in the order written.
+macro_rules! fixed {
+    ($($name:ident { $($field:ident),* $(,)? })*) => {$(
+        impl Field for $name {
+            fn put(&self, out: &mut Vec<u8>) {
+                let Self { $($field),* } = self;
+                $($field.put(out);)*
+            }
+            fn take(body: &mut Reader<'_>) -> Result<Self, WireError> {
+                $(let $field = Field::take(body)?;)*
+                Ok(Self { $($field),* })
+            }
+        }
+    )*};
+}
+pub(super) use fixed;

@@ -1,0 +1,56 @@
+//! The replication protocol: bytes in, values out, and back.
+//!
+//! Two TCP connections make a *session*. Each direction of each is a [`Lane`], and a kind of frame belongs to
+//! exactly one lane, so that a message on the wrong connection, or from the wrong side, does not decode:
+//!
+//! ```text
+//!            control connection                      bulk connection
+//! primary ── Hello, Heartbeat, Goodbye ──►           ── Attach, SyncPages*, (Begin Pages* State End)* ──►
+//!         ◄─ Welcome | Refuse, HeartbeatAck,         ◄─ Ack*                                            ── backup
+//!            GoodbyeAck, StandDown ─
+//! ```
+//!
+//! Every frame, both ways, little-endian:
+//!
+//! ```text
+//!  0        4        6        8        12        16                24
+//! ┌────────┬────────┬────────┬─────────┬─────────┬─────────────────┬───────────────┐
+//! │ "RmKv" │version │  kind  │ length  │    0    │ xxh3 of 0..16   │ body, `length`│
+//! │        │  u16   │  u16   │  u32    │  u32    │ and of the body │ bytes         │
+//! └────────┴────────┴────────┴─────────┴─────────┴─────────────────┴───────────────┘
+//! ```
+//!
+//! - Kind 0 is reserved. A length is compared with its kind's limit before anything is done for it, and the
+//!   receive buffer ([`FrameBuffer`]) is of one size whatever the peer says.
+//! - No byte sequence panics; property tests here feed it everything.
+//! - The version is the protocol's, not the release's. Only `Refuse` is understood in any version.
+//! - The checksums of a bulk connection's frames chain into a [`Digest`] ([`Chain`]): it names everything the
+//!   session has carried so far, so equal digests mean equal images.
+//! - The bodies of `Pages` and `SyncPages` are `checkpoint::batch`'s: page bytes go from staging to the socket
+//!   and from the receive buffer to guest memory without another copy.
+//!
+//! Deliberately absent: sockets, encryption (the link's), compression of whole frames, and any message that
+//! asks for something again: a session that loses a byte is dropped, and the next one begins with a sync.
+
+mod chain;
+mod field;
+mod frame;
+mod message;
+mod names;
+mod timing;
+mod version;
+
+#[cfg(test)]
+mod tests;
+
+pub use chain::Chain;
+pub use frame::{
+    BODY_MAX, CONTROL_BODY_MAX, Frame, FrameBuffer, HEADER_LEN, Kind, Lane, WireError, head,
+};
+pub use message::{
+    Ack, Attach, Begin, Bulk, End, Goodbye, GoodbyeAck, GoodbyeWhy, Heartbeat, HeartbeatAck, Hello,
+    Refusal, Refuse, StandDown, ToBackup, ToPrimary, Welcome,
+};
+pub use names::{Digest, Instance, Moment, NameError, Session, VmName};
+pub use timing::{Timing, TimingError};
+pub use version::WIRE_VERSION;

@@ -1,0 +1,304 @@
+//! The protocol as bytes: what was agreed for this version, and what a hostile peer may try.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use remus_abi::{Epoch, Term};
+
+use super::*;
+
+/// One frame a line, `name hex`, as version 1 has them.
+const GOLDEN: &str = include_str!("../../../tests/golden/wire-v1.txt");
+
+fn term(n: u32) -> Term {
+    Term::new(n).unwrap()
+}
+
+fn epoch(n: u64) -> Epoch {
+    Epoch::new(n).unwrap()
+}
+
+fn session() -> Session {
+    Session::new(0x0102_0304_0506_0708).unwrap()
+}
+
+fn to_backup() -> Vec<ToBackup> {
+    vec![
+        ToBackup::Hello(Hello {
+            vm: VmName::new("web-1").unwrap(),
+            session: session(),
+            primary: Instance::new(0xaabb).unwrap(),
+            term: term(3),
+            ram_pages: 32_768,
+            timing: Timing::default(),
+            shape: vec![1, 2, 3],
+            cpu: vec![4; 5],
+        }),
+        ToBackup::Heartbeat(Heartbeat { term: term(3), seq: 77, sent: Moment(1_000_000) }),
+        ToBackup::Goodbye(Goodbye { term: term(3), epoch: epoch(9), why: GoodbyeWhy::PowerOff }),
+    ]
+}
+
+fn to_primary() -> Vec<ToPrimary> {
+    vec![
+        ToPrimary::Welcome(Welcome {
+            session: session(),
+            backup: Instance::new(0xccdd).unwrap(),
+            newest: term(3),
+        }),
+        ToPrimary::Refuse(Refuse::new(Refusal::OutdatedTerm, term(4), "too late")),
+        ToPrimary::HeartbeatAck(HeartbeatAck { term: term(3), seq: 77, sent: Moment(1_000_000) }),
+        ToPrimary::GoodbyeAck(GoodbyeAck { term: term(3), epoch: epoch(9) }),
+        ToPrimary::StandDown(StandDown { newer: term(4) }),
+    ]
+}
+
+fn begin() -> Begin {
+    Begin {
+        session: session(),
+        term: term(3),
+        epoch: epoch(9),
+        predecessor: epoch(8),
+        predecessor_digest: Digest(0x1122),
+        sent: Moment(5),
+        pages_max: 1000,
+        state_len: 8192,
+    }
+}
+
+fn end() -> End {
+    End { epoch: epoch(9), pages: 990, digest: Digest(0x3344) }
+}
+
+fn ack() -> Ack {
+    Ack {
+        session: session(),
+        term: term(3),
+        epoch: epoch(9),
+        digest: Digest(0x3344),
+        sent: Moment(5),
+    }
+}
+
+fn raw(kind: Kind, body: &[u8]) -> Vec<u8> {
+    let (header, _) = head(kind, std::iter::once(body));
+    [&header[..], body].concat()
+}
+
+/// Every message once: its lane and its frame.
+fn every_frame() -> Vec<(Lane, Vec<u8>)> {
+    let framed = |encode: &dyn Fn(&mut Vec<u8>)| {
+        let mut out = Vec::new();
+        encode(&mut out);
+        out
+    };
+    let mut frames = Vec::new();
+    frames
+        .extend(to_backup().iter().map(|m| (Lane::ControlToBackup, framed(&|out| m.encode(out)))));
+    frames.extend(
+        to_primary().iter().map(|m| (Lane::ControlToPrimary, framed(&|out| m.encode(out)))),
+    );
+    let bulk = Lane::BulkToBackup;
+    frames.push((bulk, framed(&|out| _ = Attach { session: session() }.encode(out))));
+    frames.push((bulk, raw(Kind::SyncPages, &[1, 2, 3])));
+    frames.push((bulk, framed(&|out| _ = begin().encode(out))));
+    frames.push((bulk, raw(Kind::Pages, &[4, 5])));
+    frames.push((bulk, raw(Kind::State, &[6])));
+    frames.push((bulk, framed(&|out| _ = end().encode(out))));
+    frames.push((Lane::BulkToPrimary, framed(&|out| _ = ack().encode(out))));
+    frames
+}
+
+fn buffer_of(lane: Lane, bytes: &[u8]) -> FrameBuffer {
+    let mut buffer = FrameBuffer::new(lane);
+    buffer.space()[..bytes.len()].copy_from_slice(bytes);
+    buffer.filled(bytes.len());
+    buffer
+}
+
+/// Whether the frame decodes on its lane.
+fn decodes(lane: Lane, frame: &Frame<'_>) -> Result<(), WireError> {
+    match lane {
+        Lane::ControlToBackup => ToBackup::decode(frame).map(drop),
+        Lane::ControlToPrimary => ToPrimary::decode(frame).map(drop),
+        Lane::BulkToBackup => Bulk::decode(frame).map(drop),
+        Lane::BulkToPrimary => Ack::decode(frame).map(drop),
+    }
+}
+
+fn error_of(lane: Lane, bytes: &[u8]) -> WireError {
+    let mut buffer = buffer_of(lane, bytes);
+    match buffer.next_frame() {
+        Err(error) => error,
+        Ok(frame) => decodes(lane, &frame.expect("a whole frame")).expect_err("it is wrong"),
+    }
+}
+
+#[test]
+fn every_message_comes_back_as_it_was_sent() {
+    for message in to_backup() {
+        let mut out = Vec::new();
+        message.encode(&mut out);
+        let mut buffer = buffer_of(Lane::ControlToBackup, &out);
+        assert_eq!(ToBackup::decode(&buffer.next_frame().unwrap().unwrap()), Ok(message));
+    }
+    for message in to_primary() {
+        let mut out = Vec::new();
+        message.encode(&mut out);
+        let mut buffer = buffer_of(Lane::ControlToPrimary, &out);
+        assert_eq!(ToPrimary::decode(&buffer.next_frame().unwrap().unwrap()), Ok(message));
+    }
+    let mut out = Vec::new();
+    begin().encode(&mut out);
+    let checksum = end().encode(&mut out);
+    let mut buffer = buffer_of(Lane::BulkToBackup, &out);
+    assert_eq!(Bulk::decode(&buffer.next_frame().unwrap().unwrap()), Ok(Bulk::Begin(begin())));
+    let frame = buffer.next_frame().unwrap().unwrap();
+    assert_eq!((frame.checksum, Bulk::decode(&frame)), (checksum, Ok(Bulk::End(end()))));
+}
+
+#[test]
+fn the_bytes_are_those_of_this_version() {
+    let golden: Vec<_> = GOLDEN.lines().filter(|line| !line.starts_with('#')).collect();
+    let frames = every_frame();
+    let now: Vec<_> = frames
+        .iter()
+        .map(|(lane, bytes)| {
+            let mut buffer = buffer_of(*lane, bytes);
+            let kind = buffer.next_frame().unwrap().unwrap().kind;
+            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("{kind:?} {hex}")
+        })
+        .collect();
+    assert_eq!(
+        golden,
+        now,
+        "changed bytes need a new WIRE_VERSION; the new lines:\n{}",
+        now.join("\n")
+    );
+}
+
+#[test]
+fn a_frame_on_the_wrong_lane_is_refused() {
+    let lanes =
+        [Lane::ControlToBackup, Lane::ControlToPrimary, Lane::BulkToBackup, Lane::BulkToPrimary];
+    for (lane, bytes) in every_frame() {
+        for wrong in lanes.into_iter().filter(|other| *other != lane) {
+            assert!(matches!(error_of(wrong, &bytes), WireError::Lane { .. }));
+        }
+    }
+}
+
+#[test]
+fn any_flipped_bit_is_noticed() {
+    for (lane, bytes) in every_frame() {
+        for at in 0..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 0x10;
+            let mut buffer = buffer_of(lane, &flipped);
+            // A longer length may make the frame wait for bytes that never come; all else is an error.
+            match buffer.next_frame() {
+                Err(_) => {}
+                Ok(frame) => assert!(frame.is_none() && (8..12).contains(&at), "byte {at}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_length_beyond_the_limit_is_refused_before_the_body_is_there() {
+    let mut bytes = raw(Kind::Pages, &[]);
+    bytes[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+    let refused = WireError::TooLong { kind: Kind::Pages, len: u32::MAX };
+    assert_eq!(buffer_of(Lane::BulkToBackup, &bytes).next_frame().unwrap_err(), refused);
+}
+
+#[test]
+fn another_version_is_named_and_only_its_refusal_is_understood() {
+    let mut bytes = raw(Kind::Ack, &[]);
+    bytes[4] = 2;
+    assert_eq!(error_of(Lane::BulkToPrimary, &bytes), WireError::Version { theirs: 2 });
+    let mut body = Vec::new();
+    ToPrimary::Refuse(Refuse::new(Refusal::Version, Term::NONE, "no")).encode(&mut body);
+    body.drain(..HEADER_LEN);
+    let mut refusal = raw(Kind::Refuse, &body);
+    refusal[4] = 2;
+    let sum = xxhash_rust::xxh3::xxh3_64(&[&refusal[..16], &body].concat());
+    refusal[16..24].copy_from_slice(&sum.to_le_bytes());
+    let mut buffer = buffer_of(Lane::ControlToPrimary, &refusal);
+    assert!(matches!(
+        ToPrimary::decode(&buffer.next_frame().unwrap().unwrap()),
+        Ok(ToPrimary::Refuse(_))
+    ));
+}
+
+#[test]
+fn zero_names_nothing_on_the_wire() {
+    assert_eq!(
+        error_of(Lane::BulkToBackup, &raw(Kind::Attach, &[0; 8])),
+        WireError::Value("Session")
+    );
+    let mut zeroed = raw(Kind::Attach, &[0; 8]);
+    zeroed[6] = 0;
+    assert_eq!(error_of(Lane::BulkToBackup, &zeroed), WireError::Kind { number: 0 });
+    let refuse = raw(Kind::Refuse, &[0; 8]);
+    assert_eq!(error_of(Lane::ControlToPrimary, &refuse), WireError::Value("Refusal"));
+}
+
+#[test]
+fn spans_beyond_reason_are_carried_but_fail_their_check() {
+    let mut hello = to_backup().remove(0);
+    if let ToBackup::Hello(hello) = &mut hello {
+        hello.timing.detect = Duration::from_nanos(u64::MAX);
+    }
+    let mut out = Vec::new();
+    hello.encode(&mut out);
+    let mut buffer = buffer_of(Lane::ControlToBackup, &out);
+    let Ok(ToBackup::Hello(hello)) = ToBackup::decode(&buffer.next_frame().unwrap().unwrap())
+    else {
+        panic!("a hello")
+    };
+    assert_eq!(hello.timing.check(), Err(TimingError::OutOfRange));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_panic(lane in 0usize..4, kind in 0u16..50, body in proptest::collection::vec(any::<u8>(), 0..120), noise in proptest::collection::vec(any::<u8>(), 0..60)) {
+        let lane = [Lane::ControlToBackup, Lane::ControlToPrimary, Lane::BulkToBackup, Lane::BulkToPrimary][lane];
+        // A frame whose checksum holds, of any kind and content, and noise after it.
+        let mut bytes = raw(Kind::Pages, &body);
+        bytes[6..8].copy_from_slice(&kind.to_le_bytes());
+        let sum = xxhash_rust::xxh3::xxh3_64(&[&bytes[..16], &body].concat());
+        bytes[16..24].copy_from_slice(&sum.to_le_bytes());
+        bytes.extend(noise);
+        bytes.truncate(lane.body_max() + HEADER_LEN);
+        let mut buffer = buffer_of(lane, &bytes);
+        while let Ok(Some(frame)) = buffer.next_frame() {
+            _ = decodes(lane, &frame);
+        }
+    }
+
+    #[test]
+    fn frames_come_out_whole_however_they_arrive(
+        lens in proptest::collection::vec(0usize..300_000, 1..12),
+        cuts in proptest::collection::vec(1usize..700_000, 1..12),
+    ) {
+        let stream: Vec<u8> = lens.iter().flat_map(|len| raw(Kind::Pages, &vec![9; *len])).collect();
+        let (mut buffer, mut rest, mut seen) = (FrameBuffer::new(Lane::BulkToBackup), &stream[..], Vec::new());
+        for cut in cuts.iter().cycle() {
+            let space = buffer.space();
+            prop_assert!(!space.is_empty());
+            let len = (*cut).min(rest.len()).min(space.len());
+            space[..len].copy_from_slice(&rest[..len]);
+            buffer.filled(len);
+            rest = &rest[len..];
+            while let Some(frame) = buffer.next_frame().unwrap() {
+                seen.push(frame.body.len());
+            }
+            if rest.is_empty() {
+                break;
+            }
+        }
+        prop_assert_eq!(seen, lens);
+    }
+}
