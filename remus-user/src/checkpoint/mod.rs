@@ -1,9 +1,29 @@
-//! What a checkpoint is made of: which pages ([`PageSet`]), their bytes ([`Staging`]).
+//! What a checkpoint is made of, from the pause to the backup's memory:
+//!
+//! ```text
+//! DirtyBook (which pages are owed) ─► Staging (their bytes) ─► Encoder (compared with Shadow) ─► Batch
+//!      ▲                                                          │ verdicts                      │ wire
+//!      └────────────── HotSet (which stay writable) ◄─────────────┘                               ▼
+//!                                                                                       Assembly ─► memory
+//! ```
 //!
 //! Pure: no clock, socket, file, thread or ioctl in here.
 
+mod assembly;
+mod batch;
+mod delta;
+mod dirty;
+mod encoder;
+mod hotset;
 mod pages;
+mod shadow;
 mod staging;
 
+pub use assembly::{Arrived, Assembly, STATE_MAX};
+pub use batch::{Batch, BatchError, Content, Encoding};
+pub use delta::{Comparer, Delta, DeltaError, Difference};
+pub use dirty::DirtyBook;
+pub use encoder::{Encoded, Encoder, OutBatch, Totals, Verdict};
+pub use hotset::{HotSet, QUIET_EPOCHS_DEFAULT};
 pub use pages::{PAGE_SIZE, Page, PageSet};
 pub use staging::Staging;

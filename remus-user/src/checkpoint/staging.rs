@@ -45,6 +45,15 @@ impl Staging {
         Some(&mut slot.0)
     }
 
+    /// The copy that was pushed as number `at`, from 0.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn copy(&self, at: usize) -> &[u8; PAGE_SIZE] {
+        assert!(at < self.pages.len());
+        &self.data[at].0
+    }
+
     /// The copies in the order in which they were pushed.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (Page, &[u8; PAGE_SIZE])> {
         self.pages.iter().zip(&self.data).map(|(page, data)| (*page, &data.0))

@@ -1,0 +1,287 @@
+//! From staging to batches: the work of the sender thread.
+
+use super::{
+    PAGE_SIZE, Page, Staging,
+    batch::{BATCH_HEAD, Encoding, RECORD, put_record},
+    delta::{Comparer, Difference},
+    shadow::Shadow,
+};
+use crate::wire::BODY_MAX;
+
+/// Compares staged pages with what was last sent, and encodes what differs.
+///
+/// Call order, per session: [`new_session`](Self::new_session), then for each staging [`encode`](Self::encode) and
+/// [`next_batch`](Encoded::next_batch) until there is none, then [`verdicts`](Self::verdicts). What `next_batch`
+/// yields must be sent in that order, or the session dropped: the encoder takes it as sent.
+///
+/// Buffers are used again; a batch refers to staging for its raw pages.
+pub struct Encoder {
+    shadow: Shadow,
+    comparer: Comparer,
+    /// Head and records of the batch in the making.
+    records: Vec<u8>,
+    deltas: Vec<u8>,
+    /// Places in staging of its raw pages.
+    raws: Vec<usize>,
+    verdicts: Vec<Verdict>,
+    totals: Totals,
+}
+
+/// What the comparer found about a page of the last staging: for the hot set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Verdict {
+    pub page: Page,
+    pub changed: bool,
+}
+
+/// Pages by what became of them, and bytes, over the life of the encoder.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Totals {
+    pub unchanged: u64,
+    pub zero: u64,
+    pub delta: u64,
+    pub raw: u64,
+    /// Bytes of batch bodies.
+    pub bytes: u64,
+}
+
+/// A staging being encoded.
+pub struct Encoded<'a> {
+    encoder: &'a mut Encoder,
+    staging: &'a Staging,
+    at: usize,
+}
+
+/// One batch, ready to be written: a frame body in parts.
+pub struct OutBatch<'a> {
+    records: &'a [u8],
+    deltas: &'a [u8],
+    raws: &'a [usize],
+    staging: &'a Staging,
+}
+
+impl Encoder {
+    pub fn new(ram_pages: u32) -> Self {
+        Self {
+            shadow: Shadow::new(ram_pages),
+            comparer: Comparer::detect(),
+            records: Vec::new(),
+            deltas: Vec::new(),
+            raws: Vec::new(),
+            verdicts: Vec::new(),
+            totals: Totals::default(),
+        }
+    }
+
+    /// Forgets what was sent: the backup of a new session has nothing.
+    pub fn new_session(&mut self) {
+        self.shadow.clear();
+    }
+
+    pub fn encode<'a>(&'a mut self, staging: &'a Staging) -> Encoded<'a> {
+        self.verdicts.clear();
+        Encoded { encoder: self, staging, at: 0 }
+    }
+
+    /// One verdict per page of the last staging, once all its batches were taken.
+    pub fn verdicts(&self) -> &[Verdict] {
+        &self.verdicts
+    }
+
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// Adds a page to the batch in the making, unless it is unchanged.
+    fn add(&mut self, at: usize, page: Page, bytes: &[u8; PAGE_SIZE]) {
+        let before = self.deltas.len();
+        let difference = if self.shadow.is_absent_zero(page) && super::delta::is_zero(bytes) {
+            Difference::Unchanged
+        } else if let Some(sent) = self.shadow.sent_mut(page) {
+            self.comparer.encode(bytes, sent, &mut self.deltas)
+        } else {
+            self.shadow.keep(page, bytes);
+            if super::delta::is_zero(bytes) { Difference::Zero } else { Difference::Raw }
+        };
+        self.verdicts.push(Verdict { page, changed: difference != Difference::Unchanged });
+        match difference {
+            Difference::Unchanged => self.totals.unchanged += 1,
+            Difference::Zero => {
+                self.totals.zero += 1;
+                put_record(&mut self.records, page, Encoding::Zero, 0);
+            }
+            Difference::Delta => {
+                self.totals.delta += 1;
+                let len = u16::try_from(self.deltas.len() - before).expect("shorter than a page");
+                put_record(&mut self.records, page, Encoding::Delta, len);
+            }
+            Difference::Raw => {
+                self.totals.raw += 1;
+                put_record(&mut self.records, page, Encoding::Raw, 0);
+                self.raws.push(at);
+            }
+        }
+    }
+
+    fn batch_len(&self) -> usize {
+        self.records.len() + self.deltas.len() + self.raws.len() * PAGE_SIZE
+    }
+}
+
+impl Encoded<'_> {
+    /// The next batch of at most [`BODY_MAX`] bytes; `None` when every page is dealt with.
+    pub fn next_batch(&mut self) -> Option<OutBatch<'_>> {
+        let encoder = &mut *self.encoder;
+        encoder.records.clear();
+        encoder.deltas.clear();
+        encoder.raws.clear();
+        encoder.records.extend_from_slice(&[0; BATCH_HEAD]);
+        for (page, bytes) in self.staging.iter().skip(self.at) {
+            if encoder.batch_len() + RECORD + PAGE_SIZE > BODY_MAX {
+                break;
+            }
+            encoder.add(self.at, page, bytes);
+            self.at += 1;
+        }
+        let count = (encoder.records.len() - BATCH_HEAD) / RECORD;
+        if count == 0 {
+            return None;
+        }
+        let to_bytes = |n: usize| u32::try_from(n).expect("below BODY_MAX").to_le_bytes();
+        encoder.records[..4].copy_from_slice(&to_bytes(count));
+        encoder.records[4..8].copy_from_slice(&to_bytes(encoder.deltas.len()));
+        encoder.totals.bytes += encoder.batch_len() as u64;
+        Some(OutBatch {
+            records: &encoder.records,
+            deltas: &encoder.deltas,
+            raws: &encoder.raws,
+            staging: self.staging,
+        })
+    }
+}
+
+impl OutBatch<'_> {
+    pub fn pages(&self) -> u32 {
+        u32::try_from((self.records.len() - BATCH_HEAD) / RECORD).expect("below BODY_MAX")
+    }
+
+    /// The body, part by part; at most 257 of them. None is empty.
+    pub fn parts(&self) -> impl Iterator<Item = &[u8]> + Clone {
+        let raws = self.raws.iter().map(|at| &self.staging.copy(*at)[..]);
+        [self.records, self.deltas].into_iter().filter(|part| !part.is_empty()).chain(raws)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::batch::{Batch, Content};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn staged(pages: &[(u32, u8)]) -> Staging {
+        let mut staging = Staging::new(pages.len().max(1));
+        for (page, fill) in pages {
+            staging.push(Page(*page)).unwrap().fill(*fill);
+        }
+        staging
+    }
+
+    /// Encodes, applies to `image`, and says how each page came.
+    fn carry(
+        encoder: &mut Encoder,
+        staging: &Staging,
+        image: &mut [[u8; PAGE_SIZE]],
+    ) -> Vec<(u32, &'static str)> {
+        let mut seen = Vec::new();
+        let mut run = encoder.encode(staging);
+        while let Some(out) = run.next_batch() {
+            let body = out.parts().flatten().copied().collect::<Vec<_>>();
+            assert!(body.len() <= BODY_MAX);
+            let batch = Batch::parse(&body, u32::try_from(image.len()).unwrap()).unwrap();
+            assert_eq!(batch.pages(), out.pages());
+            for (page, content) in batch.iter() {
+                let target = &mut image[page.0 as usize];
+                seen.push(match content {
+                    Content::Zero => {
+                        target.fill(0);
+                        (page.0, "zero")
+                    }
+                    Content::Delta(delta) => {
+                        delta.apply(target);
+                        (page.0, "delta")
+                    }
+                    Content::Raw(raw) => {
+                        *target = *raw;
+                        (page.0, "raw")
+                    }
+                });
+            }
+        }
+        seen
+    }
+
+    #[test]
+    fn unchanged_pages_are_judged_but_not_sent() {
+        let (mut encoder, mut image) = (Encoder::new(4), vec![[9; PAGE_SIZE]; 4]);
+        assert_eq!(
+            carry(&mut encoder, &staged(&[(2, 1), (0, 0)]), &mut image),
+            [(2, "raw"), (0, "zero")]
+        );
+        let mut next = staged(&[(0, 0), (2, 1), (3, 0)]);
+        assert_eq!(carry(&mut encoder, &next, &mut image), [(3, "zero")]);
+        let changed: Vec<_> = encoder.verdicts().iter().map(|v| (v.page.0, v.changed)).collect();
+        assert_eq!(changed, [(0, false), (2, false), (3, true)]);
+        next.clear();
+        next.push(Page(2))
+            .unwrap()
+            .copy_from_slice(&std::array::from_fn::<_, PAGE_SIZE, _>(|n| u8::from(n != 9)));
+        assert_eq!(carry(&mut encoder, &next, &mut image), [(2, "delta")]);
+        assert_eq!((image[2][9], image[2][8]), (0, 1));
+    }
+
+    #[test]
+    fn a_new_session_sends_whole_pages_again() {
+        let (mut encoder, mut image) = (Encoder::new(2), vec![[9; PAGE_SIZE]; 2]);
+        carry(&mut encoder, &staged(&[(0, 1), (1, 0)]), &mut image);
+        encoder.new_session();
+        assert_eq!(
+            carry(&mut encoder, &staged(&[(0, 1), (1, 0)]), &mut image),
+            [(0, "raw"), (1, "zero")]
+        );
+    }
+
+    #[test]
+    fn a_large_staging_is_cut_into_bodies_that_fit() {
+        let pages: Vec<_> = (0..600).map(|n| (n, 1)).collect();
+        let (mut encoder, mut image) = (Encoder::new(600), vec![[0; PAGE_SIZE]; 600]);
+        assert_eq!(carry(&mut encoder, &staged(&pages), &mut image).len(), 600);
+        assert!(image.iter().all(|page| page[0] == 1));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn the_image_follows_whatever_is_staged(
+            epochs in proptest::collection::vec(proptest::collection::vec((0u32..8, 0usize..PAGE_SIZE, 0u8..3), 0..12), 1..8)
+        ) {
+            let (mut encoder, mut image) = (Encoder::new(8), vec![[0xee; PAGE_SIZE]; 8]);
+            let mut ram = vec![[0u8; PAGE_SIZE]; 8];
+            let mut touched = std::collections::BTreeSet::new();
+            for writes in epochs {
+                let mut staging = Staging::new(8);
+                for (page, at, value) in writes {
+                    ram[page as usize][at] = value;
+                    touched.insert(page);
+                }
+                for page in &touched {
+                    *staging.push(Page(*page)).unwrap() = ram[*page as usize];
+                }
+                carry(&mut encoder, &staging, &mut image);
+                for page in &touched {
+                    prop_assert_eq!(&image[*page as usize], &ram[*page as usize]);
+                }
+            }
+        }
+    }
+}
