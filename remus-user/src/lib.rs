@@ -3,4 +3,5 @@
 pub mod checkpoint;
 pub mod gate;
 pub mod store;
+pub mod replication;
 pub mod wire;

@@ -1,0 +1,466 @@
+//! The backup's brain: what is taken, what is answered, what may be promoted.
+//!
+//! Invariants:
+//! - A checkpoint is committed whole, and only as the direct successor of the one before; the first of a session
+//!   only when the session has carried every page.
+//! - A promoted backup answers nothing that could be taken for an ack: [`Backup::promote`] consumes it, and
+//!   [`Promoted`], which is left, has no method that makes one.
+//! - Only a whole image of the newest term ever heard is promoted, and only when the lease is over. Accepting a
+//!   newer term voids the old image before anything is answered.
+//!
+//! The image survives the loss of a session and the greeting of the next, until the first page of that next
+//! session arrives: those pages overwrite it.
+//!
+//! Deliberately absent: bytes (`checkpoint::Assembly`) and the digest chain (`wire::Chain`), which the shell holds
+//! and whose results it passes in; the image itself.
+
+use std::fmt;
+
+use remus_abi::{Epoch, Term};
+
+use super::{detector::Suspicion, fenced::Fenced, lease::BackupLease};
+use crate::{
+    checkpoint::Arrived,
+    wire::{
+        Ack, Attach, Begin, Digest, End, Goodbye, GoodbyeAck, Heartbeat, HeartbeatAck, Hello,
+        Instance, Moment, Refusal, Refuse, Session, StandDown, Timing, Welcome,
+    },
+};
+
+/// The brain of a backup, for one VM.
+///
+/// Call order: [`handle_hello`](Self::handle_hello), [`handle_attach`](Self::handle_attach), then as they arrive
+/// [`handle_sync_pages`](Self::handle_sync_pages), and per checkpoint [`handle_begin`](Self::handle_begin) and
+/// [`handle_end`](Self::handle_end), whose ack is sent and whose pages are then applied;
+/// [`handle_heartbeat`](Self::handle_heartbeat) and [`handle_goodbye`](Self::handle_goodbye) beside that. An error
+/// from any of them means: drop both links, then [`handle_session_lost`](Self::handle_session_lost). With a
+/// [`Suspicion`] and when [`poll_readiness`](Self::poll_readiness) is [`Readiness::Now`]: apply all that is
+/// committed, [`promote`](Self::promote).
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Backup {
+    me: Instance,
+    /// The newest term heard of, from anybody, and who speaks in it, where that is known.
+    newest: Term,
+    owner: Option<Instance>,
+    lease: BackupLease,
+    image: Image,
+    following: Following,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Image {
+    /// There is none, or it is half overwritten, or of a term that is over.
+    Void,
+    Whole {
+        term: Term,
+        epoch: Epoch,
+    },
+    /// The guest ended on purpose.
+    Ended,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+enum Following {
+    Nobody,
+    Somebody { session: Session, timing: Timing, course: Course },
+}
+
+/// Where the bulk connection of a session is.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+enum Course {
+    /// Not there yet.
+    Greeted,
+    /// Nothing of this session is committed.
+    Syncing,
+    /// Up to here everything is committed.
+    Between {
+        epoch: Epoch,
+        digest: Digest,
+    },
+    Arriving {
+        begin: Begin,
+    },
+}
+
+/// A message that no honest primary sends here and now: drop the session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FollowError {
+    /// It belongs to no session that is going on.
+    NoSession,
+    /// It is of another term.
+    OtherTerm(Term),
+    /// Out of order: not what may come next.
+    OutOfOrder(&'static str),
+    /// Not the direct successor of what is committed.
+    NotTheSuccessor(Epoch),
+    /// What arrived is not what was announced.
+    NotWhole(Epoch),
+    /// The first checkpoint of a session that has not carried every page.
+    PagesMissing(Epoch),
+}
+
+/// Whether the image could be promoted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Readiness {
+    Not(NotPromotable),
+    /// The lease is over after this moment.
+    After(Moment),
+    Now,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NotPromotable {
+    /// No whole image.
+    NoImage,
+    /// The guest ended on purpose.
+    GuestEnded,
+    /// The lease runs until this moment.
+    Lease(Moment),
+}
+
+/// A backup that stays one.
+#[derive(Debug)]
+pub struct NotPromoted {
+    pub backup: Backup,
+    pub why: NotPromotable,
+}
+
+/// A takeover.
+#[derive(Debug)]
+pub struct Promotion {
+    /// The checkpoint that the guest goes on from.
+    pub epoch: Epoch,
+    /// The term whose primary made it.
+    pub of: Term,
+    /// Why it happened; used up by it.
+    pub suspicion: Suspicion,
+    /// Permission to run in the next term, for [`Pipeline::start_unprotected`](super::Pipeline::start_unprotected).
+    pub fenced: Fenced,
+    /// Answers whoever still takes this host for a backup.
+    pub promoted: Promoted,
+}
+
+/// What is left of a backup that speaks for the guest itself: it can only refuse.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Promoted {
+    term: Term,
+}
+
+impl Backup {
+    /// A backup that has heard of no term newer than `newest` ([`Term::NONE`] if it never heard of one), in which
+    /// `owner` speaks.
+    pub fn new(me: Instance, newest: Term, owner: Option<Instance>) -> Self {
+        Self {
+            me,
+            newest,
+            owner,
+            lease: BackupLease::default(),
+            image: Image::Void,
+            following: Following::Nobody,
+        }
+    }
+
+    /// A primary asks for a session. The shell has checked shape, CPU and memory.
+    ///
+    /// A newer term voids the image here, before anything is answered. A session that was going on with the same
+    /// primary is over: its links must be closed.
+    ///
+    /// # Errors
+    /// The refusal to send; nothing has changed.
+    pub fn handle_hello(&mut self, hello: &Hello) -> Result<Welcome, Refuse> {
+        let Hello { session, primary, term, timing, .. } = hello;
+        let refuse = |why, text: &str| Err(Refuse::new(why, self.newest, text));
+        if let Err(error) = timing.check() {
+            return refuse(Refusal::Timing, &error.to_string());
+        }
+        if *term == Term::NONE || *term < self.newest {
+            return refuse(Refusal::OutdatedTerm, "a newer term was heard of");
+        }
+        if *term == self.newest && self.owner.is_some_and(|owner| owner != *primary) {
+            return refuse(Refusal::OtherPrimary, "another primary speaks in this term");
+        }
+        if *term > self.newest {
+            self.newest = *term;
+            self.image = Image::Void;
+        }
+        self.owner = Some(*primary);
+        self.following =
+            Following::Somebody { session: *session, timing: *timing, course: Course::Greeted };
+        Ok(Welcome { session: *session, backup: self.me, newest: self.newest })
+    }
+
+    /// The bulk connection of the session is here.
+    ///
+    /// # Errors
+    /// [`FollowError`] when it is of no session that waits for one.
+    pub fn handle_attach(&mut self, attach: &Attach) -> Result<(), FollowError> {
+        match &mut self.following {
+            Following::Somebody { session, course: course @ Course::Greeted, .. }
+                if *session == attach.session =>
+            {
+                *course = Course::Syncing;
+                Ok(())
+            }
+            Following::Somebody { .. } | Following::Nobody => Err(FollowError::NoSession),
+        }
+    }
+
+    /// Pages of the live sync arrived: the image is overwritten from here on. Call before applying them.
+    ///
+    /// # Errors
+    /// [`FollowError`]; apply nothing.
+    pub fn handle_sync_pages(&mut self) -> Result<(), FollowError> {
+        match self.course_mut()? {
+            Course::Syncing => {
+                self.image = Image::Void;
+                Ok(())
+            }
+            Course::Greeted | Course::Between { .. } | Course::Arriving { .. } => {
+                Err(FollowError::OutOfOrder("pages of a sync"))
+            }
+        }
+    }
+
+    /// A checkpoint begins; `chain` is the chain's value before its frame.
+    ///
+    /// # Errors
+    /// [`FollowError`] unless it is of this session and term and the direct successor of what is committed.
+    pub fn handle_begin(&mut self, begin: &Begin, chain: Digest) -> Result<(), FollowError> {
+        let newest = self.newest;
+        let Following::Somebody { session, course, .. } = &mut self.following else {
+            return Err(FollowError::NoSession);
+        };
+        if begin.session != *session {
+            return Err(FollowError::NoSession);
+        }
+        if begin.term != newest {
+            return Err(FollowError::OtherTerm(begin.term));
+        }
+        let is_successor = match course {
+            Course::Syncing => begin.predecessor == Epoch::NONE && begin.epoch > Epoch::NONE,
+            Course::Between { epoch, digest } => {
+                begin.predecessor == *epoch
+                    && begin.epoch == epoch.next()
+                    && begin.predecessor_digest == *digest
+            }
+            Course::Greeted | Course::Arriving { .. } => {
+                return Err(FollowError::OutOfOrder("the beginning of a checkpoint"));
+            }
+        };
+        if !is_successor || begin.predecessor_digest != chain {
+            return Err(FollowError::NotTheSuccessor(begin.epoch));
+        }
+        *course = Course::Arriving { begin: *begin };
+        Ok(())
+    }
+
+    /// Whether pages or state of a checkpoint may arrive now.
+    ///
+    /// # Errors
+    /// [`FollowError`] when none has begun.
+    pub fn handle_part(&mut self) -> Result<(), FollowError> {
+        match self.course_mut()? {
+            Course::Arriving { .. } => Ok(()),
+            Course::Greeted | Course::Syncing | Course::Between { .. } => {
+                Err(FollowError::OutOfOrder("a part of a checkpoint"))
+            }
+        }
+    }
+
+    /// The checkpoint is complete; `chain` is the chain's value now, `arrived` what was collected. The answer
+    /// commits it: send it, and apply what was collected before anything that comes later.
+    ///
+    /// # Errors
+    /// [`FollowError`]: nothing is committed; discard what was collected.
+    pub fn handle_end(
+        &mut self,
+        now: Moment,
+        end: &End,
+        chain: Digest,
+        arrived: Arrived,
+    ) -> Result<Ack, FollowError> {
+        let term = self.newest;
+        let Following::Somebody { session, timing, course, .. } = &mut self.following else {
+            return Err(FollowError::NoSession);
+        };
+        let begin = match course {
+            Course::Arriving { begin } => *begin,
+            Course::Greeted | Course::Syncing | Course::Between { .. } => {
+                return Err(FollowError::OutOfOrder("the end of a checkpoint"));
+            }
+        };
+        let Arrived { pages, state_len, covers_ram } = arrived;
+        if (end.epoch, end.pages, end.digest) != (begin.epoch, pages, chain)
+            || begin.state_len != state_len
+        {
+            return Err(FollowError::NotWhole(begin.epoch));
+        }
+        if begin.predecessor == Epoch::NONE && !covers_ram {
+            return Err(FollowError::PagesMissing(begin.epoch));
+        }
+        *course = Course::Between { epoch: begin.epoch, digest: chain };
+        self.image = Image::Whole { term, epoch: begin.epoch };
+        self.lease.handle_answered(now, timing.lease, timing.margin);
+        Ok(Ack { session: *session, term, epoch: begin.epoch, digest: chain, sent: begin.sent })
+    }
+
+    /// # Errors
+    /// [`FollowError`] when it is of no session or of another term; it must not be answered.
+    pub fn handle_heartbeat(
+        &mut self,
+        now: Moment,
+        heartbeat: &Heartbeat,
+    ) -> Result<HeartbeatAck, FollowError> {
+        let Heartbeat { term, seq, sent } = *heartbeat;
+        let Following::Somebody { timing, .. } = &self.following else {
+            return Err(FollowError::NoSession);
+        };
+        if term != self.newest {
+            return Err(FollowError::OtherTerm(term));
+        }
+        self.lease.handle_answered(now, timing.lease, timing.margin);
+        Ok(HeartbeatAck { term, seq, sent })
+    }
+
+    /// The guest ended on purpose: nothing will be promoted.
+    ///
+    /// # Errors
+    /// [`FollowError`] when it is of no session or of another term.
+    pub fn handle_goodbye(&mut self, goodbye: &Goodbye) -> Result<GoodbyeAck, FollowError> {
+        let Goodbye { term, epoch, why: _ } = *goodbye;
+        if self.following == Following::Nobody {
+            return Err(FollowError::NoSession);
+        }
+        if term != self.newest {
+            return Err(FollowError::OtherTerm(term));
+        }
+        self.image = Image::Ended;
+        self.following = Following::Nobody;
+        Ok(GoodbyeAck { term, epoch })
+    }
+
+    /// The links of the session are closed. A part of a checkpoint is discarded; the image stays.
+    pub fn handle_session_lost(&mut self) {
+        self.following = Following::Nobody;
+    }
+
+    /// Somebody else speaks in a newer term: what is here is outdated.
+    pub fn handle_newer_term(&mut self, term: Term) {
+        if term > self.newest {
+            self.newest = term;
+            self.owner = None;
+            self.image = Image::Void;
+            self.following = Following::Nobody;
+        }
+    }
+
+    /// Whether [`promote`](Self::promote) would, given a suspicion.
+    pub fn poll_readiness(&self, now: Moment) -> Readiness {
+        match (self.image, self.lease.over_after()) {
+            (Image::Void, _) => Readiness::Not(NotPromotable::NoImage),
+            (Image::Ended, _) => Readiness::Not(NotPromotable::GuestEnded),
+            (Image::Whole { .. }, Some(last)) if now <= last => Readiness::After(last),
+            (Image::Whole { .. }, Some(_) | None) => Readiness::Now,
+        }
+    }
+
+    /// Takes over: from here on nothing is acknowledged, since nothing is left that could.
+    ///
+    /// # Errors
+    /// The backup as it was, and why it stays one.
+    pub fn promote(self, now: Moment, suspicion: Suspicion) -> Result<Promotion, Box<NotPromoted>> {
+        let why = match self.poll_readiness(now) {
+            Readiness::Not(why) => why,
+            Readiness::After(last) => NotPromotable::Lease(last),
+            Readiness::Now => {
+                let Image::Whole { term: of, epoch } = self.image else {
+                    unreachable!("it is ready")
+                };
+                assert_eq!(of, self.newest, "an image of an older term was not voided");
+                let fenced = Fenced::by_takeover(self.newest);
+                let promoted = Promoted { term: fenced.term() };
+                return Ok(Promotion { epoch, of, suspicion, fenced, promoted });
+            }
+        };
+        Err(Box::new(NotPromoted { backup: self, why }))
+    }
+
+    /// The newest term heard of: to be kept, with [`owner`](Self::owner), before a `Welcome` is sent.
+    pub fn newest(&self) -> Term {
+        self.newest
+    }
+
+    pub fn owner(&self) -> Option<Instance> {
+        self.owner
+    }
+
+    pub fn session(&self) -> Option<Session> {
+        match &self.following {
+            Following::Nobody => None,
+            Following::Somebody { session, .. } => Some(*session),
+        }
+    }
+
+    /// The newest committed checkpoint, when the image is whole.
+    pub fn committed(&self) -> Option<(Term, Epoch)> {
+        match self.image {
+            Image::Whole { term, epoch } => Some((term, epoch)),
+            Image::Void | Image::Ended => None,
+        }
+    }
+
+    fn course_mut(&mut self) -> Result<&mut Course, FollowError> {
+        match &mut self.following {
+            Following::Nobody => Err(FollowError::NoSession),
+            Following::Somebody { course, .. } => Ok(course),
+        }
+    }
+}
+
+impl Promoted {
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// The answer to any `Hello`.
+    pub fn refuse(&self) -> Refuse {
+        Refuse::new(Refusal::Promoted, self.term, "this host speaks for the guest now")
+    }
+
+    /// The answer to anything else that an old primary says.
+    pub fn stand_down(&self) -> StandDown {
+        StandDown { newer: self.term }
+    }
+}
+
+impl fmt::Display for FollowError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSession => f.write_str("it belongs to no session that is going on"),
+            Self::OtherTerm(term) => write!(f, "it is of another term, {term}"),
+            Self::OutOfOrder(what) => write!(f, "{what} does not belong here"),
+            Self::NotTheSuccessor(epoch) => {
+                write!(f, "epoch {epoch} does not follow what is committed")
+            }
+            Self::NotWhole(epoch) => write!(f, "epoch {epoch} is not what was announced"),
+            Self::PagesMissing(epoch) => {
+                write!(f, "epoch {epoch} would leave pages that were never sent")
+            }
+        }
+    }
+}
+
+impl std::error::Error for FollowError {}
+
+impl fmt::Display for NotPromotable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoImage => f.write_str("there is no whole image"),
+            Self::GuestEnded => f.write_str("the guest ended on purpose"),
+            Self::Lease(_) => f.write_str("the primary's lease may not be over"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,26 @@
+//! The two brains of replication, and what they conclude from time and silence.
+//!
+//! - [`Pipeline`]: the primary's. Epochs open, captured, acked, released; when to seal; sessions lost and begun.
+//! - [`Backup`]: the backup's. Which checkpoints are taken, what is answered, when the image may be promoted.
+//! - [`Detector`]: silence that was *heard*. [`PrimaryLease`], [`BackupLease`]: who may still release, and when
+//!   nobody can any more. [`Fenced`]: permission to speak for a guest.
+//!
+//! Pure: `now` is an argument, `handle_*` takes an event, `poll_*` says what to do. No clock, socket, file, thread
+//! or ioctl in here. A peer's mistake is an error value, and means: drop the session. A broken invariant is a
+//! panic: a primary that stops is the case all this is built for.
+
+mod backup;
+mod detector;
+mod fenced;
+mod lease;
+mod pipeline;
+mod stream;
+
+pub use backup::{Backup, FollowError, NotPromotable, NotPromoted, Promoted, Promotion, Readiness};
+pub use detector::{Detector, Suspicion, SuspicionWhy};
+pub use fenced::{Fenced, FencedBy};
+pub use lease::{BackupLease, LeaseError, PrimaryLease};
+pub use pipeline::{
+    Committed, Pipeline, Policy, SealWhen, Sealed, SessionError, Standing, SyncNext,
+};
+pub use stream::AckError;
