@@ -5,3 +5,4 @@ pub mod gate;
 pub mod store;
 pub mod replication;
 pub mod wire;
+pub mod machine;

@@ -7,6 +7,8 @@
 //!                                                                                       Assembly ─► memory
 //! ```
 //!
+//! Beside the pages goes the machine's other state, [`MachineState`]: plain values, with their own encoding.
+//!
 //! Pure: no clock, socket, file, thread or ioctl in here.
 
 mod assembly;
@@ -18,6 +20,7 @@ mod hotset;
 mod pages;
 mod shadow;
 mod staging;
+mod state;
 
 pub use assembly::{Arrived, Assembly, STATE_MAX};
 pub use batch::{Batch, BatchError, Content, Encoding};
@@ -27,3 +30,7 @@ pub use encoder::{Encoded, Encoder, OutBatch, Totals, Verdict};
 pub use hotset::{HotSet, QUIET_EPOCHS_DEFAULT};
 pub use pages::{PAGE_SIZE, Page, PageSet};
 pub use staging::Staging;
+pub use state::{
+    ClockState, DeviceState, Image, MachineState, Msr, QueueState, STATE_VERSION, StateError,
+    VCPUS_MAX, VcpuState,
+};

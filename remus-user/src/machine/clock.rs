@@ -1,0 +1,54 @@
+//! kvmclock across hosts.
+//!
+//! The guest's clock goes on by the time that the wall clocks say has passed since the capture: never back,
+//! and never by more than [`STEP_MAX`], so that two hosts whose clocks disagree do not make every timer of
+//! the guest run out at once.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use kvm_bindings::{KVM_CLOCK_REALTIME, kvm_clock_data};
+use kvm_ioctls::VmFd;
+
+use crate::checkpoint::ClockState;
+
+/// How far a restore moves the guest's clock at most.
+const STEP_MAX: Duration = Duration::from_secs(5);
+
+/// The guest's clock and the host's, at one instant.
+pub(super) fn save(vm: &VmFd) -> Result<ClockState> {
+    let clock = vm.get_clock().context("KVM_GET_CLOCK")?;
+    // KVM reads both at once where its clock is stable; else a moment lies between.
+    let paired = clock.flags & KVM_CLOCK_REALTIME != 0;
+    let real_ns = if paired { clock.realtime } else { real_ns() };
+    Ok(ClockState { guest_ns: clock.clock, real_ns })
+}
+
+/// Sets the guest's clock to what it would show by now.
+pub(super) fn restore(vm: &VmFd, saved: ClockState) -> Result<()> {
+    let clock = guest_ns_at(saved, real_ns());
+    vm.set_clock(&kvm_clock_data { clock, ..Default::default() }).context("KVM_SET_CLOCK")
+}
+
+fn guest_ns_at(saved: ClockState, real_ns: u64) -> u64 {
+    let step_max = u64::try_from(STEP_MAX.as_nanos()).expect("some seconds");
+    saved.guest_ns.saturating_add(real_ns.saturating_sub(saved.real_ns).min(step_max))
+}
+
+fn real_ns() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guests_clock_never_goes_back_and_never_leaps() {
+        let saved = ClockState { guest_ns: 1_000, real_ns: 50_000 };
+        assert_eq!(guest_ns_at(saved, 50_300), 1_300);
+        assert_eq!(guest_ns_at(saved, 10), 1_000);
+        assert_eq!(guest_ns_at(saved, u64::MAX), 1_000 + 5_000_000_000);
+    }
+}

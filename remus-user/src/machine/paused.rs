@@ -1,0 +1,85 @@
+//! A guest that stands still.
+
+use anyhow::Result;
+
+use super::clock;
+use super::devices::net::NetPort;
+use super::vcpu::Vcpus;
+use super::vm::Vm;
+use crate::checkpoint::{DeviceState, MachineState, Page, PageSet, Staging};
+
+/// The pause: while it lives no vCPU runs, no device thread moves a frame, and nothing writes guest RAM.
+///
+/// The order within: [`capture`](Self::capture), [`harvest`](Self::harvest), [`copy`](Self::copy),
+/// [`reprotect`](Self::reprotect), all before it ends. A page may only be reprotected in the pause that
+/// copied it: taking it out of the record later would lose what was written in between.
+///
+/// Dropping it resumes the guest.
+#[must_use = "the guest resumes when this is dropped"]
+pub struct Paused<'a> {
+    vcpus: &'a Vcpus,
+    vm: &'a Vm,
+    net: &'a NetPort,
+}
+
+impl<'a> Paused<'a> {
+    /// The guest has been stopped already.
+    pub(super) fn new(vcpus: &'a Vcpus, vm: &'a Vm, net: &'a NetPort) -> Self {
+        Self { vcpus, vm, net }
+    }
+
+    /// Writes all state beside RAM to `state`, whose buffers are used again. Once in a pause.
+    ///
+    /// # Errors
+    /// When KVM did not give a part of it; `state` is of no use then, and the guest unharmed.
+    pub fn capture(&mut self, state: &mut MachineState) -> Result<()> {
+        self.vcpus.take_states(&mut state.vcpus)?;
+        self.vm.save_chips(&mut state.chips)?;
+        state.clock = clock::save(self.vm.fd())?;
+        state.devices.resize_with(1, DeviceState::default);
+        self.net.save(&mut state.devices[0]);
+        Ok(())
+    }
+
+    /// Makes `pages` all pages that may have been written since they were last reprotected: the guest's,
+    /// which stay reported until then, and the VMM's, which are reported once.
+    ///
+    /// So each of them is in this checkpoint, or the caller keeps it for the next.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn harvest(&mut self, pages: &mut PageSet) -> Result<()> {
+        self.vm.dirty_pages(pages)?;
+        self.vm.memory().harvest_touched(pages);
+        Ok(())
+    }
+
+    /// Appends copies of `pages` to `staging`.
+    ///
+    /// # Errors
+    /// When the staging is full, or a page is beyond the end of RAM; what was copied until then stays.
+    pub fn copy(
+        &mut self,
+        pages: impl IntoIterator<Item = Page>,
+        staging: &mut Staging,
+    ) -> Result<()> {
+        self.vm.memory().copy(pages, staging)
+    }
+
+    /// Takes `pages` out of the record and write-protects them: each is reported again at its next write.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn reprotect(&mut self, pages: &PageSet) -> Result<()> {
+        self.vm.protect(pages)
+    }
+
+    /// Resumes the guest, as dropping does.
+    pub fn resume(self) {}
+}
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        self.vcpus.resume();
+    }
+}

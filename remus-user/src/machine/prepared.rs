@@ -1,0 +1,122 @@
+//! A machine that is whole and does not run yet.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use kvm_ioctls::VcpuFd;
+
+use super::cpu::CpuProfile;
+use super::devices::bus::Bus;
+use super::devices::interrupt::Interrupt;
+use super::devices::net::{Net, NetPort};
+use super::layout::Layout;
+use super::memory::Memory;
+use super::running::Machine;
+use super::shape::{Placement, Shape};
+use super::vcpu::{Control, Vcpus};
+use super::vm::{Vm, event};
+use super::{boot, capture, clock};
+use crate::checkpoint::MachineState;
+
+/// The one device's number: it gives its register page and its interrupt.
+const NET: u32 = 0;
+
+/// A machine before its start: the primary loads a guest into it; the backup fills its memory from
+/// checkpoints, as long as it likes, and puts the rest in when it takes over.
+pub struct Prepared {
+    // Before `vm`: a vCPU goes before its VM.
+    vcpus: Vec<VcpuFd>,
+    vm: Vm,
+    net: Arc<NetPort>,
+    cpu: CpuProfile,
+    placement: Placement,
+}
+
+impl Prepared {
+    /// Makes all of a machine but its guest: RAM is present, vCPUs exist.
+    ///
+    /// `tap` carries the guest's frames ([`open_tap`](super::open_tap)).
+    ///
+    /// # Errors
+    /// When the shape is impossible, or KVM, the host's memory or the tap do not give what it takes.
+    pub fn new(
+        shape: &Shape,
+        cpu: &CpuProfile,
+        placement: &Placement,
+        tap: OwnedFd,
+    ) -> Result<Self> {
+        shape.validate()?;
+        let net = Net::new(shape.mac, tap)?;
+        let memory = Arc::new(Memory::new(Layout::of_mib(shape.memory_mib))?);
+        let vm = Vm::new(Arc::clone(&memory))?;
+        let create = |id| vm.create_vcpu(id, shape.vcpus, cpu);
+        let vcpus = (0..shape.vcpus).map(create).collect::<Result<_>>()?;
+        let doorbells = [vm.doorbell(NET, 0)?, vm.doorbell(NET, 1)?];
+        let interrupt = Interrupt::new(vm.interrupt_line(NET)?);
+        let net = Arc::new(NetPort::new(net, interrupt, doorbells, memory));
+        Ok(Self { vcpus, vm, net, cpu: cpu.clone(), placement: placement.clone() })
+    }
+
+    /// Guest RAM, for whoever fills it. Shared, and of use to other threads.
+    pub fn memory(&self) -> &Arc<Memory> {
+        self.vm.memory()
+    }
+
+    /// Loads the bare-metal guest at `path`, to be entered at the start.
+    ///
+    /// # Errors
+    /// When the file is no ELF64 for this machine or does not fit its RAM, or `cmdline` is not ASCII of at
+    /// most 4096 bytes.
+    pub fn load_elf(&mut self, path: &Path, cmdline: &str) -> Result<()> {
+        let vcpus = u8::try_from(self.vcpus.len()).expect("checked with the shape");
+        boot::load(self.memory(), &self.vcpus[0], vcpus, path, cmdline)
+    }
+
+    /// Puts in everything that is not RAM. RAM must be that of the same checkpoint.
+    ///
+    /// # Errors
+    /// When the state is of another machine, or KVM refuses it; this machine is of no use then.
+    pub fn restore(&mut self, state: &MachineState) -> Result<()> {
+        ensure!(
+            state.vcpus.len() == self.vcpus.len() && state.devices.len() == 1,
+            "a state of {} vCPUs and {} devices for a machine of {} and 1",
+            state.vcpus.len(),
+            state.devices.len(),
+            self.vcpus.len()
+        );
+        for (n, (vcpu, from)) in self.vcpus.iter().zip(&state.vcpus).enumerate() {
+            capture::restore(vcpu, from).with_context(|| format!("restore vCPU {n}"))?;
+        }
+        // After the vCPUs: the IOAPIC sends what it holds pending to their APICs.
+        self.vm.restore_chips(&state.chips)?;
+        self.net.restore(&state.devices[0])?;
+        // As late as can be: the guest's clock stands still from here to its start.
+        clock::restore(self.vm.fd(), state.clock)?;
+        for vcpu in &self.vcpus {
+            // Tells a guest that uses kvmclock that it was away; one that does not has nothing to be told.
+            vcpu.kvmclock_ctrl().ok();
+        }
+        Ok(())
+    }
+
+    /// Lets the guest run.
+    ///
+    /// Every queue is processed and every device's interrupt raised once: a doorbell or an interrupt that
+    /// was on its way at the capture is in no state, and a needless one does no harm.
+    ///
+    /// # Errors
+    /// When a thread or event cannot be had.
+    pub fn start(self) -> Result<Machine> {
+        let Self { vcpus, vm, net, cpu, placement } = self;
+        let ended = event()?;
+        let machine_end = ended.try_clone().context("eventfd")?;
+        let control = Arc::new(Control::new(ended));
+        let bus = Arc::new(Bus::new(Arc::clone(&net)));
+        net.replay().context("wake the network device")?;
+        let vcpus =
+            Vcpus::start(vcpus, &placement.vcpu_cpus, cpu.msrs(), &bus, Arc::clone(&control))?;
+        Machine::new(vcpus, vm, net, control, &machine_end)
+    }
+}

@@ -1,0 +1,202 @@
+//! A machine that runs.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::devices::net::{NetCounters, NetPort, Progress, RECEIVE, TRANSMIT};
+use super::memory::Memory;
+use super::paused::Paused;
+use super::vcpu::{Control, End, Vcpus};
+use super::vm::Vm;
+use crate::checkpoint::{Page, PageSet, Staging};
+
+/// A machine whose vCPUs run, and the thread that serves it.
+///
+/// One thread owns it. It waits on the machine's descriptor together with its own ones and calls
+/// [`service`](Self::service) when that is readable; whenever it likes it calls [`pause`](Self::pause).
+/// Since it is the thread that moves the frames, none is under way in a pause.
+pub struct Machine {
+    // In the order in which they must go: threads, then what they run on.
+    vcpus: Vcpus,
+    vm: Vm,
+    net: Arc<NetPort>,
+    control: Arc<Control>,
+    /// The devices' descriptors, behind one of its own.
+    epoll: Epoll,
+    /// The tap is waited for. It is not while the guest has no buffer for what is in it.
+    tap_armed: bool,
+}
+
+/// What a call of [`Machine::service`] found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// Frames were moved, or there were none.
+    Served,
+    /// The guest has ended. It can still be paused and captured.
+    Ended(End),
+}
+
+/// Whose descriptor is ready.
+#[derive(Clone, Copy)]
+enum Source {
+    Receive,
+    Transmit,
+    Tap,
+    End,
+}
+
+const SOURCES: [Source; 4] = [Source::Receive, Source::Transmit, Source::Tap, Source::End];
+
+impl Machine {
+    pub(super) fn new(
+        vcpus: Vcpus,
+        vm: Vm,
+        net: Arc<NetPort>,
+        control: Arc<Control>,
+        ended: &EventFd,
+    ) -> Result<Self> {
+        let epoll = Epoll::new().context("epoll")?;
+        let tap = net.lock().tap_fd();
+        for (token, source) in (0..).zip(SOURCES) {
+            let (fd, events) = match source {
+                Source::Receive => (net.doorbell(RECEIVE).as_raw_fd(), EventSet::IN),
+                Source::Transmit => (net.doorbell(TRANSMIT).as_raw_fd(), EventSet::IN),
+                Source::Tap => (tap, EventSet::empty()),
+                Source::End => (ended.as_raw_fd(), EventSet::IN),
+            };
+            epoll
+                .ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))
+                .context("wait for the devices")?;
+        }
+        Ok(Self { vcpus, vm, net, control, epoll, tap_armed: false })
+    }
+
+    /// Guest RAM.
+    pub fn memory(&self) -> &Arc<Memory> {
+        self.vm.memory()
+    }
+
+    /// Frames so far.
+    pub fn net_counters(&self) -> NetCounters {
+        self.net.lock().counters()
+    }
+
+    /// Moves the frames that wait, up to some number, without blocking.
+    ///
+    /// To be called when the machine's descriptor ([`AsRawFd`]) is readable, and again for as long as it
+    /// is. Never called in a pause: [`Paused`] holds the machine.
+    ///
+    /// # Errors
+    /// When the tap is gone or the kernel refuses an event. The guest's faults are none.
+    pub fn service(&mut self) -> Result<Event> {
+        let mut ready = [EpollEvent::default(); SOURCES.len()];
+        let n = self.epoll.wait(0, &mut ready).context("wait for the devices")?;
+        let mut event = Event::Served;
+        for ready in &ready[..n] {
+            let token = usize::try_from(ready.data()).ok();
+            match token.and_then(|token| SOURCES.get(token)).copied() {
+                Some(Source::Transmit) => self.transmit()?,
+                Some(Source::Receive) => {
+                    // Cleared before the queue is looked at, lest a ring in between be lost.
+                    self.net.doorbell(RECEIVE).read().ok();
+                    self.receive()?;
+                }
+                Some(Source::Tap) => self.receive()?,
+                Some(Source::End) => {
+                    event = self.control.take_end().map_or(event, Event::Ended);
+                }
+                None => unreachable!("a token of ours"),
+            }
+        }
+        Ok(event)
+    }
+
+    /// Stops the guest. On return every vCPU has stopped and captured its own state.
+    ///
+    /// # Errors
+    /// When a vCPU does not stop: nothing is known of the guest then, and it must not be trusted again.
+    pub fn pause(&mut self) -> Result<Paused<'_>> {
+        self.vcpus.pause()?;
+        Ok(Paused::new(&self.vcpus, &self.vm, &self.net))
+    }
+
+    /// Starts or stops recording which pages are written. A record begins with every page in it.
+    ///
+    /// # Errors
+    /// When KVM refuses.
+    pub fn track_dirty(&mut self, on: bool) -> Result<()> {
+        self.vm.log_dirty_pages(on)?;
+        if on {
+            self.memory().touch_all();
+        }
+        Ok(())
+    }
+
+    /// While the guest runs: makes `pages` what was written since the last harvest, and begins anew.
+    ///
+    /// To be copied after, never before: a page written in between is then found again by the next harvest.
+    ///
+    /// # Errors
+    /// When KVM refuses. Pages already taken out of the record are in `pages`.
+    pub fn harvest_and_clear_live(&mut self, pages: &mut PageSet) -> Result<()> {
+        self.vm.dirty_pages(pages)?;
+        self.memory().harvest_touched(pages);
+        self.vm.protect(pages)
+    }
+
+    /// While the guest runs: appends copies of `pages` to `staging`. A page that the guest writes
+    /// meanwhile may be torn; the next harvest has it again.
+    ///
+    /// # Errors
+    /// When the staging is full, or a page is beyond the end of RAM.
+    pub fn copy_live(
+        &mut self,
+        pages: impl IntoIterator<Item = Page>,
+        staging: &mut Staging,
+    ) -> Result<()> {
+        self.memory().copy(pages, staging)
+    }
+
+    fn transmit(&mut self) -> Result<()> {
+        let doorbell = self.net.doorbell(TRANSMIT);
+        doorbell.read().ok();
+        let progress = self.net.lock().transmit(self.vm.memory().ram(), self.net.interrupt())?;
+        match progress {
+            Progress::Idle | Progress::Starved => Ok(()),
+            Progress::More => self.net.ring(TRANSMIT).context("ring for the rest"),
+        }
+    }
+
+    fn receive(&mut self) -> Result<()> {
+        let progress = self.net.lock().receive(self.vm.memory().ram(), self.net.interrupt())?;
+        // The tap's descriptor is level-triggered: left armed while the guest has no buffers it would be
+        // ready for ever. The guest rings when it has some.
+        self.arm_tap(match progress {
+            Progress::Idle | Progress::More => true,
+            Progress::Starved => false,
+        })
+    }
+
+    fn arm_tap(&mut self, armed: bool) -> Result<()> {
+        if armed == self.tap_armed {
+            return Ok(());
+        }
+        self.tap_armed = armed;
+        let events = if armed { EventSet::IN } else { EventSet::empty() };
+        let tap = self.net.lock().tap_fd();
+        self.epoll
+            .ctl(ControlOperation::Modify, tap, EpollEvent::new(events, Source::Tap as u64))
+            .context("wait for the tap")
+    }
+}
+
+impl AsRawFd for Machine {
+    /// Readable when [`Machine::service`] has something to do.
+    fn as_raw_fd(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+}

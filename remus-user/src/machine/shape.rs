@@ -1,0 +1,62 @@
+//! What a machine is made of: the part that both hosts must agree on, and the part that is each host's own.
+
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::VCPUS_MAX;
+
+/// Least and most RAM of a machine, in MiB. The upper end is what the boot page tables have room for.
+pub const MEMORY_MIB_MIN: u32 = 16;
+pub const MEMORY_MIB_MAX: u32 = 64 << 10;
+
+/// A machine as its guest sees it. Primary and backup build the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shape {
+    pub memory_mib: u32,
+    pub vcpus: u8,
+    /// The guest's Ethernet address.
+    pub mac: [u8; 6],
+}
+
+/// Where a machine runs on its host.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Placement {
+    /// The host CPU of each vCPU thread, in their order. Threads beyond the list, all of them when it is
+    /// empty, run wherever the scheduler puts them.
+    pub vcpu_cpus: Vec<usize>,
+}
+
+impl Shape {
+    /// # Errors
+    /// When no machine of this shape can be made; the message names the member.
+    pub fn validate(&self) -> Result<()> {
+        ensure!(
+            (MEMORY_MIB_MIN..=MEMORY_MIB_MAX).contains(&self.memory_mib),
+            "memory_mib = {}: must be from {MEMORY_MIB_MIN} to {MEMORY_MIB_MAX}",
+            self.memory_mib
+        );
+        ensure!(
+            (1..=VCPUS_MAX).contains(&self.vcpus.into()),
+            "vcpus = {}: must be from 1 to {VCPUS_MAX}",
+            self.vcpus
+        );
+        ensure!(self.mac != [0; 6] && self.mac[0] & 1 == 0, "mac: must be a unicast address");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_that_cannot_be_made_are_named() {
+        let good = Shape { memory_mib: 256, vcpus: 1, mac: [2, 0, 0, 0, 0, 1] };
+        good.validate().unwrap();
+        let says = |shape: Shape| shape.validate().unwrap_err().to_string();
+        assert!(says(Shape { memory_mib: 0, ..good }).starts_with("memory_mib"));
+        assert!(says(Shape { vcpus: 65, ..good }).starts_with("vcpus"));
+        assert!(says(Shape { mac: [1, 0, 0, 0, 0, 1], ..good }).starts_with("mac"));
+    }
+}

@@ -1,0 +1,418 @@
+//! vCPU threads: running, stopping at a pause, capturing their own state.
+//!
+//! One word, the [`Phase`], says what all vCPUs are to do; it only grows, so that a pause that follows
+//! another at once is never taken for it. A vCPU is stopped like this:
+//!
+//! 1. the phase is set to a pause
+//! 2. `immediate_exit` is set in its `kvm_run`, which keeps it from (re)entering the guest
+//! 3. a signal takes it out of KVM_RUN if it is there
+//!
+//! The thread clears `immediate_exit` *before* it looks at the phase again. A pause that comes in between
+//! is then either seen in the phase, or sets the flag after it was cleared: no kick is lost.
+//!
+//! After an exit for I/O the instruction is not finished until KVM_RUN is entered again. So a thread that
+//! stops enters once more with `immediate_exit` set, which finishes the instruction and nothing else.
+
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kvm_bindings::Msrs;
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use remus_abi::boot::PowerOff;
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+use super::capture;
+use super::devices::bus::Bus;
+use super::futex::{wait_while, wake_all};
+use crate::checkpoint::VcpuState;
+
+/// How long a stopped vCPU looks out for the end of the pause before it sleeps.
+const PARKED_SPIN: Duration = Duration::from_micros(500);
+/// How long the pausing thread looks out for the vCPUs before it sleeps.
+const PAUSE_SPIN: Duration = Duration::from_micros(400);
+/// A vCPU that does not stop for this long never will.
+const PAUSE_LIMIT: Duration = Duration::from_secs(2);
+/// Exits in which one instruction may end while a vCPU is being stopped.
+const COMPLETIONS_MAX: usize = 64;
+
+/// How a guest ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum End {
+    /// It switched itself off.
+    PowerOff,
+    /// It said that it cannot go on.
+    Crash,
+    /// It did what no machine can go on from (a triple fault, an instruction that cannot be emulated).
+    Fault(String),
+}
+
+/// What all vCPUs are to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Run,
+    Pause,
+    Exit,
+}
+
+impl Phase {
+    const EXIT: u32 = u32::MAX;
+
+    fn of(word: u32) -> Self {
+        match word {
+            Self::EXIT => Self::Exit,
+            even if even.is_multiple_of(2) => Self::Run,
+            _ => Self::Pause,
+        }
+    }
+}
+
+/// What the vCPU threads share.
+pub(super) struct Control {
+    phase: AtomicU32,
+    end: Mutex<Option<End>>,
+    ended: EventFd,
+}
+
+impl Control {
+    /// `ended` is signalled when the guest ends.
+    pub(super) fn new(ended: EventFd) -> Self {
+        Self { phase: AtomicU32::new(0), end: Mutex::new(None), ended }
+    }
+
+    /// How the guest ended, once.
+    pub(super) fn take_end(&self) -> Option<End> {
+        // Nobody waits on this event: it is level-triggered and read when seen.
+        self.ended.read().ok();
+        self.lock_end().take()
+    }
+
+    fn end(&self, end: End) {
+        self.lock_end().get_or_insert(end);
+        if let Err(e) = self.ended.write(1) {
+            tracing::error!("the guest has ended, and nobody can be told: {e}");
+        }
+    }
+
+    fn lock_end(&self) -> MutexGuard<'_, Option<End>> {
+        self.end.lock().expect("nothing panics under this lock")
+    }
+
+    fn change(&self, phase: u32) {
+        self.phase.store(phase, Ordering::SeqCst);
+        wake_all(&self.phase);
+    }
+
+    fn word(&self) -> u32 {
+        self.phase.load(Ordering::SeqCst)
+    }
+}
+
+/// What one vCPU thread shows the others.
+struct Cell {
+    /// The pause in which the vCPU was last captured.
+    parked: AtomicU32,
+    captured: Mutex<Result<VcpuState>>,
+    /// `immediate_exit` in its `kvm_run`.
+    immediate_exit: Flag,
+}
+
+/// A byte that the kernel reads, in a page that a [`VcpuFd`] keeps mapped.
+struct Flag(*const AtomicU8);
+
+// SAFETY: the pointer is used for atomic accesses only, which any thread may do while the page is mapped.
+unsafe impl Send for Flag {}
+// SAFETY: as above.
+unsafe impl Sync for Flag {}
+
+impl Flag {
+    fn set(&self, on: bool) {
+        // SAFETY: the page is mapped for as long as the thread's VcpuFd lives; the thread hands that back
+        // when it is joined, which happens after the last use of this flag (see `Vcpus::drop`).
+        unsafe { &*self.0 }.store(on.into(), Ordering::SeqCst);
+    }
+}
+
+/// All vCPUs of a running machine.
+pub(super) struct Vcpus {
+    control: Arc<Control>,
+    threads: Vec<(Arc<Cell>, JoinHandle<VcpuFd>)>,
+}
+
+impl Vcpus {
+    /// Lets these vCPUs run, each in a thread of its own on the host CPU given for it, if any.
+    pub(super) fn start(
+        vcpus: Vec<VcpuFd>,
+        cpus: &[usize],
+        msrs: &[u32],
+        bus: &Arc<Bus>,
+        control: Arc<Control>,
+    ) -> Result<Self> {
+        install_kick_handler()?;
+        let mut started = Self { control, threads: Vec::with_capacity(vcpus.len()) };
+        for (n, mut fd) in vcpus.into_iter().enumerate() {
+            let flag = &raw const fd.get_kvm_run().immediate_exit;
+            let cell = Arc::new(Cell {
+                parked: AtomicU32::new(0),
+                captured: Mutex::new(Ok(VcpuState::default())),
+                immediate_exit: Flag(flag.cast()),
+            });
+            let thread = Thread {
+                fd,
+                cell: Arc::clone(&cell),
+                control: Arc::clone(&started.control),
+                bus: Arc::clone(bus),
+                msrs: capture::msr_buffer(msrs)?,
+                owes_completion: true,
+                ended: false,
+            };
+            let cpu = cpus.get(n).copied();
+            let run = move || {
+                // A vCPU that vanishes would leave the pause waiting: a bug here stops the process.
+                let abort = AbortOnPanic;
+                pin(cpu);
+                let fd = thread.run();
+                std::mem::forget(abort);
+                fd
+            };
+            let thread = std::thread::Builder::new().name(format!("vcpu{n}")).spawn(run);
+            started.threads.push((cell, thread.context("start a vCPU thread")?));
+        }
+        Ok(started)
+    }
+
+    /// Stops all vCPUs; each has captured its state when this returns.
+    ///
+    /// # Errors
+    /// When one does not stop. Nothing is known of the guest then.
+    pub(super) fn pause(&self) -> Result<()> {
+        let phase = self.control.word() + 1;
+        assert!(Phase::of(phase) == Phase::Pause, "paused twice, or after the end");
+        self.control.phase.store(phase, Ordering::SeqCst);
+        self.kick();
+        for (n, (cell, _)) in self.threads.iter().enumerate() {
+            let mut parked = cell.parked.load(Ordering::SeqCst);
+            while parked != phase {
+                let next = wait_while(&cell.parked, parked, PAUSE_SPIN, Some(PAUSE_LIMIT));
+                parked = next.with_context(|| format!("vCPU {n} does not stop"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the pause.
+    pub(super) fn resume(&self) {
+        let phase = self.control.word() + 1;
+        assert!(Phase::of(phase) == Phase::Run, "resumed without a pause");
+        self.control.change(phase);
+    }
+
+    /// Exchanges the captured states for the buffers in `states`, which the next pause writes.
+    pub(super) fn take_states(&self, states: &mut Vec<VcpuState>) -> Result<()> {
+        states.resize_with(self.threads.len(), VcpuState::default);
+        for (n, ((cell, _), into)) in self.threads.iter().zip(states).enumerate() {
+            let mut captured = cell.captured.lock().expect("the thread aborts rather than panics");
+            match &mut *captured {
+                Ok(state) => std::mem::swap(state, into),
+                Err(_) => {
+                    let failed = std::mem::replace(&mut *captured, Ok(VcpuState::default()));
+                    failed.with_context(|| format!("capture vCPU {n}"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn kick(&self) {
+        for (cell, thread) in &self.threads {
+            cell.immediate_exit.set(true);
+            // SAFETY: the thread was not joined yet, so its id is valid; the signal has a handler.
+            let sent = unsafe { libc::pthread_kill(thread.as_pthread_t(), SIGRTMIN()) };
+            debug_assert_eq!(sent, 0);
+        }
+    }
+}
+
+impl Drop for Vcpus {
+    fn drop(&mut self) {
+        self.control.change(Phase::EXIT);
+        self.kick();
+        for (_, thread) in self.threads.drain(..) {
+            // The descriptor, and with it the page of `immediate_exit`, goes here: after the last kick.
+            drop(thread.join());
+        }
+    }
+}
+
+/// A vCPU in its thread.
+struct Thread {
+    fd: VcpuFd,
+    cell: Arc<Cell>,
+    control: Arc<Control>,
+    bus: Arc<Bus>,
+    msrs: Msrs,
+    /// The last KVM_RUN may have left an instruction unfinished.
+    owes_completion: bool,
+    /// The guest ended on this vCPU: it is never entered again, but still captured.
+    ended: bool,
+}
+
+impl Thread {
+    fn run(mut self) -> VcpuFd {
+        loop {
+            let word = self.control.word();
+            match Phase::of(word) {
+                Phase::Run if self.ended => {
+                    wait_while(&self.control.phase, word, Duration::ZERO, None);
+                }
+                Phase::Run => self.enter(),
+                Phase::Pause => self.park(word),
+                Phase::Exit => return self.fd,
+            }
+        }
+    }
+
+    /// Runs the guest until its next exit, and deals with it.
+    fn enter(&mut self) {
+        let outcome = match self.fd.run() {
+            Ok(exit) => {
+                self.owes_completion = true;
+                handle(&self.bus, exit)
+            }
+            Err(e) if e.errno() == libc::EINTR => {
+                self.owes_completion = false;
+                Outcome::GoOn
+            }
+            // An application processor that waits for its start.
+            Err(e) if e.errno() == libc::EAGAIN => Outcome::GoOn,
+            Err(e) => Outcome::Fault(format!("KVM_RUN: {e}")),
+        };
+        match outcome {
+            Outcome::GoOn => {}
+            Outcome::Power(PowerOff::Done) => self.end(End::PowerOff),
+            Outcome::Power(PowerOff::Crash) => self.end(End::Crash),
+            Outcome::Fault(what) => {
+                let at = self.fd.get_regs().map_or(0, |regs| regs.rip);
+                self.end(End::Fault(format!("{what} at rip {at:#x}")));
+            }
+        }
+    }
+
+    fn end(&mut self, end: End) {
+        self.ended = true;
+        self.control.end(end);
+    }
+
+    /// Stops: finishes the last instruction, captures, and waits for the end of pause `word`.
+    fn park(&mut self, word: u32) {
+        let saved = self.complete().and_then(|()| {
+            let mut captured = self.cell.captured.lock().expect("nobody panics under this lock");
+            if captured.is_err() {
+                *captured = Ok(VcpuState::default());
+            }
+            let state = captured.as_mut().map_err(|_| anyhow::anyhow!("just replaced"))?;
+            capture::save(&self.fd, &mut self.msrs, state)
+        });
+        if let Err(e) = saved {
+            *self.cell.captured.lock().expect("nobody panics under this lock") = Err(e);
+        }
+        self.cell.parked.store(word, Ordering::SeqCst);
+        wake_all(&self.cell.parked);
+        wait_while(&self.control.phase, word, PARKED_SPIN, None);
+        // Before the phase is looked at again: see the module's head.
+        self.cell.immediate_exit.set(false);
+    }
+
+    /// Finishes the instruction of the last exit, without entering the guest.
+    fn complete(&mut self) -> Result<()> {
+        self.cell.immediate_exit.set(true);
+        for _ in 0..COMPLETIONS_MAX {
+            if !self.owes_completion {
+                return Ok(());
+            }
+            match self.fd.run() {
+                // A device access that comes in pieces. If the guest ends itself with one of them, it does
+                // so again when it is entered.
+                Ok(exit) => match handle(&self.bus, exit) {
+                    Outcome::GoOn => {}
+                    Outcome::Power(PowerOff::Done) => self.end(End::PowerOff),
+                    Outcome::Power(PowerOff::Crash) => self.end(End::Crash),
+                    Outcome::Fault(what) => self.end(End::Fault(what)),
+                },
+                Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => {
+                    self.owes_completion = false;
+                }
+                Err(e) => return Err(e).context("KVM_RUN with immediate_exit"),
+            }
+        }
+        ensure!(!self.owes_completion, "an instruction that never ends");
+        Ok(())
+    }
+}
+
+/// What follows from an exit.
+enum Outcome {
+    GoOn,
+    Power(PowerOff),
+    Fault(String),
+}
+
+fn handle(bus: &Bus, exit: VcpuExit<'_>) -> Outcome {
+    match exit {
+        VcpuExit::MmioRead(address, data) => bus.load(address, data),
+        VcpuExit::MmioWrite(address, data) => bus.store(address, data),
+        VcpuExit::IoIn(port, data) => bus.port_in(port, data),
+        VcpuExit::IoOut(port, data) => {
+            return bus.port_out(port, data).map_or(Outcome::GoOn, Outcome::Power);
+        }
+        VcpuExit::Intr => {}
+        VcpuExit::Shutdown => return Outcome::Fault("triple fault".to_owned()),
+        VcpuExit::InternalError => {
+            return Outcome::Fault("an instruction that KVM cannot emulate".to_owned());
+        }
+        other => return Outcome::Fault(format!("exit {other:?}")),
+    }
+    Outcome::GoOn
+}
+
+/// Ends the process when a thread unwinds.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        std::process::abort();
+    }
+}
+
+/// The signal whose only effect is that a system call returns.
+fn install_kick_handler() -> Result<()> {
+    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if !DONE.load(Ordering::Acquire) {
+        register_signal_handler(SIGRTMIN(), nothing).context("handle SIGRTMIN")?;
+        DONE.store(true, Ordering::Release);
+    }
+    Ok(())
+}
+
+/// Binds this thread to a host CPU. One that does not exist is said and left.
+fn pin(cpu: Option<usize>) {
+    let Some(cpu) = cpu else { return };
+    // SAFETY: a cpu_set_t is an array of integers, for which zeros are values.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    let bound = if cpu < libc::CPU_SETSIZE as usize {
+        // SAFETY: the index is within the set, as just checked.
+        unsafe { libc::CPU_SET(cpu, &mut set) };
+        // SAFETY: reads a set of the size given.
+        unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) }
+    } else {
+        -1
+    };
+    if bound != 0 {
+        tracing::warn!("cannot run a vCPU on host CPU {cpu}");
+    }
+}
