@@ -3,3 +3,4 @@
 mod gate;
 mod programs;
 mod wire;
+mod net;

@@ -1,0 +1,44 @@
+//! `remus backup`: the host that takes over.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use super::{Failure, preflight};
+use crate::{
+    backup::{self, BackupOptions},
+    config::{LinkName, Placement, RUN_DIR_DEFAULT},
+};
+
+#[derive(clap::Args)]
+#[command(after_help = super::EXIT_CODES)]
+pub(super) struct Args {
+    /// Where primaries connect: the address of a link of its own, best
+    #[arg(long, value_name = "IP:PORT")]
+    listen: SocketAddr,
+    /// Where VMs keep their sockets and pins
+    #[arg(long, value_name = "DIR", default_value = RUN_DIR_DEFAULT)]
+    run_dir: PathBuf,
+    /// The tap to use here [default: what the primary's config says]
+    #[arg(long, value_name = "NAME")]
+    tap: Option<LinkName>,
+    /// The bridge that the tap joins here [default: what the primary's config says]
+    #[arg(long, value_name = "NAME")]
+    bridge: Option<LinkName>,
+    /// CPUs for vCPU threads: one for all, or one each [default: anywhere]
+    #[arg(long, value_name = "CPU,...", value_delimiter = ',')]
+    vcpu_cpus: Vec<u32>,
+    /// CPUs for all other threads [default: anywhere]
+    #[arg(long, value_name = "CPU,...", value_delimiter = ',')]
+    io_cpus: Vec<u32>,
+}
+
+pub(super) fn run(args: Args) -> Result<(), Failure> {
+    let Args { listen, run_dir, tap, bridge, vcpu_cpus, io_cpus } = args;
+    let placement = Placement { vcpu_cpus, io_cpus };
+    let options = BackupOptions { listen, run_dir, tap, bridge, placement };
+    let report = preflight::backup(&options);
+    report.log_warnings();
+    if !report.passed() {
+        return Err(Failure::Preflight(report));
+    }
+    Ok(backup::run(options)?)
+}

@@ -1,0 +1,148 @@
+//! The command line: one file per verb, one place where errors are printed and become exit codes.
+//!
+//! An error is printed once, as `remus: error: ` and its chain in one line; what to do is part of the message.
+//! Help, tables and JSON go to stdout, everything else to stderr.
+
+mod backup;
+mod logging;
+mod preflight;
+mod run;
+mod status;
+
+use std::{fmt::Write as _, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::config::ConfigError;
+pub use preflight::{Check, Outcome, Report};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done (a VM ended on purpose, a backup was told to stop)
+  1  failed
+  2  wrong usage or config
+  3  preflight refused: this machine lacks something
+
+Logs go to stderr; --log or RUST_LOG choose how much (error, warn, info, debug, or target=level,...).";
+
+#[derive(Parser)]
+#[command(name = "remus", version, about = "Virtual machines that survive the death of their host")]
+#[command(after_help = EXIT_CODES, max_term_width = 110)]
+struct Cli {
+    /// What to log: a level, or target=level,... [default: RUST_LOG, else info]
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<String>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run a VM here, protected by a backup
+    Run(run::Args),
+    /// Keep VMs of other hosts ready to take over
+    Backup(backup::Args),
+    /// Show how VMs on this host stand
+    Status(status::Args),
+    /// Check that this machine can do what `run` and `backup` need
+    Preflight(preflight::Args),
+}
+
+/// Why a verb did not end well; each has its exit code.
+enum Failure {
+    Failed(anyhow::Error),
+    Config(ConfigError),
+    /// Already refused in words by the preflight.
+    Preflight(Report),
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error)
+    }
+}
+
+/// The `remus` binary, from the process's arguments to its exit code.
+pub fn main() -> ExitCode {
+    // Prints by itself and exits 0 (help, version) or 2 (usage).
+    let cli = Cli::parse();
+    if let Err(e) = logging::start(cli.log.as_deref()) {
+        eprintln!("remus: error: {e:#}");
+        return ExitCode::from(2);
+    }
+    let done = match cli.verb {
+        Verb::Run(args) => run::run(args),
+        Verb::Backup(args) => backup::run(args),
+        Verb::Status(args) => status::run(&args),
+        Verb::Preflight(args) => preflight::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprint!("{}", failure.message());
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+impl Failure {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Failed(_) => 1,
+            Self::Config(_) => 2,
+            Self::Preflight(_) => 3,
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Self::Failed(error) => format!("remus: error: {error:#}\n"),
+            Self::Config(error) => format!("remus: error: {error}\n"),
+            Self::Preflight(report) => {
+                let mut text = String::from("remus: error: this machine is not ready:\n");
+                for check in report.refused() {
+                    // Writing to a String does not fail.
+                    writeln!(text, "  {}: {}\n    {}", check.name, check.found, check.remedy)
+                        .expect("a String takes it");
+                }
+                text
+            }
+        }
+    }
+}
+
+/// Writes to stdout; a reader that has gone (`| head`) is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::{ErrorKind, Write as _};
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e.into()),
+        Err(_) | Ok(()) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_documents_exit_codes() {
+        Cli::command().debug_assert();
+        let help = Cli::command().render_help().to_string();
+        assert!(help.contains("3  preflight refused"), "{help}");
+    }
+
+    #[test]
+    fn a_chain_is_printed_in_one_line() {
+        let error = anyhow::anyhow!("no such device").context("attach hold to tap0");
+        let failure = Failure::from(error);
+        assert_eq!(failure.message(), "remus: error: attach hold to tap0: no such device\n");
+        assert_eq!(failure.code(), 1);
+    }
+}

@@ -1,0 +1,311 @@
+//! The host apart from KVM and its links: privileges, kernel, memory, files, CPUs, clock.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+};
+
+use super::Check;
+use crate::config::Placement;
+
+/// Capabilities that the gate and the tap take, by bit number.
+const CAPABILITIES: &[(u32, &str, &str)] = &[
+    (12, "CAP_NET_ADMIN", "to make the tap and attach the gate"),
+    (21, "CAP_SYS_ADMIN", "to mount the gate's bpffs"),
+    (39, "CAP_BPF", "to load the gate"),
+];
+
+pub(super) fn capabilities() -> Check {
+    const NAME: &str = "privileges";
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let Some(effective) = effective_capabilities(&status) else {
+        return Check::refused(NAME, "/proc/self/status has no CapEff", "mount /proc");
+    };
+    // Before 5.8 there was no CAP_BPF; CAP_SYS_ADMIN has always covered it.
+    let has = |bit: u32| effective >> bit & 1 != 0;
+    let missing: Vec<_> = CAPABILITIES
+        .iter()
+        .filter(|(bit, ..)| !has(*bit))
+        .map(|(_, name, why)| format!("{name} ({why})"))
+        .collect();
+    if missing.is_empty() {
+        return Check::ok(NAME, "CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_BPF");
+    }
+    Check::refused(
+        NAME,
+        format!("missing: {}", missing.join(", ")),
+        "run it as root (sudo), or from the systemd unit, which grants exactly these",
+    )
+}
+
+fn effective_capabilities(status: &str) -> Option<u64> {
+    let hex = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(hex.trim(), 16).ok()
+}
+
+pub(super) fn kernel_version() -> Check {
+    const NAME: &str = "kernel";
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release.trim();
+    match version(release) {
+        Some(v) if v >= (6, 6) => Check::ok(NAME, format!("{release}: the gate attaches by TCX")),
+        Some(v) if v >= (5, 15) => Check::warning(
+            NAME,
+            format!("{release}: no TCX, the gate attaches by clsact"),
+            "6.6 or later lets the gate hold its place as the first program of its tap",
+        ),
+        Some(_) => Check::refused(
+            NAME,
+            format!("{release} is too old for the gate"),
+            "use 5.15 or later, best 6.6 or later",
+        ),
+        None => {
+            Check::warning(NAME, format!("cannot read a version in {release:?}"), "mount /proc")
+        }
+    }
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+pub(super) fn btf() -> Check {
+    const NAME: &str = "btf";
+    const PATH: &str = "/sys/kernel/btf/vmlinux";
+    if Path::new(PATH).exists() {
+        return Check::ok(NAME, PATH);
+    }
+    let remedy = "use a kernel with CONFIG_DEBUG_INFO_BTF=y (every large distribution's has it), and mount /sys";
+    Check::refused(NAME, format!("{PATH} is not there"), remedy)
+}
+
+pub(super) fn tun() -> Check {
+    const NAME: &str = "tun";
+    const PATH: &str = "/dev/net/tun";
+    match File::options().read(true).write(true).open(PATH) {
+        Ok(_) => Check::ok(NAME, PATH),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            Check::refused(NAME, format!("{PATH} is not there"), "load the driver: modprobe tun")
+        }
+        Err(e) => Check::refused(
+            NAME,
+            format!("cannot open {PATH}: {e}"),
+            "run as root, or allow this user to open it",
+        ),
+    }
+}
+
+pub(super) fn clocksource() -> Check {
+    const NAME: &str = "clocksource";
+    let path = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+    let found = fs::read_to_string(path).unwrap_or_default();
+    match found.trim() {
+        good @ ("tsc" | "kvm-clock" | "hyperv_clocksource_tsc_page") => Check::ok(NAME, good),
+        "" => Check::warning(NAME, format!("cannot read {path}"), "mount /sys"),
+        slow => Check::warning(
+            NAME,
+            format!(
+                "{slow}: reading the time takes a call of the kernel, and guests have no kvmclock"
+            ),
+            "find in the kernel log why tsc was given up",
+        ),
+    }
+}
+
+/// The run directory, or the nearest directory above it that exists, must be ours to write.
+pub(super) fn run_dir(path: &Path) -> Check {
+    const NAME: &str = "run directory";
+    let existing = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+    let shown = existing.display();
+    let metadata = match fs::metadata(existing) {
+        Ok(m) if m.is_dir() => m,
+        Ok(_) => {
+            return Check::refused(
+                NAME,
+                format!("{shown} is no directory"),
+                "name another: run_dir",
+            );
+        }
+        Err(e) => {
+            return Check::refused(
+                NAME,
+                format!("cannot look at {shown}: {e}"),
+                "name another: run_dir",
+            );
+        }
+    };
+    if existing == path && metadata.permissions().mode() & 0o022 != 0 {
+        return Check::refused(
+            NAME,
+            format!("{shown} may be written by others than its owner"),
+            format!("chmod go-w {shown}, or name another: run_dir"),
+        );
+    }
+    // SAFETY: geteuid(2) takes nothing and cannot fail.
+    let uid = unsafe { libc::geteuid() };
+    if !may_write(existing) {
+        return Check::refused(
+            NAME,
+            format!("uid {uid} may not write {shown}, which belongs to uid {}", metadata.uid()),
+            "run as root, or name a directory of this user: run_dir",
+        );
+    }
+    Check::ok(
+        NAME,
+        if existing == path {
+            format!("{shown}")
+        } else {
+            format!("{} will be made", path.display())
+        },
+    )
+}
+
+pub(super) fn memory(memory_mib: u32) -> Check {
+    const NAME: &str = "memory";
+    // Staging, the last sent copies and slots, apart from the guest's RAM.
+    const OVERHEAD_MIB: u64 = 64;
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let Some(available_mib) = available_kib(&text).map(|kib| kib >> 10) else {
+        return Check::warning(NAME, "/proc/meminfo has no MemAvailable", "mount /proc");
+    };
+    let wanted = u64::from(memory_mib);
+    let found = format!("{available_mib} MiB available, the guest has {wanted} MiB");
+    if available_mib < wanted + OVERHEAD_MIB {
+        return Check::refused(
+            NAME,
+            found,
+            "free memory on this host, or lower machine.memory_mib",
+        );
+    }
+    if available_mib < 2 * wanted + OVERHEAD_MIB {
+        let remedy = "checkpoints keep copies, at worst as much again as the guest's RAM: leave room for them";
+        return Check::warning(NAME, found, remedy);
+    }
+    Check::ok(NAME, found)
+}
+
+fn available_kib(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse().ok()
+}
+
+pub(super) fn kernel(path: &Path) -> Check {
+    const NAME: &str = "guest";
+    let shown = path.display();
+    let remedy = "machine.kernel names the guest's ELF64 file for x86-64, readable by this user";
+    let mut header = Vec::new();
+    match File::open(path).and_then(|file| file.take(20).read_to_end(&mut header)) {
+        Err(e) => Check::refused(NAME, format!("cannot read {shown}: {e}"), remedy),
+        Ok(_) => match elf_mistake(&header) {
+            None => Check::ok(NAME, format!("{shown}")),
+            Some(mistake) => Check::refused(NAME, format!("{shown} {mistake}"), remedy),
+        },
+    }
+}
+
+/// What keeps a file that begins with `header` from being an ELF64 for x86-64.
+fn elf_mistake(header: &[u8]) -> Option<&'static str> {
+    match header {
+        [0x7f, b'E', b'L', b'F', 2, 1, .., 62, 0] if header.len() == 20 => None,
+        [0x7f, b'E', b'L', b'F', 2, 1, ..] => Some("is an ELF file, but not for x86-64"),
+        [0x7f, b'E', b'L', b'F', ..] => Some("is an ELF file, but not of 64 bits, little-endian"),
+        [0x1f, 0x8b, ..] => Some("is compressed, not an ELF file"),
+        _ => Some("is not an ELF file"),
+    }
+}
+
+/// Every CPU that is named is one that this process may run on.
+pub(super) fn placement(placement: &Placement) -> Check {
+    const NAME: &str = "placement";
+    let named = || placement.vcpu_cpus.iter().chain(&placement.io_cpus);
+    if named().next().is_none() {
+        return Check::ok(NAME, "anywhere");
+    }
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let Some(list) = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:")) else {
+        return Check::warning(NAME, "/proc/self/status has no Cpus_allowed_list", "mount /proc");
+    };
+    let list = list.trim();
+    let mut outside: Vec<_> = named().filter(|cpu| !in_list(list, **cpu)).collect();
+    outside.sort_unstable();
+    outside.dedup();
+    if !outside.is_empty() {
+        let outside: Vec<_> = outside.iter().map(ToString::to_string).collect();
+        return Check::refused(
+            NAME,
+            format!("CPU {} is not among those allowed here ({list})", outside.join(", ")),
+            "name CPUs of that list, or leave them out",
+        );
+    }
+    if placement.vcpu_cpus.iter().any(|cpu| placement.io_cpus.contains(cpu)) {
+        let remedy =
+            "give the vCPUs a CPU of their own, or every checkpoint is copied on the guest's time";
+        return Check::warning(NAME, "a CPU runs both a vCPU and the rest", remedy);
+    }
+    Check::ok(NAME, format!("CPUs {list} are allowed"))
+}
+
+/// Whether `cpu` is in a kernel list such as `0-3,8`.
+fn in_list(list: &str, cpu: u32) -> bool {
+    list.split(',').any(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        match (first.parse::<u32>(), last.parse::<u32>()) {
+            (Ok(first), Ok(last)) => (first..=last).contains(&cpu),
+            (Err(_), _) | (_, Err(_)) => false,
+        }
+    })
+}
+
+/// Whether this process may make files in `directory`.
+fn may_write(directory: &Path) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let Ok(path) = std::ffi::CString::new(directory.as_os_str().as_bytes()) else { return false };
+    // SAFETY: faccessat(2) with a terminated path; AT_EACCESS asks for the effective user.
+    unsafe {
+        libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::W_OK | libc::X_OK, libc::AT_EACCESS)
+            == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_found_in_what_the_kernel_prints() {
+        assert_eq!(
+            effective_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n"),
+            Some((1 << 41) - 1)
+        );
+        assert_eq!(available_kib("MemTotal: 1 kB\nMemAvailable:   2048 kB\n"), Some(2048));
+        assert_eq!(version("6.18.44-cloud"), Some((6, 18)));
+        assert_eq!(version("5.15"), Some((5, 15)));
+        assert_eq!(version("linux"), None);
+        assert!(in_list("0-3,8", 2) && in_list("0-3,8", 8) && !in_list("0-3,8", 4));
+    }
+
+    #[test]
+    fn what_is_not_an_elf_for_this_machine_is_named() {
+        let mut elf = *b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0";
+        assert_eq!(elf_mistake(&elf), None);
+        elf[18] = 183;
+        assert_eq!(elf_mistake(&elf), Some("is an ELF file, but not for x86-64"));
+        assert_eq!(elf_mistake(b"\x1f\x8b\x08"), Some("is compressed, not an ELF file"));
+        assert_eq!(elf_mistake(b""), Some("is not an ELF file"));
+    }
+
+    #[test]
+    fn a_cpu_that_is_not_there_is_refused() {
+        let far = Placement { vcpu_cpus: vec![1023], io_cpus: vec![] };
+        let check = placement(&far);
+        assert_eq!(check.outcome, super::super::Outcome::Refused);
+        assert!(
+            check.found.starts_with("CPU 1023 is not among those allowed here"),
+            "{}",
+            check.found
+        );
+    }
+}

@@ -1,0 +1,182 @@
+//! `remus preflight`: what this machine must have, checked before anything is touched.
+//!
+//! A check is data: what was looked at, how it stands, what to do. [`Outcome::Refused`] stops `run` and
+//! `backup` with exit code 3; [`Outcome::Warning`] is logged and goes on. Nothing here changes the machine.
+//!
+//! Deliberately absent: whether an existing tap carries our own gate. Only the gate's loader can tell, and it
+//! does so when the tap is adopted.
+
+mod host;
+mod kvm;
+mod network;
+
+use std::{fmt::Write as _, path::PathBuf};
+
+use serde::Serialize;
+
+use super::Failure;
+use crate::{backup::BackupOptions, config::Config};
+
+/// How a check stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    Ok,
+    /// Works, but slower or less safe than it should.
+    Warning,
+    /// Cannot work.
+    Refused,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Check {
+    pub name: &'static str,
+    pub outcome: Outcome,
+    /// What was found.
+    pub found: String,
+    /// What to do; empty when all is well.
+    pub remedy: String,
+}
+
+impl Check {
+    fn ok(name: &'static str, found: impl Into<String>) -> Self {
+        Self { name, outcome: Outcome::Ok, found: found.into(), remedy: String::new() }
+    }
+
+    fn warning(name: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { name, outcome: Outcome::Warning, found: found.into(), remedy: remedy.into() }
+    }
+
+    fn refused(name: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { name, outcome: Outcome::Refused, found: found.into(), remedy: remedy.into() }
+    }
+}
+
+/// All checks of one role.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Report {
+    pub ready: bool,
+    pub checks: Vec<Check>,
+}
+
+impl Report {
+    fn new(checks: Vec<Check>) -> Self {
+        let ready = checks.iter().all(|c| c.outcome != Outcome::Refused);
+        Self { ready, checks }
+    }
+
+    pub fn passed(&self) -> bool {
+        self.ready
+    }
+
+    pub fn refused(&self) -> impl Iterator<Item = &Check> {
+        self.checks.iter().filter(|c| c.outcome == Outcome::Refused)
+    }
+
+    /// Logs what is worth knowing though it stops nothing.
+    pub fn log_warnings(&self) {
+        for check in self.checks.iter().filter(|c| c.outcome == Outcome::Warning) {
+            tracing::warn!("{}: {}. {}", check.name, check.found, check.remedy);
+        }
+    }
+
+    fn table(&self) -> String {
+        let width = self.checks.iter().map(|c| c.name.len()).max().unwrap_or(0);
+        let mut text = String::new();
+        for check in &self.checks {
+            let mark = match check.outcome {
+                Outcome::Ok => "ok",
+                Outcome::Warning => "WARNING",
+                Outcome::Refused => "REFUSED",
+            };
+            writeln!(text, "{mark:<8} {:<width$}  {}", check.name, check.found)
+                .expect("a String takes it");
+            if !check.remedy.is_empty() {
+                writeln!(text, "{:<8} {:<width$}    -> {}", "", "", check.remedy)
+                    .expect("a String takes it");
+            }
+        }
+        text
+    }
+}
+
+/// What `run` needs for `config`.
+pub(super) fn primary(config: &Config) -> Report {
+    let net = &config.net;
+    let mut checks = everywhere();
+    checks.push(host::run_dir(&config.run_dir));
+    checks.push(host::memory(config.machine.memory_mib));
+    checks.push(host::kernel(&config.machine.kernel));
+    checks.push(host::placement(&config.placement));
+    checks.extend(network::links(Some(&net.tap), net.bridge.as_ref(), Some(&config.name)));
+    Report::new(checks)
+}
+
+/// What `backup` needs; the VM's own needs are checked when a primary announces it.
+pub(super) fn backup(options: &BackupOptions) -> Report {
+    let mut checks = everywhere();
+    checks.push(host::run_dir(&options.run_dir));
+    checks.push(host::placement(&options.placement));
+    checks.push(network::listen(options.listen));
+    checks.extend(network::links(options.tap.as_ref(), options.bridge.as_ref(), None));
+    Report::new(checks)
+}
+
+fn everywhere() -> Vec<Check> {
+    let mut checks = kvm::checks();
+    checks.extend([
+        host::capabilities(),
+        host::kernel_version(),
+        host::btf(),
+        host::tun(),
+        host::clocksource(),
+    ]);
+    checks
+}
+
+#[derive(clap::Args)]
+#[command(after_help = super::EXIT_CODES)]
+pub(super) struct Args {
+    /// Check for this VM too
+    #[arg(value_name = "CONFIG.toml")]
+    config: Option<PathBuf>,
+    /// Print JSON: {"ready": bool, "checks": [{name, outcome, found, remedy}]}
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let report = match &args.config {
+        Some(path) => primary(&Config::load(path)?),
+        None => Report::new(everywhere()),
+    };
+    let text = if args.json {
+        let mut json = serde_json::to_string_pretty(&report).map_err(anyhow::Error::from)?;
+        json.push('\n');
+        json
+    } else {
+        report.table()
+    };
+    super::print(&text)?;
+    if report.passed() { Ok(()) } else { Err(Failure::Preflight(report)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_refusal_refuses_and_a_warning_does_not() {
+        let warned = Report::new(vec![Check::ok("a", "x"), Check::warning("b", "slow", "do")]);
+        assert!(warned.passed());
+        let refused =
+            Report::new(vec![Check::ok("a", "x"), Check::refused("b", "none", "get one")]);
+        assert!(!refused.passed());
+        assert_eq!(refused.table(), "ok       a  x\nREFUSED  b  none\n              -> get one\n");
+        assert_eq!(
+            Failure::Preflight(refused).message(),
+            "remus: error: this machine is not ready:\n  b: none\n    get one\n"
+        );
+    }
+}

@@ -1,0 +1,112 @@
+//! The links that a VM needs: a tap whose name is free or was ours, a bridge, an address to listen at.
+
+use std::net::{SocketAddr, TcpListener};
+
+use super::Check;
+use crate::{
+    config::{LinkName, VmName},
+    net::{Kind, Link, Links, tap_alias},
+};
+
+/// The tap and the bridge, as far as they are named. `vm` is whose tap may be there already.
+pub(super) fn links(
+    tap: Option<&LinkName>,
+    bridge: Option<&LinkName>,
+    vm: Option<&VmName>,
+) -> Vec<Check> {
+    if tap.is_none() && bridge.is_none() {
+        return Vec::new();
+    }
+    let links = match Links::open() {
+        Ok(links) => links,
+        Err(e) => {
+            return vec![Check::refused("links", format!("{e:#}"), "use a kernel with rtnetlink")];
+        }
+    };
+    let tap = tap.map(|name| match links.find(name.as_str()) {
+        Ok(found) => judge_tap(name, found, vm),
+        Err(e) => Check::refused("tap", format!("{e:#}"), "see the kernel log"),
+    });
+    let bridge = bridge.map(|name| match links.find(name.as_str()) {
+        Ok(found) => judge_bridge(name, found),
+        Err(e) => Check::refused("bridge", format!("{e:#}"), "see the kernel log"),
+    });
+    tap.into_iter().chain(bridge).collect()
+}
+
+fn judge_tap(name: &LinkName, found: Option<Link>, vm: Option<&VmName>) -> Check {
+    const NAME: &str = "tap";
+    let Some(link) = found else { return Check::ok(NAME, format!("{name} will be made")) };
+    let alias = link.alias.as_deref().unwrap_or("");
+    let ours = match vm {
+        Some(vm) => alias == tap_alias(vm.as_str()),
+        // A backup knows the VM only later.
+        None => alias.starts_with(&tap_alias("")),
+    };
+    match link.kind {
+        Kind::Tap { multi_queue: false, .. } if ours => Check::ok(
+            NAME,
+            format!(
+                "{name} is left from an earlier run; it is taken if its gate is still attached"
+            ),
+        ),
+        Kind::Tap { .. } => Check::refused(
+            NAME,
+            format!("{name} is somebody else's tap (alias \"{}\")", alias.escape_default()),
+            format!("choose another name, or delete it if nobody needs it: ip link delete {name}"),
+        ),
+        Kind::Bridge { .. } | Kind::Other(_) => Check::refused(
+            NAME,
+            format!("{name} exists and is not a tap but a {}", link.kind),
+            "choose another name",
+        ),
+    }
+}
+
+fn judge_bridge(name: &LinkName, found: Option<Link>) -> Check {
+    const NAME: &str = "bridge";
+    let make = format!("make it (ip link add {name} type bridge; ip link set {name} up)");
+    let Some(link) = found else {
+        return Check::refused(NAME, format!("{name} is not there"), make);
+    };
+    match link.kind {
+        Kind::Bridge { spanning_tree: true } => Check::warning(
+            NAME,
+            format!(
+                "{name} runs the spanning tree protocol: a tap that joins is deaf for its forward delay"
+            ),
+            format!(
+                "switch it off, or a takeover waits for it: ip link set {name} type bridge stp_state 0"
+            ),
+        ),
+        Kind::Bridge { .. } if !link.up => Check::warning(
+            NAME,
+            format!("{name} is down: nothing reaches the guest"),
+            format!("ip link set {name} up"),
+        ),
+        Kind::Bridge { .. } => Check::ok(NAME, format!("{name}")),
+        Kind::Tap { .. } | Kind::Other(_) => {
+            Check::refused(NAME, format!("{name} is no bridge but a {}", link.kind), make)
+        }
+    }
+}
+
+/// Whether the address is ours to listen at, and free.
+pub(super) fn listen(address: SocketAddr) -> Check {
+    const NAME: &str = "listen";
+    match TcpListener::bind(address) {
+        Ok(_) => Check::ok(NAME, address.to_string()),
+        Err(e) => {
+            let remedy = match e.kind() {
+                std::io::ErrorKind::AddrInUse => {
+                    "stop whatever listens there (ss -ltnp shows it), or choose another port"
+                }
+                std::io::ErrorKind::AddrNotAvailable => {
+                    "name an address of this host, as `ip address` shows it"
+                }
+                _ => "choose another address or port",
+            };
+            Check::refused(NAME, format!("cannot listen at {address}: {e}"), remedy)
+        }
+    }
+}

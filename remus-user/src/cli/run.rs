@@ -1,0 +1,33 @@
+//! `remus run`: a VM on this host.
+
+use std::path::PathBuf;
+
+use super::{Failure, preflight};
+use crate::{
+    config::{Config, EXAMPLE},
+    primary::{self, PrimaryOptions},
+};
+
+#[derive(clap::Args)]
+#[command(after_help = super::EXIT_CODES)]
+pub(super) struct Args {
+    /// The VM's config
+    #[arg(value_name = "CONFIG.toml", required_unless_present = "print_example")]
+    config: Option<PathBuf>,
+    /// Print a config with every key and its meaning, and exit
+    #[arg(long, conflicts_with = "config")]
+    print_example: bool,
+}
+
+pub(super) fn run(args: Args) -> Result<(), Failure> {
+    let Some(path) = args.config else {
+        return Ok(super::print(EXAMPLE)?);
+    };
+    let config = Config::load(&path)?;
+    let report = preflight::primary(&config);
+    report.log_warnings();
+    if !report.passed() {
+        return Err(Failure::Preflight(report));
+    }
+    Ok(primary::run(PrimaryOptions { config })?)
+}

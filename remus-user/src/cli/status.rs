@@ -1,0 +1,61 @@
+//! `remus status`: how VMs on this host stand.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use remus_abi::Epoch;
+
+use super::Failure;
+use crate::{
+    config::{RUN_DIR_DEFAULT, VmName},
+    observe::{query, render, running},
+};
+
+#[derive(clap::Args)]
+#[command(after_help = super::EXIT_CODES)]
+pub(super) struct Args {
+    /// Where VMs keep their sockets
+    #[arg(long, value_name = "DIR", default_value = RUN_DIR_DEFAULT)]
+    run_dir: PathBuf,
+    /// Print JSON, one document a VM and line
+    #[arg(long)]
+    json: bool,
+    /// Take the distributions over the epochs after N alone, of those still remembered (16384)
+    #[arg(long, value_name = "N", value_parser = epoch)]
+    since_epoch: Option<Epoch>,
+    /// The VM [default: every VM here]
+    vm: Option<VmName>,
+}
+
+fn epoch(text: &str) -> Result<Epoch, String> {
+    text.parse().ok().and_then(Epoch::new).ok_or_else(|| format!("an epoch is 0 to {}", Epoch::MAX))
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let here = || running(&args.run_dir);
+    let names = match &args.vm {
+        Some(vm) => vec![vm.clone()],
+        None => here()?,
+    };
+    if names.is_empty() {
+        eprintln!("no VM runs under {}", args.run_dir.display());
+        return Ok(());
+    }
+    let mut text = String::new();
+    let mut unanswered = Vec::new();
+    for vm in &names {
+        match query(&args.run_dir, vm, args.since_epoch) {
+            Ok(status) if args.json => {
+                text += &serde_json::to_string(&status).context("write the status as JSON")?;
+                text.push('\n');
+            }
+            Ok(status) => text += &render(&status),
+            Err(e) => unanswered.push(format!("{e:#}")),
+        }
+    }
+    super::print(&text)?;
+    if unanswered.is_empty() {
+        return Ok(());
+    }
+    Err(anyhow::anyhow!("{}", unanswered.join("; ")).into())
+}

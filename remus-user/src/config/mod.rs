@@ -1,0 +1,170 @@
+//! The config file of a VM: TOML text in, a [`Config`] whose values are in range and fit each other out.
+//!
+//! Pure apart from [`Config::load`], which reads the one file. Whether the machine at hand can do what the
+//! config asks (the bridge is there, the kernel file is an ELF) is not judged here but by `preflight`.
+//!
+//! Unknown keys are errors, with the nearest known one named: a misspelt `lease_ms` must not silently be the
+//! default. Keys are never renamed quietly; [`EXAMPLE`] lists them all and a test holds it to that.
+
+mod document;
+mod name;
+mod nearest;
+mod validate;
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub use document::ConfigError;
+pub use name::{BadName, LinkName, VmName};
+
+use crate::net::Mac;
+
+/// A config file with every key, for people to start from.
+pub const EXAMPLE: &str = include_str!("example.toml");
+/// Where VMs keep their sockets and pins when nothing else is configured.
+pub const RUN_DIR_DEFAULT: &str = "/run/remus";
+/// The lease ends at least this long before the backup may promote: for clocks that drift, timer slack, and
+/// a flush that passed its check just before the end.
+pub const LEASE_MARGIN: Duration = Duration::from_millis(20);
+
+/// A VM that this host is to run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    pub name: VmName,
+    pub run_dir: PathBuf,
+    pub machine: Machine,
+    pub net: Net,
+    pub protection: Protection,
+    pub gate: Gate,
+    pub placement: Placement,
+}
+
+/// The shape of the VM.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Machine {
+    pub memory_mib: u32,
+    pub vcpus: u32,
+    /// The guest's ELF64 file; absolute, or relative to the config file's directory, already joined.
+    pub kernel: PathBuf,
+    /// Printable ASCII.
+    pub cmdline: String,
+}
+
+impl Machine {
+    /// Bytes of guest RAM.
+    pub fn memory_bytes(&self) -> u64 {
+        u64::from(self.memory_mib) << 20
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Net {
+    pub tap: LinkName,
+    pub bridge: Option<LinkName>,
+    /// The guest's own address.
+    pub mac: Mac,
+}
+
+/// What the guest may do at the first start ever, while no backup has been there yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Start {
+    /// It runs behind a shut gate until the first checkpoint is committed.
+    Protected,
+    /// It runs with an open gate until then; what it told clients is lost if the host dies first.
+    Unprotected,
+}
+
+/// Invariant: `lease + LEASE_MARGIN <= detect`, and `3 * heartbeat <= detect`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Protection {
+    pub backup: SocketAddr,
+    pub start: Start,
+    /// Longest time between two seals.
+    pub epoch: Duration,
+    /// Un-acked epochs before the guest has to wait.
+    pub depth: usize,
+    pub heartbeat: Duration,
+    /// Silence after which the other host is suspected.
+    pub detect: Duration,
+    /// How long after an ack output may leave.
+    pub lease: Duration,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Gate {
+    /// A power of two, at most `remus_abi::gate::SLOTS_MAX`.
+    pub slots: u32,
+}
+
+/// CPUs by number. Empty means anywhere.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Placement {
+    /// One for all vCPU threads, or one each.
+    pub vcpu_cpus: Vec<u32>,
+    /// Of every other thread.
+    pub io_cpus: Vec<u32>,
+}
+
+impl Placement {
+    /// The CPU that vCPU `n`'s thread is pinned to, if any.
+    pub fn of_vcpu(&self, n: usize) -> Option<u32> {
+        match self.vcpu_cpus.as_slice() {
+            [] => None,
+            [one] => Some(*one),
+            each => each.get(n).copied(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    ///
+    /// # Errors
+    /// The first mistake in the order of the text; or that the file cannot be read, is no text, or is
+    /// larger than a config can be.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        const BYTES_MAX: u64 = 1 << 20;
+        let unreadable = |problem: String, help: &str| ConfigError {
+            file: path.to_owned(),
+            at: None,
+            key: String::new(),
+            problem,
+            help: help.into(),
+        };
+        let cannot = |e: std::io::Error| {
+            unreadable(
+                format!("cannot read it: {e}"),
+                "name a file that this user may read; `remus run --print-example` prints one to start from",
+            )
+        };
+        let size = std::fs::metadata(path).map_err(cannot)?.len();
+        if size > BYTES_MAX {
+            return Err(unreadable(
+                format!("{size} bytes are too many for a config"),
+                "name the TOML file, not the kernel or a log",
+            ));
+        }
+        let bytes = std::fs::read(path).map_err(cannot)?;
+        let text = String::from_utf8(bytes).map_err(|e| {
+            unreadable(
+                format!("byte {} is not UTF-8", e.utf8_error().valid_up_to()),
+                "a config is a text file in UTF-8",
+            )
+        })?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks `text`; `file` is named in errors, and relative paths are taken from its directory.
+    ///
+    /// # Errors
+    /// The first mistake in the order of the text.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        validate::config(file, text)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+//! Names that become part of paths and of kernel objects: their characters are limited here, once.
+
+use std::fmt;
+
+/// The name of a VM. It becomes a directory under the run directory, so it is 1 to 32 of `a-z A-Z 0-9 - _ .`
+/// and begins with a letter or digit (which leaves out `.`, `..` and hidden names).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct VmName(String);
+
+/// The name of a network link, as the kernel takes it: 1 to 15 bytes, here limited to `a-z A-Z 0-9 - _ .`
+/// and a letter or digit first.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct LinkName(String);
+
+/// Why a text is not a name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BadName {
+    Empty,
+    TooLong { max: usize },
+    First(char),
+    Character(char),
+}
+
+impl VmName {
+    pub const MAX: usize = 32;
+
+    /// # Errors
+    /// Says which rule `name` breaks.
+    pub fn new(name: &str) -> Result<Self, BadName> {
+        check(name, Self::MAX).map(|()| Self(name.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl LinkName {
+    /// IFNAMSIZ less the terminating zero.
+    pub const MAX: usize = 15;
+
+    /// # Errors
+    /// Says which rule `name` breaks.
+    pub fn new(name: &str) -> Result<Self, BadName> {
+        check(name, Self::MAX).map(|()| Self(name.to_owned()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn check(name: &str, max: usize) -> Result<(), BadName> {
+    let first = name.chars().next().ok_or(BadName::Empty)?;
+    if let Some(c) = name.chars().find(|c| !c.is_ascii_alphanumeric() && !"-_.".contains(*c)) {
+        return Err(BadName::Character(c));
+    }
+    if !first.is_ascii_alphanumeric() {
+        return Err(BadName::First(first));
+    }
+    if name.len() > max { Err(BadName::TooLong { max }) } else { Ok(()) }
+}
+
+impl fmt::Display for BadName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("a name must not be empty"),
+            Self::TooLong { max } => write!(f, "a name has at most {max} characters here"),
+            Self::First(c) => write!(f, "a name begins with a letter or digit, not {c:?}"),
+            Self::Character(c) => {
+                write!(f, "{c:?} may not be in a name (only a-z A-Z 0-9 - _ . may)")
+            }
+        }
+    }
+}
+
+impl std::error::Error for BadName {}
+
+impl fmt::Display for VmName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for LinkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::str::FromStr for VmName {
+    type Err = BadName;
+
+    fn from_str(s: &str) -> Result<Self, BadName> {
+        Self::new(s)
+    }
+}
+
+impl std::str::FromStr for LinkName {
+    type Err = BadName;
+
+    fn from_str(s: &str) -> Result<Self, BadName> {
+        Self::new(s)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_would_leave_their_directory_are_refused() {
+        for bad in ["", ".", "..", "../x", "a/b", "a b", "a\0", "-rf", "é"] {
+            assert!(VmName::new(bad).is_err(), "{bad:?}");
+            assert!(LinkName::new(bad).is_err(), "{bad:?}");
+        }
+        assert!(VmName::new(&"a".repeat(33)).is_err());
+        assert!(LinkName::new(&"a".repeat(16)).is_err());
+        assert_eq!(VmName::new("web-1.lan").unwrap().as_str(), "web-1.lan");
+    }
+}

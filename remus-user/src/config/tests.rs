@@ -1,0 +1,205 @@
+//! One claim a kind of mistake, with the whole message: these texts are what people meet first.
+
+use super::*;
+
+const GOOD: &str = r#"name = "demo"
+
+[machine]
+memory_mib = 256
+kernel = "guest.elf"
+
+[net]
+tap = "tap0"
+mac = "52:54:00:77:00:0a"
+
+[protection]
+backup = "10.99.0.2:7000"
+"#;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(Path::new("/etc/remus/demo.toml"), text)
+}
+
+/// The message for the good config with `from` replaced.
+fn message(from: &str, to: &str) -> String {
+    assert_eq!(GOOD.matches(from).count(), 1, "{from:?}");
+    let error = parse(&GOOD.replace(from, to)).expect_err(to);
+    error.to_string().replace("/etc/remus/", "")
+}
+
+#[test]
+fn what_is_left_out_has_its_documented_default() {
+    let c = parse(GOOD).unwrap();
+    assert_eq!(c.run_dir, Path::new("/run/remus"));
+    assert_eq!(c.machine.kernel, Path::new("/etc/remus/guest.elf"), "beside the config");
+    assert_eq!((c.machine.vcpus, c.machine.cmdline.as_str()), (1, ""));
+    assert_eq!(c.net.bridge, None);
+    let p = &c.protection;
+    assert_eq!((p.start, p.depth), (Start::Protected, 2));
+    let ms = [p.epoch, p.heartbeat, p.detect, p.lease].map(|d| d.as_millis());
+    assert_eq!(ms, [25, 10, 100, 60]);
+    assert_eq!(c.gate.slots, 16_384);
+    assert_eq!(c.placement, Placement::default());
+}
+
+#[test]
+fn the_example_is_good_and_shows_every_key_at_its_default() {
+    let example = parse(EXAMPLE).unwrap();
+    // A commented key line reads `#key = value`, without a space, so that removing the `#` is enough.
+    let all: String = EXAMPLE
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(rest) if !rest.starts_with(' ') && !rest.is_empty() => format!("{rest}\n"),
+            Some(_) | None => format!("{line}\n"),
+        })
+        .collect();
+    let shown = parse(&all).unwrap();
+    assert_eq!(Config { placement: Placement::default(), ..shown }, example);
+    for key in validate::keys() {
+        let name = key.rsplit('.').next().unwrap();
+        assert!(all.contains(&format!("\n{name} = ")), "{key}");
+    }
+}
+
+#[test]
+fn a_text_that_is_not_toml_says_where() {
+    assert_eq!(
+        message("memory_mib = 256", "memory_mib = "),
+        "demo.toml:4:14: this is not TOML: string values must be quoted, expected literal string\n  help: \
+         texts stand in double quotes, lists in [ ], and a line holds one KEY = VALUE"
+    );
+}
+
+#[test]
+fn a_misspelt_key_gets_the_right_one() {
+    assert_eq!(
+        message("memory_mib", "memory_mb"),
+        "demo.toml:4:1: machine.memory_mb: there is no such key\n  help: did you mean `memory_mib`?"
+    );
+    assert_eq!(
+        message("[net]", "[nett]"),
+        "demo.toml:7:2: nett: there is no such key\n  help: did you mean `net`?"
+    );
+    assert_eq!(
+        message("tap = ", "disk = \"a.img\"\ntap = "),
+        "demo.toml:8:1: net.disk: there is no such key\n  help: known in [net]: tap, bridge, mac"
+    );
+}
+
+#[test]
+fn a_key_in_the_wrong_section_is_sent_to_its_own() {
+    assert_eq!(
+        message("[net]", "lease_ms = 60\n[net]"),
+        "demo.toml:7:1: machine.lease_ms: there is no such key\n  help: `lease_ms` belongs in the section \
+         [protection]"
+    );
+}
+
+#[test]
+fn a_missing_key_or_section_is_shown_as_a_line_to_add() {
+    assert_eq!(
+        message("tap = \"tap0\"\n", ""),
+        "demo.toml:7:2: net.tap: `tap` is missing from [net]\n  help: add: tap = \"tap0\""
+    );
+    assert_eq!(
+        message("[protection]\nbackup = \"10.99.0.2:7000\"\n", ""),
+        "demo.toml: protection: the section [protection] is missing\n  help: add: [protection]"
+    );
+    assert_eq!(
+        message("name = \"demo\"", ""),
+        "demo.toml: name: `name` is missing\n  help: add: name = \"demo\""
+    );
+}
+
+#[test]
+fn a_wrong_type_shows_how_the_key_is_written() {
+    assert_eq!(
+        message("memory_mib = 256", "memory_mib = \"256M\""),
+        "demo.toml:4:14: machine.memory_mib: invalid type: string \"256M\", expected i64\n  help: write it as: \
+         memory_mib = 256"
+    );
+}
+
+#[test]
+fn a_number_out_of_range_shows_the_range() {
+    assert_eq!(
+        message("memory_mib = 256", "memory_mib = 8"),
+        "demo.toml:4:14: machine.memory_mib: 8 is out of range\n  help: from 16 to 65536"
+    );
+    assert_eq!(
+        message("memory_mib = 256", "memory_mib = 257"),
+        "demo.toml:4:14: machine.memory_mib: 257 is odd\n  help: memory comes in pages of 2 MiB: write 258"
+    );
+    assert!(message("memory_mib = 256", "memory_mib = -1").contains("-1 is out of range"));
+    assert!(
+        message("backup = ", "[gate]\nslots = 1000\n[protection]\nbackup = ").contains("duplicate"),
+        "a section stands once"
+    );
+}
+
+#[test]
+fn slots_are_a_power_of_two() {
+    let text = format!("{GOOD}[gate]\nslots = 1000\n");
+    assert_eq!(
+        parse(&text).unwrap_err().to_string(),
+        "/etc/remus/demo.toml:14:9: gate.slots: 1000 is not a power of two\n  help: nearest: 512 or 1024"
+    );
+}
+
+#[test]
+fn a_lease_that_outlives_the_detector_is_refused() {
+    assert_eq!(
+        message("backup = ", "lease_ms = 90\nbackup = "),
+        "demo.toml:12:12: protection.lease_ms: 90 ms is too long for detect_ms = 100\n  help: the old primary \
+         must be mute 20 ms before its backup speaks: lease_ms = 80 or less, or detect_ms = 110 or more"
+    );
+    // The relation is judged with defaults too; then there is no line of its own to point at.
+    assert!(
+        message("backup = ", "detect_ms = 70\nbackup = ").contains("lease_ms = 50 or less"),
+        "the default lease of 60 does not fit"
+    );
+}
+
+#[test]
+fn detection_takes_three_heartbeats() {
+    assert_eq!(
+        message("backup = ", "heartbeat_ms = 50\nbackup = "),
+        "demo.toml:11:2: protection.detect_ms: 100 ms is less than three heartbeats of 50 ms\n  help: one late \
+         heartbeat must not promote: detect_ms = 150 or more, or a shorter heartbeat_ms"
+    );
+}
+
+#[test]
+fn names_macs_and_addresses_say_what_they_should_be() {
+    assert_eq!(
+        message("name = \"demo\"", "name = \"../demo\""),
+        "demo.toml:1:8: name: '/' may not be in a name (only a-z A-Z 0-9 - _ . may)\n  help: the name becomes a \
+         directory: name = \"demo\""
+    );
+    assert_eq!(
+        message("52:54:00:77:00:0a", "53:54:00:77:00:0a"),
+        "demo.toml:9:7: net.mac: 53:54:00:77:00:0a is not the address of one station\n  help: the first byte \
+         must be even, as in 52:54:00:77:00:0a"
+    );
+    assert_eq!(
+        message("10.99.0.2:7000", "backup.lan:7000"),
+        "demo.toml:12:10: protection.backup: \"backup.lan:7000\" is not IP:PORT\n  help: a number, not a name: \
+         backup = \"10.99.0.2:7000\", or \"[fd00::2]:7000\""
+    );
+    assert!(message("tap = \"tap0\"", "tap = \"tap0\"\nbridge = \"tap0\"").contains("cannot both"));
+    assert!(message("backup = ", "start = \"alone\"\nbackup = ").contains("no way to start"));
+}
+
+#[test]
+fn cpus_are_one_for_all_or_one_each() {
+    let with = |vcpu: &str| parse(&format!("{GOOD}[placement]\nvcpu_cpus = {vcpu}\n"));
+    assert_eq!(with("[0]").unwrap().placement.of_vcpu(5), Some(0));
+    assert!(with("[0, 1]").unwrap_err().to_string().contains("2 CPUs do not fit 1 vCPUs"));
+    assert!(with("[3, 3]").unwrap_err().to_string().contains("named twice"));
+}
+
+#[test]
+fn a_file_that_is_not_there_is_an_error_that_names_it() {
+    let error = Config::load(Path::new("/nonexistent/x.toml")).unwrap_err().to_string();
+    assert!(error.starts_with("/nonexistent/x.toml: cannot read it: No such file"), "{error}");
+}

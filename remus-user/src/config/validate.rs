@@ -1,0 +1,398 @@
+//! From TOML to a [`Config`]: first that every key is known and none is missing, then types, then ranges and
+//! how values fit each other.
+
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+use remus_abi::gate::{SLOTS_DEFAULT, SLOTS_MAX};
+use serde::Deserialize;
+
+use super::{
+    Config, ConfigError, Gate, LEASE_MARGIN, LinkName, Machine, Net, Placement, Protection,
+    RUN_DIR_DEFAULT, Start, VmName, document::Document, nearest::nearest,
+};
+use crate::net::Mac;
+
+/// Every key: its dotted path, an example line, and whether it must be there.
+const KEYS: &[(&str, &str, bool)] = &[
+    ("name", "name = \"demo\"", true),
+    ("run_dir", "run_dir = \"/run/remus\"", false),
+    ("machine", "[machine]", true),
+    ("machine.memory_mib", "memory_mib = 256", true),
+    ("machine.vcpus", "vcpus = 1", false),
+    ("machine.kernel", "kernel = \"/usr/lib/remus/remus-guest\"", true),
+    ("machine.cmdline", "cmdline = \"\"", false),
+    ("net", "[net]", true),
+    ("net.tap", "tap = \"tap0\"", true),
+    ("net.bridge", "bridge = \"br0\"", false),
+    ("net.mac", "mac = \"52:54:00:77:00:0a\"", true),
+    ("protection", "[protection]", true),
+    ("protection.backup", "backup = \"10.99.0.2:7000\"", true),
+    ("protection.start", "start = \"protected\"", false),
+    ("protection.epoch_ms", "epoch_ms = 25", false),
+    ("protection.depth", "depth = 2", false),
+    ("protection.heartbeat_ms", "heartbeat_ms = 10", false),
+    ("protection.detect_ms", "detect_ms = 100", false),
+    ("protection.lease_ms", "lease_ms = 60", false),
+    ("gate", "[gate]", false),
+    ("gate.slots", "slots = 16384", false),
+    ("placement", "[placement]", false),
+    ("placement.vcpu_cpus", "vcpu_cpus = [0]", false),
+    ("placement.io_cpus", "io_cpus = [1]", false),
+];
+
+const CPUS_MAX: u32 = 1024;
+const CMDLINE_BYTES_MAX: usize = 2048;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    name: String,
+    run_dir: Option<String>,
+    machine: RawMachine,
+    net: RawNet,
+    protection: RawProtection,
+    gate: Option<RawGate>,
+    placement: Option<RawPlacement>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMachine {
+    memory_mib: i64,
+    vcpus: Option<i64>,
+    kernel: String,
+    cmdline: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNet {
+    tap: String,
+    bridge: Option<String>,
+    mac: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawProtection {
+    backup: String,
+    start: Option<String>,
+    epoch_ms: Option<i64>,
+    depth: Option<i64>,
+    heartbeat_ms: Option<i64>,
+    detect_ms: Option<i64>,
+    lease_ms: Option<i64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawGate {
+    slots: Option<i64>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawPlacement {
+    #[serde(default)]
+    vcpu_cpus: Vec<i64>,
+    #[serde(default)]
+    io_cpus: Vec<i64>,
+}
+
+pub(super) fn config(file: &Path, text: &str) -> Result<Config, ConfigError> {
+    let document = Document::parse(file, text)?;
+    check_keys(&document)?;
+    let raw: Raw = toml::from_str(text).map_err(|e| {
+        // Only types are left to be wrong.
+        let problem = e.message().to_owned();
+        match e.span() {
+            Some(span) => {
+                let error = document.error_at(span, problem, String::new());
+                let help = KEYS.iter().find(|(key, ..)| *key == error.key);
+                ConfigError {
+                    help: help
+                        .map_or_else(String::new, |(_, line, _)| format!("write it as: {line}")),
+                    ..error
+                }
+            }
+            None => document.error("", problem, String::new()),
+        }
+    })?;
+    Check { document: &document, file }.config(&raw)
+}
+
+fn check_keys(document: &Document<'_>) -> Result<(), ConfigError> {
+    for (key, span) in document.keys() {
+        if KEYS.iter().any(|(known, ..)| *known == key) {
+            continue;
+        }
+        return Err(document.error_at(span, "there is no such key".into(), suggestion(&key)));
+    }
+    for (key, line, required) in KEYS {
+        if *required && !document.has(key) {
+            let problem = match key.split_once('.') {
+                None if line.starts_with('[') => format!("the section {line} is missing"),
+                None => format!("`{key}` is missing"),
+                Some((section, name)) => format!("`{name}` is missing from [{section}]"),
+            };
+            return Err(document.error(key, problem, format!("add: {line}")));
+        }
+    }
+    Ok(())
+}
+
+/// What to do about an unknown key: the known key it may have been, wherever that belongs.
+fn suggestion(key: &str) -> String {
+    let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
+    let section_of = |k: &'static str| k.rsplit_once('.').map_or("", |(s, _)| s);
+    let name_of = |k: &'static str| k.rsplit_once('.').map_or(k, |(_, n)| n);
+    let keys = || KEYS.iter().map(|(k, ..)| *k);
+    // Known, but of another section.
+    if let Some(right) = keys().find(|k| name_of(k) == name) {
+        return match section_of(right) {
+            "" => format!("`{name}` stands above the first [section]"),
+            s => format!("`{name}` belongs in the section [{s}]"),
+        };
+    }
+    let here = || keys().filter(|k| section_of(k) == section).map(name_of);
+    if let Some(near) = nearest(name, here()) {
+        return format!("did you mean `{near}`?");
+    }
+    let known: Vec<_> = here().collect();
+    if known.is_empty() {
+        return "remove it; `remus run --print-example` shows every key".into();
+    }
+    match section {
+        "" => format!("known here: {}", known.join(", ")),
+        s => format!("known in [{s}]: {}", known.join(", ")),
+    }
+}
+
+struct Check<'a, 'i> {
+    document: &'a Document<'i>,
+    file: &'a Path,
+}
+
+impl Check<'_, '_> {
+    fn config(&self, raw: &Raw) -> Result<Config, ConfigError> {
+        let name = VmName::new(&raw.name).map_err(|e| {
+            self.wrong("name", e.to_string(), "the name becomes a directory: name = \"demo\"")
+        })?;
+        let run_dir = raw.run_dir.as_deref().unwrap_or(RUN_DIR_DEFAULT);
+        if !run_dir.starts_with('/') || run_dir.contains('\0') {
+            return Err(self.wrong(
+                "run_dir",
+                format!("{run_dir:?} is not an absolute path"),
+                "begin it with a slash: run_dir = \"/run/remus\"",
+            ));
+        }
+        let machine = self.machine(&raw.machine)?;
+        let net = self.net(&raw.net)?;
+        let protection = self.protection(&raw.protection)?;
+        let gate = self.gate(raw.gate.as_ref())?;
+        let placement = self.placement(raw.placement.as_ref(), machine.vcpus)?;
+        Ok(Config { name, run_dir: run_dir.into(), machine, net, protection, gate, placement })
+    }
+
+    fn machine(&self, raw: &RawMachine) -> Result<Machine, ConfigError> {
+        let memory_mib = self.number("machine.memory_mib", raw.memory_mib, 16, 65_536)?;
+        if memory_mib % 2 != 0 {
+            return Err(self.wrong(
+                "machine.memory_mib",
+                format!("{memory_mib} is odd"),
+                format!("memory comes in pages of 2 MiB: write {}", memory_mib + 1),
+            ));
+        }
+        let vcpus = self.number("machine.vcpus", raw.vcpus.unwrap_or(1), 1, 64)?;
+        if raw.kernel.is_empty() || raw.kernel.contains('\0') {
+            return Err(self.wrong(
+                "machine.kernel",
+                "this is not a path".into(),
+                "name the guest's ELF file",
+            ));
+        }
+        let cmdline = raw.cmdline.clone().unwrap_or_default();
+        if let Some(c) = cmdline.chars().find(|c| !matches!(c, ' '..='~')) {
+            return Err(self.wrong(
+                "machine.cmdline",
+                format!("{c:?} may not be in a command line"),
+                "use printable ASCII only",
+            ));
+        }
+        if cmdline.len() > CMDLINE_BYTES_MAX {
+            return Err(self.wrong(
+                "machine.cmdline",
+                format!("{} bytes are too long", cmdline.len()),
+                format!("a command line has at most {CMDLINE_BYTES_MAX} bytes"),
+            ));
+        }
+        let kernel = self.file.parent().unwrap_or(Path::new("")).join(&raw.kernel);
+        Ok(Machine { memory_mib, vcpus, kernel, cmdline })
+    }
+
+    fn net(&self, raw: &RawNet) -> Result<Net, ConfigError> {
+        let link = |key, name: &str| {
+            LinkName::new(name).map_err(|e| {
+                self.wrong(key, e.to_string(), "name a link as `ip link` shows it, as in tap0")
+            })
+        };
+        let tap = link("net.tap", &raw.tap)?;
+        let bridge = raw.bridge.as_deref().map(|name| link("net.bridge", name)).transpose()?;
+        if bridge.as_ref() == Some(&tap) {
+            return Err(self.wrong(
+                "net.bridge",
+                format!("the bridge and the tap cannot both be {tap}"),
+                "name the bridge that the tap is to join",
+            ));
+        }
+        let mac: Mac = raw.mac.parse().map_err(|e| {
+            self.wrong("net.mac", format!("{:?} is {e}", raw.mac), "mac = \"52:54:00:77:00:0a\"")
+        })?;
+        if !mac.is_unicast() {
+            return Err(self.wrong(
+                "net.mac",
+                format!("{mac} is not the address of one station"),
+                "the first byte must be even, as in 52:54:00:77:00:0a",
+            ));
+        }
+        Ok(Net { tap, bridge, mac })
+    }
+
+    fn protection(&self, raw: &RawProtection) -> Result<Protection, ConfigError> {
+        let backup: SocketAddr = raw.backup.parse().map_err(|_| {
+            self.wrong(
+                "protection.backup",
+                format!("{:?} is not IP:PORT", raw.backup),
+                "a number, not a name: backup = \"10.99.0.2:7000\", or \"[fd00::2]:7000\"",
+            )
+        })?;
+        if backup.port() == 0 || backup.ip().is_unspecified() || backup.ip().is_multicast() {
+            return Err(self.wrong(
+                "protection.backup",
+                format!("nobody can listen at {backup}"),
+                "write the address and port that `remus backup --listen` was given",
+            ));
+        }
+        let start = match raw.start.as_deref() {
+            None | Some("protected") => Start::Protected,
+            Some("unprotected") => Start::Unprotected,
+            Some(other) => {
+                return Err(self.wrong(
+                    "protection.start",
+                    format!("{other:?} is no way to start"),
+                    "\"protected\": nothing leaves before the backup has a checkpoint; \"unprotected\": the guest \
+                     may talk at once, and what it said is lost if the host dies before that",
+                ));
+            }
+        };
+        let ms = |key, value: Option<i64>, default, min, max| {
+            self.number(key, value.unwrap_or(default), min, max)
+        };
+        let epoch_ms = ms("protection.epoch_ms", raw.epoch_ms, 25, 1, 1000)?;
+        let depth = self.number("protection.depth", raw.depth.unwrap_or(2), 1, 16)?;
+        let heartbeat_ms = ms("protection.heartbeat_ms", raw.heartbeat_ms, 10, 1, 1000)?;
+        let detect_ms = ms("protection.detect_ms", raw.detect_ms, 100, 30, 60_000)?;
+        let lease_ms = ms("protection.lease_ms", raw.lease_ms, 60, 5, 60_000)?;
+        if detect_ms < 3 * heartbeat_ms {
+            return Err(self.wrong(
+                "protection.detect_ms",
+                format!("{detect_ms} ms is less than three heartbeats of {heartbeat_ms} ms"),
+                format!(
+                    "one late heartbeat must not promote: detect_ms = {} or more, or a shorter heartbeat_ms",
+                    3 * heartbeat_ms
+                ),
+            ));
+        }
+        let lease_max = detect_ms.saturating_sub(margin_ms());
+        if lease_ms > lease_max {
+            return Err(self.wrong(
+                "protection.lease_ms",
+                format!("{lease_ms} ms is too long for detect_ms = {detect_ms}"),
+                format!(
+                    "the old primary must be mute {} ms before its backup speaks: lease_ms = {lease_max} or \
+                     less, or detect_ms = {} or more",
+                    margin_ms(),
+                    lease_ms + margin_ms()
+                ),
+            ));
+        }
+        let duration = |ms: u32| Duration::from_millis(u64::from(ms));
+        Ok(Protection {
+            backup,
+            start,
+            epoch: duration(epoch_ms),
+            depth: depth as usize,
+            heartbeat: duration(heartbeat_ms),
+            detect: duration(detect_ms),
+            lease: duration(lease_ms),
+        })
+    }
+
+    fn gate(&self, raw: Option<&RawGate>) -> Result<Gate, ConfigError> {
+        let slots = raw.and_then(|g| g.slots).unwrap_or(i64::from(SLOTS_DEFAULT));
+        let slots = self.number("gate.slots", slots, 64, SLOTS_MAX)?;
+        if !slots.is_power_of_two() {
+            let above = slots.next_power_of_two();
+            return Err(self.wrong(
+                "gate.slots",
+                format!("{slots} is not a power of two"),
+                format!("nearest: {} or {above}", above / 2),
+            ));
+        }
+        Ok(Gate { slots })
+    }
+
+    fn placement(&self, raw: Option<&RawPlacement>, vcpus: u32) -> Result<Placement, ConfigError> {
+        let Some(raw) = raw else { return Ok(Placement::default()) };
+        let cpus = |key, list: &[i64]| -> Result<Vec<u32>, ConfigError> {
+            let mut cpus = Vec::new();
+            for &cpu in list {
+                let cpu = self.number(key, cpu, 0, CPUS_MAX - 1)?;
+                if cpus.contains(&cpu) {
+                    return Err(self.wrong(
+                        key,
+                        format!("CPU {cpu} is named twice"),
+                        "name each CPU once",
+                    ));
+                }
+                cpus.push(cpu);
+            }
+            Ok(cpus)
+        };
+        let vcpu_cpus = cpus("placement.vcpu_cpus", &raw.vcpu_cpus)?;
+        let io_cpus = cpus("placement.io_cpus", &raw.io_cpus)?;
+        if vcpu_cpus.len() > 1 && vcpu_cpus.len() != vcpus as usize {
+            return Err(self.wrong(
+                "placement.vcpu_cpus",
+                format!("{} CPUs do not fit {vcpus} vCPUs", vcpu_cpus.len()),
+                format!("name one CPU for all vCPUs, or {vcpus}"),
+            ));
+        }
+        Ok(Placement { vcpu_cpus, io_cpus })
+    }
+
+    fn number(&self, key: &str, value: i64, min: u32, max: u32) -> Result<u32, ConfigError> {
+        match u32::try_from(value) {
+            Ok(n) if (min..=max).contains(&n) => Ok(n),
+            Ok(_) | Err(_) => Err(self.wrong(
+                key,
+                format!("{value} is out of range"),
+                format!("from {min} to {max}"),
+            )),
+        }
+    }
+
+    fn wrong(&self, key: &str, problem: String, help: impl Into<String>) -> ConfigError {
+        self.document.error(key, problem, help.into())
+    }
+}
+
+fn margin_ms() -> u32 {
+    u32::try_from(LEASE_MARGIN.as_millis()).expect("a margin of milliseconds")
+}
+
+/// Every dotted key that is not a section.
+#[cfg(test)]
+pub(super) fn keys() -> impl Iterator<Item = &'static str> {
+    KEYS.iter().filter(|(_, line, _)| !line.starts_with('[')).map(|(key, ..)| *key)
+}

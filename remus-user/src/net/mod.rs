@@ -1,0 +1,17 @@
+//! The host's network as the gate needs it: links by rtnetlink ([`Links`]), the tap ([`Tap`]), and what tells
+//! switches and neighbours where the guest is now ([`announce`], pure).
+//!
+//! Knows nothing of eBPF: whether an existing tap is guarded by our own gate is the caller's to say.
+//! Deliberately absent: addresses and routes (the guest has those, not the host), and making bridges.
+
+pub mod announce;
+mod identity;
+mod links;
+mod mac;
+mod sysfs;
+mod tap;
+
+pub use identity::{Identity, Station};
+pub use links::{IfIndex, Kind, Link, Links};
+pub use mac::{Mac, NotAMac};
+pub use tap::{Found, Tap, TapSpec, VNET_HEADER_BYTES, tap_alias};

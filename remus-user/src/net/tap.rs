@@ -1,0 +1,266 @@
+//! The tap whose other end is the guest's network card.
+//!
+//! Made persistent, so that it outlives the process that made it with its gate still attached: a killed
+//! controller must leave a shut door, not a missing one. Made down and in no bridge: the caller attaches the
+//! gate, and only then calls [`Links::join`] and [`Links::up`]. At no moment can a frame pass ungated.
+//!
+//! Refused, since the gate's ring of slots takes one producer and trusts that a frame is stamped when
+//! `write()` returns: several queues, and receive packet steering (RPS). NAPI mode is switched off by
+//! attaching without its flag.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::OpenOptionsExt,
+    },
+    path::Path,
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use libc::{c_int, c_ulong};
+
+use super::{
+    Mac,
+    links::{IfIndex, Kind, Link, Links},
+    sysfs,
+};
+
+/// Bytes of `struct virtio_net_hdr_v1` before every frame that is read from or written to the tap.
+pub const VNET_HEADER_BYTES: usize = 12;
+
+/// The tap that a VM needs.
+#[derive(Clone, Debug)]
+pub struct TapSpec<'a> {
+    pub name: &'a str,
+    /// The guest's own address; the tap gets [`Mac::host_side`] of it.
+    pub guest_mac: Mac,
+    pub mtu_bytes: u32,
+    /// The VM's name, kept in the link's alias for people to read.
+    pub vm: &'a str,
+}
+
+/// An existing tap of the wanted name, for the caller to tell its own from others'.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub link: Link,
+}
+
+/// An attached tap: down, in no bridge, and mute until its gate is attached and it is set up.
+#[derive(Debug)]
+pub struct Tap {
+    /// Non-blocking. Every frame has [`VNET_HEADER_BYTES`] before it.
+    pub fd: OwnedFd,
+    pub index: IfIndex,
+    /// It was there before (the caller knew it for its own).
+    pub adopted: bool,
+}
+
+/// The alias of a tap that was made for the VM `vm`. For people, and for a first guess: anybody may write one.
+pub fn tap_alias(vm: &str) -> String {
+    format!("remus VM {vm}")
+}
+
+impl Links {
+    /// Makes the tap, or adopts the existing one if `ours` says that it is (a tap that carries our own gate).
+    ///
+    /// Call it in the network namespace of this [`Links`]. A tap made here is deleted again when a later step
+    /// fails.
+    ///
+    /// # Errors
+    /// Somebody else's link has the name; another process has the tap open; it has several queues or RPS; or
+    /// a call of the kernel fails (no CAP_NET_ADMIN, no /dev/net/tun).
+    pub fn ensure_tap(&self, spec: &TapSpec<'_>, ours: impl FnOnce(&Found) -> bool) -> Result<Tap> {
+        let before = self.find(spec.name)?;
+        if let Some(link) = before.clone() {
+            check_adoptable(&link)?;
+            let found = Found { link };
+            if !ours(&found) {
+                bail!(
+                    "tap {} is somebody else's: {}. Give this VM a tap name of its own (net.tap), or delete that \
+                     tap if nobody needs it (ip link delete {})",
+                    spec.name,
+                    whose(&found.link),
+                    spec.name
+                );
+            }
+        }
+        let adopted = before.is_some();
+        let file = attach(spec.name, adopted)?;
+        let made = MadeTap { file: &file, keep: adopted };
+        let link = self.find(spec.name)?.context("the tap is gone again")?;
+        if before.is_some_and(|b| b.index != link.index) {
+            bail!("tap {} was replaced by another while it was being adopted", spec.name);
+        }
+        let index = link.index;
+        if adopted {
+            // Down before out: no frame of a stale carrier may find an unbridged, ungated way.
+            self.down(index)?;
+            self.leave(index)?;
+        }
+        self.configure(&file, index, spec)?;
+        if !adopted {
+            tun_ioctl(&file, libc::TUNSETPERSIST, 1).context("make the tap persistent")?;
+        }
+        made.keep();
+        Ok(Tap { fd: file.into(), index, adopted })
+    }
+
+    fn configure(&self, file: &File, index: IfIndex, spec: &TapSpec<'_>) -> Result<()> {
+        let name = spec.name;
+        // The gate copies frames, which loses half-made checksums and super-frames: none are offered to the
+        // guest, and none may reach it (0: no offload).
+        tun_ioctl(file, libc::TUNSETOFFLOAD, 0)
+            .with_context(|| format!("switch offloads of {name} off"))?;
+        let mut header = c_int::try_from(VNET_HEADER_BYTES).expect("twelve");
+        // SAFETY: the fd is an attached tap; the kernel reads one int through a valid pointer.
+        if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw mut header) } != 0 {
+            let e = io::Error::last_os_error();
+            return Err(e).with_context(|| format!("set the virtio-net header size of {name}"));
+        }
+        self.describe(index, spec.guest_mac.host_side(), spec.mtu_bytes, &tap_alias(spec.vm))
+            .with_context(|| format!("prepare {name}"))?;
+        disable_ipv6(name)?;
+        sysfs::gro_off(name).with_context(|| format!("switch GRO of {name} off"))?;
+        if let Some(mask) = sysfs::receive_packet_steering(name)? {
+            bail!(
+                "tap {name} has receive packet steering on (rps_cpus = {mask}): frames would pass the gate late. \
+                 Write 0 to /sys/class/net/{name}/queues/rx-0/rps_cpus, and to \
+                 /proc/sys/net/core/rps_default_mask if new taps get it"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Deletes a tap that was made here, should anything fail before it is whole.
+struct MadeTap<'a> {
+    file: &'a File,
+    keep: bool,
+}
+
+impl MadeTap<'_> {
+    fn keep(mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for MadeTap<'_> {
+    fn drop(&mut self) {
+        if !self.keep
+            && let Err(e) = tun_ioctl(self.file, libc::TUNSETPERSIST, 0)
+        {
+            tracing::warn!("a half-made tap may stay behind: {e}");
+        }
+    }
+}
+
+fn check_adoptable(link: &Link) -> Result<()> {
+    match &link.kind {
+        Kind::Tap { multi_queue: false, .. } => Ok(()),
+        Kind::Tap { multi_queue: true, .. } => Err(anyhow!(
+            "tap {} has several queues ({}): the gate guards one. Use a single-queue tap, or leave it to remus to \
+             make one",
+            link.name,
+            whose(link)
+        )),
+        Kind::Bridge { .. } | Kind::Other(_) => Err(anyhow!(
+            "{} is not a tap but a {}: give this VM a tap name of its own (net.tap)",
+            link.name,
+            link.kind
+        )),
+    }
+}
+
+/// What can be said about whose a tap is: its alias, its owner, the process that has it open.
+fn whose(link: &Link) -> String {
+    let mut says = vec![format!("link {}", link.index)];
+    if let Some(alias) = &link.alias {
+        says.push(format!("alias \"{}\"", alias.escape_default()));
+    }
+    if let Kind::Tap { owner_uid: Some(uid), .. } = link.kind {
+        says.push(format!("owned by uid {uid}"));
+    }
+    match holder(&link.name) {
+        Some((pid, command)) => says.push(format!("open in process {pid} ({command})")),
+        None => says.push("open in no process".into()),
+    }
+    says.join(", ")
+}
+
+/// A process of this network namespace that has the tap `name` open. Only for messages: best effort.
+fn holder(name: &str) -> Option<(u32, String)> {
+    let namespace = fs::read_link("/proc/thread-self/ns/net").ok()?;
+    let here = |thread: &Path| fs::read_link(thread.join("ns/net")).is_ok_and(|n| n == namespace);
+    let wanted = format!("iff:\t{name}");
+    let holds = |fdinfo: &Path| {
+        fs::read_to_string(fdinfo).is_ok_and(|text| text.lines().any(|line| line == wanted))
+    };
+    let any = |directory: &Path, is: &dyn Fn(&Path) -> bool| {
+        fs::read_dir(directory).is_ok_and(|all| all.flatten().any(|entry| is(&entry.path())))
+    };
+    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let path = entry.path();
+        let found = any(&path.join("task"), &here) && any(&path.join("fdinfo"), &holds);
+        let command = found.then(|| fs::read_to_string(path.join("comm")).unwrap_or_default())?;
+        Some((pid, command.trim().to_owned()))
+    })
+}
+
+/// Opens /dev/net/tun and attaches to the tap `name`: an existing one, or else a new one and no other.
+fn attach(name: &str, existing: bool) -> Result<File> {
+    // Refuses to attach to what somebody made since we looked.
+    const IFF_TUN_EXCL: c_int = 0x8000;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open("/dev/net/tun")
+        .context("open /dev/net/tun (is the tun driver there, and may this user use it?)")?;
+    let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    if !existing {
+        flags |= IFF_TUN_EXCL;
+    }
+    let mut request = sysfs::ifreq(name)?;
+    // The field is a short; 0x8000 sets its sign bit.
+    request.ifr_ifru.ifru_flags =
+        i16::from_ne_bytes(u16::try_from(flags).expect("flags of 16 bits").to_ne_bytes());
+    // SAFETY: the fd is /dev/net/tun; `request` is a whole ifreq, which the kernel reads and writes.
+    if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } == 0 {
+        return Ok(file);
+    }
+    let error = io::Error::last_os_error();
+    let why = match error.raw_os_error() {
+        Some(libc::EBUSY) => match holder(name) {
+            Some((pid, command)) => format!("tap {name} is open in process {pid} ({command})"),
+            None => format!("tap {name} is in use, or was just made by somebody else"),
+        },
+        Some(libc::EPERM) => format!("make or open tap {name}: this needs CAP_NET_ADMIN"),
+        Some(_) | None => format!("make or open tap {name}"),
+    };
+    Err(error).context(why)
+}
+
+/// The host must not speak IPv6 to the guest from the tap by itself (router solicitations, MLD reports).
+fn disable_ipv6(name: &str) -> Result<()> {
+    // /proc/sys/net shows the calling thread's network namespace, whatever is mounted where.
+    let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+    match fs::write(&path, "1") {
+        Ok(()) => Ok(()),
+        // A kernel without IPv6.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e).with_context(|| format!("write 1 to {path}")),
+    }
+}
+
+/// The tun ioctls that take their argument by value.
+fn tun_ioctl(file: &File, request: c_ulong, value: c_ulong) -> io::Result<()> {
+    // SAFETY: TUNSETPERSIST and TUNSETOFFLOAD read `value` itself; no pointer is passed.
+    if unsafe { libc::ioctl(file.as_raw_fd(), request, value) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}

@@ -1,0 +1,152 @@
+//! The last [`REMEMBERED`] epochs, one slot each: what each cost, for percentiles over a stretch of time that
+//! the reader chooses.
+//!
+//! One thread seals; it and others complete the slot (bytes, commit, lag) with plain atomic stores. Readers
+//! take what they find: a slot is published by its stamp, which is zero while the slot is being reused, so a
+//! reader either sees one epoch's numbers or skips the slot.
+
+use std::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+    fence,
+};
+
+use remus_abi::{Epoch, Stamp, Term};
+
+use super::{histogram::exact, status::Distribution};
+
+/// Six minutes at 40 epochs a second; a power of two.
+pub(super) const REMEMBERED: usize = 1 << 14;
+
+/// Zero, in every field, means "not yet": what is zero by nature is stored as it is, for it counts nothing.
+#[derive(Default)]
+struct Slot {
+    stamp: AtomicU64,
+    pause_us: AtomicU32,
+    dirty_pages: AtomicU32,
+    /// One more than the time.
+    commit_us: AtomicU32,
+}
+
+pub(super) struct EpochRing {
+    slots: Box<[Slot]>,
+}
+
+/// Distributions over a stretch of epochs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Stretch {
+    pub(super) pause_us: Distribution,
+    pub(super) dirty_pages: Distribution,
+    /// Over those that are committed.
+    pub(super) commit_us: Distribution,
+}
+
+impl EpochRing {
+    pub(super) fn new() -> Self {
+        Self { slots: (0..REMEMBERED).map(|_| Slot::default()).collect() }
+    }
+
+    /// One thread only: a second writer would mix two epochs in one slot.
+    pub(super) fn seal(&self, stamp: Stamp, pause_us: u32, dirty_pages: u32) {
+        let slot = self.slot(stamp);
+        // Readers that see any store below also see that the slot is nobody's.
+        slot.stamp.store(0, Relaxed);
+        fence(Release);
+        slot.pause_us.store(pause_us, Relaxed);
+        slot.dirty_pages.store(dirty_pages, Relaxed);
+        slot.commit_us.store(0, Relaxed);
+        slot.stamp.store(stamp.bits(), Release);
+    }
+
+    /// Adds the commit to an epoch that is still remembered.
+    pub(super) fn commit(&self, stamp: Stamp, commit_us: u32) {
+        let slot = self.slot(stamp);
+        if slot.stamp.load(Acquire) == stamp.bits() {
+            slot.commit_us.store(commit_us.saturating_add(1), Relaxed);
+        }
+    }
+
+    /// Over the remembered epochs of `term` after `since`.
+    pub(super) fn stretch(&self, term: Term, since: Epoch) -> Stretch {
+        let (mut pauses, mut pages, mut commits) = (Vec::new(), Vec::new(), Vec::new());
+        for slot in &self.slots {
+            let before = slot.stamp.load(Acquire);
+            let pause_us = slot.pause_us.load(Relaxed);
+            let dirty_pages = slot.dirty_pages.load(Relaxed);
+            let commit_us = slot.commit_us.load(Relaxed);
+            fence(Acquire);
+            let stamp = Stamp::from_bits(before);
+            let whole = before != 0 && slot.stamp.load(Relaxed) == before;
+            if !whole || stamp.term() != term || stamp.epoch() <= since {
+                continue;
+            }
+            pauses.push(pause_us);
+            pages.push(dirty_pages);
+            commits.extend(commit_us.checked_sub(1));
+        }
+        Stretch {
+            pause_us: exact(&mut pauses),
+            dirty_pages: exact(&mut pages),
+            commit_us: exact(&mut commits),
+        }
+    }
+
+    fn slot(&self, stamp: Stamp) -> &Slot {
+        let at = stamp.epoch().get() % REMEMBERED as u64;
+        &self.slots[usize::try_from(at).expect("below REMEMBERED")]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    fn stamp(term: u32, epoch: u64) -> Stamp {
+        Stamp::new(Term::new(term).unwrap(), Epoch::new(epoch).unwrap())
+    }
+
+    #[test]
+    fn a_stretch_counts_its_own_term_after_its_epoch() {
+        let ring = EpochRing::new();
+        ring.seal(stamp(1, 5), 900, 900);
+        for n in 1..=10u32 {
+            ring.seal(stamp(2, n.into()), n * 100, n);
+        }
+        ring.commit(stamp(2, 9), 0);
+        let all = ring.stretch(Term::new(2).unwrap(), Epoch::NONE);
+        assert_eq!((all.pause_us.count, all.pause_us.max, all.dirty_pages.p50), (10, 1000, 5));
+        let last = ring.stretch(Term::new(2).unwrap(), Epoch::new(8).unwrap());
+        assert_eq!((last.pause_us.count, last.commit_us.count, last.commit_us.max), (2, 1, 0));
+    }
+
+    #[test]
+    fn the_oldest_epoch_gives_way_and_its_late_commit_goes_nowhere() {
+        let ring = EpochRing::new();
+        let reuse = 3 + REMEMBERED as u64;
+        ring.seal(stamp(1, 3), 10, 1);
+        ring.seal(stamp(1, reuse), 20, 2);
+        ring.commit(stamp(1, 3), 77);
+        let all = ring.stretch(Term::FIRST, Epoch::NONE);
+        assert_eq!((all.pause_us.count, all.pause_us.max, all.commit_us.count), (1, 20, 0));
+    }
+
+    #[test]
+    fn a_reader_never_sees_two_epochs_in_one() {
+        let (ring, done) = (EpochRing::new(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for n in 1..=400_000u32 {
+                    // One slot over and over; both numbers of an epoch are the same.
+                    ring.seal(stamp(1, u64::from(n) * REMEMBERED as u64), n, n);
+                }
+                done.store(true, Relaxed);
+            });
+            while !done.load(Relaxed) {
+                let seen = ring.stretch(Term::FIRST, Epoch::NONE);
+                assert_eq!(seen.pause_us.max, seen.dirty_pages.max);
+            }
+        });
+    }
+}

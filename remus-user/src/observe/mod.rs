@@ -1,0 +1,19 @@
+//! How a running VM is seen from outside: counters that the engine writes ([`Shared`]), the document made of
+//! them ([`status::Status`]), the socket that answers with it ([`StatusSocket`], [`query`]), and the directory
+//! that belongs to one instance of a VM ([`VmDir`]).
+//!
+//! The engine thread never waits for a reader: all that it writes in an epoch are plain atomics. Deliberately
+//! absent: anything that steers. Nobody decides by these numbers.
+
+mod epochs;
+mod histogram;
+mod render;
+mod shared;
+mod socket;
+pub mod status;
+mod vm_dir;
+
+pub use render::render;
+pub use shared::{GateReading, Shared};
+pub use socket::{StatusSocket, query};
+pub use vm_dir::{VmDir, running};

@@ -1,0 +1,153 @@
+//! A status for people: a few aligned lines.
+
+use std::fmt::Write as _;
+
+use super::status::{Distribution, Protection, Role, Status};
+
+/// The lines that `remus status` prints, each ended.
+pub fn render(s: &Status) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        // Writing to a String does not fail.
+        writeln!(text, "  {name:<12} {value}").expect("a String takes it");
+    };
+    let e = s.epochs;
+    line(
+        "epochs",
+        format!(
+            "open {}, captured {}, acked {}, released {}",
+            e.open, e.captured, e.acked, e.released
+        ),
+    );
+    let seconds = s.protected_ms as f64 / 1000.0;
+    let rate = if seconds > 0.0 { s.checkpoints as f64 / seconds } else { 0.0 };
+    line(
+        "checkpoints",
+        format!("{} committed, {seconds:.1} s protected, {rate:.1}/s", s.checkpoints),
+    );
+    line("pause", spread(&s.pause_us, micros));
+    line("commit", spread(&s.commit_us, micros));
+    line("dirty pages", spread(&s.dirty_pages, |n| n.to_string()));
+    line("lag", format!("{:.1} ms from seal to release", s.lag_ms));
+    let ratio = if s.bytes_sent > 0 { s.bytes_raw as f64 / s.bytes_sent as f64 } else { 0.0 };
+    line("sent", format!("{} of {} raw ({ratio:.1}:1)", bytes(s.bytes_sent), bytes(s.bytes_raw)));
+    let g = &s.gate;
+    line(
+        "gate",
+        format!(
+            "{}: {} wait, {} held, {} released, {} passed",
+            g.mode, g.waiting, g.held, g.released, g.passed
+        ),
+    );
+    let troubles = [
+        ("dropped while closed", g.dropped_closed),
+        ("dropped, no slot free", g.dropped_full),
+        ("dropped, unfit", g.dropped_unfit),
+        ("refused, stale", g.refused_stale),
+        ("REFUSED BY THE SECOND LOCK", g.refused_by_lock),
+        ("sent again", g.resent),
+        ("not sent", g.send_failed),
+        ("flushes after the lease", g.lease_over),
+        ("discarded", g.discarded),
+    ];
+    let troubles: Vec<_> =
+        troubles.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{n} {what}")).collect();
+    if !troubles.is_empty() {
+        line("", troubles.join(", "));
+    }
+    if let Some(f) = &s.failover {
+        let ms = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e6;
+        line(
+            "takeover",
+            format!(
+                "from epoch {}: {:.0} ms of silence, {:.0} ms to run, {:.0} ms to open",
+                f.epoch,
+                ms(f.last_heard_ns, f.decided_ns),
+                ms(f.decided_ns, f.running_ns),
+                ms(f.running_ns, f.open_ns)
+            ),
+        );
+    }
+    let role = match s.role {
+        Role::Primary => "primary",
+        Role::Backup => "backup",
+    };
+    let reason = if s.reason.is_empty() { String::new() } else { format!(": {}", s.reason) };
+    format!("{}: {} ({role}, term {}){reason}\n{text}", s.vm, word(s.protection), s.term)
+}
+
+fn word(protection: Protection) -> &'static str {
+    match protection {
+        Protection::Waiting => "waiting",
+        Protection::Syncing => "syncing",
+        Protection::Protected => "protected",
+        Protection::Stalled => "stalled",
+        Protection::Unprotected => "UNPROTECTED",
+        Protection::Promoted => "PROMOTED, unprotected",
+        Protection::Stopped => "stopped",
+    }
+}
+
+fn spread(d: &Distribution, shown: impl Fn(u64) -> String) -> String {
+    if d.count == 0 {
+        return "-".into();
+    }
+    let [p50, p90, p99, max] = [d.p50, d.p90, d.p99, d.max].map(shown);
+    format!("p50 {p50}, p90 {p90}, p99 {p99}, max {max} (of {})", d.count)
+}
+
+fn micros(us: u64) -> String {
+    if us < 10_000 { format!("{us} us") } else { format!("{:.1} ms", us as f64 / 1e3) }
+}
+
+fn bytes(n: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use remus_abi::{Epoch, Stamp, Term};
+
+    use super::*;
+    use crate::observe::{Shared, status::Failover};
+
+    #[test]
+    fn a_takeover_reads_as_times() {
+        let shared = Shared::new("demo", Role::Backup, Term::FIRST.next());
+        shared.applied(Stamp::new(Term::FIRST.next(), Epoch::new(41).unwrap()));
+        shared.stand(Protection::Promoted, "no backup of its own yet");
+        let ns = |ms: u64| ms * 1_000_000;
+        shared.took_over(Failover {
+            last_heard_ns: ns(1000),
+            decided_ns: ns(1100),
+            running_ns: ns(1110),
+            open_ns: ns(1112),
+            epoch: 41,
+        });
+        let text = render(&shared.status(None));
+        assert!(text.starts_with(
+            "demo: PROMOTED, unprotected (backup, term 2): no backup of its own yet\n"
+        ));
+        assert!(
+            text.contains("from epoch 41: 100 ms of silence, 10 ms to run, 2 ms to open\n"),
+            "{text}"
+        );
+        assert!(text.contains("  pause        -\n"), "{text}");
+    }
+
+    #[test]
+    fn sizes_keep_three_figures() {
+        assert_eq!(
+            [bytes(0), bytes(1023), bytes(1536), bytes(u64::MAX)],
+            ["0 B", "1023 B", "1.5 KiB", "16777216.0 TiB"]
+        );
+        assert_eq!([micros(9_999), micros(12_345)], ["9999 us", "12.3 ms"]);
+    }
+}

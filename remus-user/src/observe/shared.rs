@@ -1,0 +1,326 @@
+//! What the threads of one VM write and the status socket reads.
+//!
+//! The calls made in every epoch (`sealed`, `sent`, `committed`, `released`, `gate`) are a few atomic stores:
+//! no lock, no allocation. The calls for rare turns (`stand`, `took_over`) take a short lock.
+//!
+//! Invariant, in every document: `released <= acked <= captured < open`, since each of them only grows and
+//! they are read in that order.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
+    },
+    time::{Duration, Instant},
+};
+
+use remus_abi::{
+    Epoch, Stamp, Term,
+    gate::{COUNTERS, Counter, Mode},
+};
+
+use super::{
+    epochs::EpochRing,
+    histogram::Histogram,
+    status::{Epochs, Failover, Gate, Protection, Role, Status},
+};
+
+/// See the module. Made once a VM; threads hold it in an [`Arc`].
+pub struct Shared {
+    vm: String,
+    role: Role,
+    standing: Mutex<Standing>,
+    failover: Mutex<Option<Failover>>,
+    /// [`Stamp`]s; the term in `open` is the current one.
+    open: AtomicU64,
+    captured: AtomicU64,
+    acked: AtomicU64,
+    released: AtomicU64,
+    checkpoints: AtomicU64,
+    lag_us: AtomicU64,
+    bytes_sent: AtomicU64,
+    bytes_raw: AtomicU64,
+    ring: EpochRing,
+    pause_us: Histogram,
+    commit_us: Histogram,
+    dirty_pages: Histogram,
+    gate_mode: AtomicU64,
+    gate_waiting: AtomicU64,
+    gate_counters: [AtomicU64; COUNTERS as usize],
+}
+
+/// How the VM stands, since when, and how long it was protected before that.
+struct Standing {
+    protection: Protection,
+    reason: String,
+    since: Instant,
+    protected_before: Duration,
+}
+
+/// One reading of the gate's maps.
+#[derive(Clone, Copy, Debug)]
+pub struct GateReading {
+    pub mode: Mode,
+    /// Frames in slots now.
+    pub waiting: u64,
+    /// By [`Counter`], summed over CPUs.
+    pub counters: [u64; COUNTERS as usize],
+}
+
+impl Shared {
+    /// A VM that waits for its backup, in term `term`, epoch 1 open.
+    pub fn new(vm: &str, role: Role, term: Term) -> Arc<Self> {
+        let zero = || AtomicU64::new(0);
+        Arc::new(Self {
+            vm: vm.to_owned(),
+            role,
+            standing: Mutex::new(Standing {
+                protection: Protection::Waiting,
+                reason: String::new(),
+                since: Instant::now(),
+                protected_before: Duration::ZERO,
+            }),
+            failover: Mutex::new(None),
+            open: AtomicU64::new(Stamp::new(term, Epoch::FIRST).bits()),
+            captured: zero(),
+            acked: zero(),
+            released: zero(),
+            checkpoints: zero(),
+            lag_us: zero(),
+            bytes_sent: zero(),
+            bytes_raw: zero(),
+            ring: EpochRing::new(),
+            pause_us: Histogram::new(),
+            commit_us: Histogram::new(),
+            dirty_pages: Histogram::new(),
+            gate_mode: AtomicU64::new(Mode::Closed as u64),
+            gate_waiting: zero(),
+            gate_counters: std::array::from_fn(|_| zero()),
+        })
+    }
+
+    /// Says how the VM stands now. `reason` is for people: empty when all is well.
+    pub fn stand(&self, protection: Protection, reason: &str) {
+        let mut standing = lock(&self.standing);
+        let now = Instant::now();
+        standing.protected_before = standing.protected(now);
+        standing.since = now;
+        standing.protection = protection;
+        reason.clone_into(&mut standing.reason);
+    }
+
+    /// Begins a term: epoch 1 is open, nothing of it captured, and checkpoints count from 0.
+    pub fn begin_term(&self, term: Term) {
+        // Downwards, so that a reader in between sees less released than acked, never more.
+        for counter in [&self.released, &self.acked, &self.captured, &self.checkpoints] {
+            counter.store(0, Release);
+        }
+        self.open.store(Stamp::new(term, Epoch::FIRST).bits(), Release);
+    }
+
+    /// The engine sealed `stamp`: the guest stood still for `pause_us`, `dirty_pages` are captured, the next
+    /// epoch is open. The engine thread only.
+    pub fn sealed(&self, stamp: Stamp, pause_us: u32, dirty_pages: u32) {
+        self.ring.seal(stamp, pause_us, dirty_pages);
+        self.pause_us.record(pause_us);
+        self.dirty_pages.record(dirty_pages);
+        self.open.store(Stamp::new(stamp.term(), stamp.epoch().next()).bits(), Release);
+        self.captured.store(stamp.bits(), Release);
+    }
+
+    /// Bytes of a checkpoint as sent, and as they would be if every dirty page were sent whole.
+    pub fn sent(&self, bytes_sent: u64, bytes_raw: u64) {
+        self.bytes_sent.fetch_add(bytes_sent, Relaxed);
+        self.bytes_raw.fetch_add(bytes_raw, Relaxed);
+    }
+
+    /// The backup committed `stamp`, `commit_us` after its seal. Once an epoch.
+    pub fn committed(&self, stamp: Stamp, commit_us: u32) {
+        self.ring.commit(stamp, commit_us);
+        self.commit_us.record(commit_us);
+        self.checkpoints.fetch_add(1, Relaxed);
+        self.acked.store(stamp.bits(), Release);
+    }
+
+    /// The output of `stamp` and of all epochs before it has left, `lag_us` after its seal.
+    pub fn released(&self, stamp: Stamp, lag_us: u32) {
+        self.lag_us.store(lag_us.into(), Relaxed);
+        self.released.store(stamp.bits(), Release);
+    }
+
+    /// The backup's side: `stamp` is committed to the image here.
+    pub fn applied(&self, stamp: Stamp) {
+        self.checkpoints.fetch_add(1, Relaxed);
+        self.open.store(Stamp::new(stamp.term(), stamp.epoch().next()).bits(), Release);
+        self.captured.store(stamp.bits(), Release);
+        self.acked.store(stamp.bits(), Release);
+    }
+
+    /// The newest reading of the gate.
+    pub fn gate(&self, reading: &GateReading) {
+        self.gate_mode.store(reading.mode as u64, Relaxed);
+        self.gate_waiting.store(reading.waiting, Relaxed);
+        for (to, from) in self.gate_counters.iter().zip(reading.counters) {
+            to.store(from, Relaxed);
+        }
+    }
+
+    /// This backup has taken over. May be told again as more of it is known.
+    pub fn took_over(&self, failover: Failover) {
+        *lock(&self.failover) = Some(failover);
+    }
+
+    /// The document as of now. With `since`, distributions are over the epochs after it that are remembered.
+    pub fn status(&self, since: Option<Epoch>) -> Status {
+        let read = |stamp: &AtomicU64| Stamp::from_bits(stamp.load(Acquire));
+        let (released, acked) = (read(&self.released), read(&self.acked));
+        let (captured, open) = (read(&self.captured), read(&self.open));
+        let epoch = |stamp: Stamp| stamp.epoch().get();
+        let (pause_us, commit_us, dirty_pages) = match since {
+            Some(since) => {
+                let stretch = self.ring.stretch(open.term(), since);
+                (stretch.pause_us, stretch.commit_us, stretch.dirty_pages)
+            }
+            None => (
+                self.pause_us.distribution(),
+                self.commit_us.distribution(),
+                self.dirty_pages.distribution(),
+            ),
+        };
+        let standing = lock(&self.standing);
+        let protected = standing.protected(Instant::now());
+        Status {
+            vm: self.vm.clone(),
+            role: self.role,
+            protection: standing.protection,
+            term: open.term().get(),
+            epochs: Epochs {
+                open: epoch(open),
+                captured: epoch(captured),
+                acked: epoch(acked),
+                released: epoch(released),
+            },
+            checkpoints: self.checkpoints.load(Relaxed),
+            protected_ms: u64::try_from(protected.as_millis()).unwrap_or(u64::MAX),
+            lag_ms: self.lag_us.load(Relaxed) as f64 / 1000.0,
+            pause_us,
+            commit_us,
+            dirty_pages,
+            bytes_sent: self.bytes_sent.load(Relaxed),
+            bytes_raw: self.bytes_raw.load(Relaxed),
+            gate: self.gate_status(),
+            failover: *lock(&self.failover),
+            reason: standing.reason.clone(),
+        }
+    }
+
+    fn gate_status(&self) -> Gate {
+        let of = |counter: Counter| self.gate_counters[counter as usize].load(Relaxed);
+        let modes = [(Mode::Hold, "hold"), (Mode::Open, "open")];
+        let now = self.gate_mode.load(Relaxed);
+        // As the gate itself takes it: whatever is not a known mode is closed.
+        let mode = modes.iter().find(|(mode, _)| *mode as u64 == now).map_or("closed", |m| m.1);
+        Gate {
+            mode: mode.to_owned(),
+            waiting: self.gate_waiting.load(Relaxed),
+            held: of(Counter::Held),
+            released: of(Counter::Released),
+            passed: of(Counter::Passed),
+            dropped_closed: of(Counter::DroppedClosed),
+            dropped_full: of(Counter::DroppedFull),
+            dropped_unfit: of(Counter::DroppedUnfit),
+            refused_stale: of(Counter::RefusedStale),
+            refused_by_lock: of(Counter::RefusedByLock),
+            resent: of(Counter::Resent),
+            send_failed: of(Counter::SendFailed),
+            lease_over: of(Counter::LeaseOver),
+            discarded: of(Counter::Discarded),
+        }
+    }
+}
+
+impl Standing {
+    fn protected(&self, now: Instant) -> Duration {
+        match self.protection {
+            Protection::Protected => self.protected_before + now.duration_since(self.since),
+            Protection::Waiting
+            | Protection::Syncing
+            | Protection::Stalled
+            | Protection::Unprotected
+            | Protection::Promoted
+            | Protection::Stopped => self.protected_before,
+        }
+    }
+}
+
+/// Plain values are behind these locks: whoever panicked with one held left nothing half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stamp(epoch: u64) -> Stamp {
+        Stamp::new(Term::FIRST, Epoch::new(epoch).unwrap())
+    }
+
+    #[test]
+    fn an_epoch_is_seen_through_seal_commit_and_release() {
+        let shared = Shared::new("demo", Role::Primary, Term::FIRST);
+        shared.sealed(stamp(1), 400, 1000);
+        shared.sealed(stamp(2), 500, 10);
+        shared.sent(5_000, 4_096_000);
+        shared.committed(stamp(1), 1500);
+        shared.released(stamp(1), 1600);
+        let s = shared.status(None);
+        let e = s.epochs;
+        assert_eq!((e.open, e.captured, e.acked, e.released), (3, 2, 1, 1));
+        assert_eq!((s.checkpoints, s.bytes_sent, s.lag_ms), (1, 5_000, 1.6));
+        assert_eq!((s.pause_us.count, s.pause_us.max, s.commit_us.count), (2, 500, 1));
+        let s = shared.status(Epoch::new(1));
+        assert_eq!((s.pause_us.count, s.pause_us.p50, s.commit_us.count), (1, 500, 0));
+    }
+
+    #[test]
+    fn only_protected_time_counts_as_protected() {
+        let shared = Shared::new("demo", Role::Primary, Term::FIRST);
+        let nap = Duration::from_millis(20);
+        std::thread::sleep(nap);
+        assert_eq!(shared.status(None).protected_ms, 0);
+        shared.stand(Protection::Protected, "");
+        std::thread::sleep(nap);
+        shared.stand(Protection::Stalled, "no acks for 70 ms");
+        let stalled = shared.status(None);
+        assert!((20..1000).contains(&stalled.protected_ms), "{}", stalled.protected_ms);
+        std::thread::sleep(nap);
+        assert_eq!(shared.status(None).protected_ms, stalled.protected_ms);
+        assert_eq!(stalled.reason, "no acks for 70 ms");
+    }
+
+    #[test]
+    fn a_new_term_starts_at_its_first_epoch() {
+        let shared = Shared::new("demo", Role::Backup, Term::FIRST);
+        shared.applied(stamp(7));
+        assert_eq!(shared.status(None).epochs.acked, 7);
+        shared.begin_term(Term::FIRST.next());
+        let s = shared.status(None);
+        assert_eq!((s.term, s.epochs.open, s.epochs.acked, s.checkpoints), (2, 1, 0, 0));
+    }
+
+    #[test]
+    fn a_gate_mode_that_nobody_knows_reads_closed() {
+        let shared = Shared::new("demo", Role::Primary, Term::FIRST);
+        let mut counters = [0; COUNTERS as usize];
+        counters[Counter::RefusedByLock as usize] = 3;
+        shared.gate(&GateReading { mode: Mode::Hold, waiting: 9, counters });
+        let gate = shared.status(None).gate;
+        assert_eq!((gate.mode.as_str(), gate.waiting, gate.refused_by_lock), ("hold", 9, 3));
+        shared.gate_mode.store(77, Relaxed);
+        assert_eq!(shared.status(None).gate.mode, "closed");
+    }
+}

@@ -1,0 +1,142 @@
+//! RUN_DIR/VM: the directory of one running instance of a VM, mode 0700, held by a lock for as long as the
+//! process lives.
+//!
+//! The lock (flock on the file `lock`) and not the socket tells whether another instance lives: the kernel
+//! takes it back from a process that dies in whatever way, and two that start at once cannot both have it.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Seek, Write},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::config::VmName;
+
+/// The claimed directory of this instance. Dropping it, or dying, gives it up; files in it stay.
+#[derive(Debug)]
+pub struct VmDir {
+    path: PathBuf,
+    /// Locked.
+    _lock: File,
+}
+
+impl VmDir {
+    /// Makes the directory where it is missing, and claims it.
+    ///
+    /// # Errors
+    /// Another live process has this VM; or a directory on the way is not safe (not ours, or writable by
+    /// others) or cannot be made.
+    pub fn claim(run_dir: &Path, vm: &VmName) -> Result<Self> {
+        safe_directory(run_dir, 0o755)?;
+        let path = run_dir.join(vm.as_str());
+        safe_directory(&path, 0o700)?;
+        let file = path.join("lock");
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+            .open(&file)
+            .with_context(|| format!("open {}", file.display()))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                // Only for the message; the holder may be about to write it.
+                let known = (&lock).take(16).read_to_string(&mut pid).is_ok();
+                let pid = if known && !pid.trim().is_empty() { pid.trim() } else { "unknown" };
+                bail!(
+                    "VM {vm} already runs here (process {pid}): stop that one first, or give this one another name \
+                     or run_dir"
+                );
+            }
+            Err(fs::TryLockError::Error(e)) => {
+                return Err(e).with_context(|| format!("lock {}", file.display()));
+            }
+        }
+        let note_pid = |lock: &mut File| -> io::Result<()> {
+            lock.set_len(0)?;
+            lock.rewind()?;
+            writeln!(lock, "{}", std::process::id())
+        };
+        note_pid(&mut lock).with_context(|| format!("write {}", file.display()))?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// The names of VMs under `run_dir` that have a status socket, sorted; alive or not.
+///
+/// # Errors
+/// When the directory is there and cannot be read.
+pub fn running(run_dir: &Path) -> Result<Vec<VmName>> {
+    let entries = match fs::read_dir(run_dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e).with_context(|| format!("read {}", run_dir.display())),
+    };
+    let mut names: Vec<_> = entries
+        .flatten()
+        .filter(|entry| entry.path().join(super::socket::NAME).exists())
+        .filter_map(|entry| VmName::new(entry.file_name().to_str()?).ok())
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Opens a directory for paths below it: a socket's address has 108 bytes, a path may have more, and
+/// `/proc/self/fd/N/NAME` always fits.
+pub(super) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // SAFETY: open(2) with a terminated path; the result is checked.
+    let fd = unsafe { libc::open(path.as_ptr(), flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just returned it; nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+pub(super) fn below(directory: &OwnedFd, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))
+}
+
+/// Makes `path` with `mode` where it is missing; where it is there, it must be a directory of ours (or root's)
+/// that nobody else may write, or another user could put a socket or a symlink of his own into it.
+fn safe_directory(path: &Path, mode: u32) -> Result<()> {
+    let shown = path.display();
+    match DirBuilder::new().mode(mode).recursive(mode == 0o755).create(path) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(e).with_context(|| format!("make the directory {shown}")),
+    }
+    let metadata = fs::symlink_metadata(path).with_context(|| format!("look at {shown}"))?;
+    // SAFETY: geteuid(2) takes nothing and cannot fail.
+    let uid = unsafe { libc::geteuid() };
+    if !metadata.is_dir() {
+        bail!("{shown} is no directory: remove it, or name another run_dir");
+    }
+    if metadata.uid() != uid && metadata.uid() != 0 {
+        bail!(
+            "{shown} belongs to uid {}, not to us (uid {uid}): name another run_dir",
+            metadata.uid()
+        );
+    }
+    if metadata.permissions().mode() & 0o022 != 0 {
+        bail!("{shown} may be written by others: chmod go-w {shown}, or name another run_dir");
+    }
+    Ok(())
+}
