@@ -108,6 +108,25 @@ pub enum Counter {
 }
 pub const COUNTERS: u32 = 16;
 
+impl Counter {
+    pub const ALL: [Self; 14] = [
+        Self::Held,
+        Self::Released,
+        Self::Passed,
+        Self::DroppedClosed,
+        Self::DroppedFull,
+        Self::DroppedUnfit,
+        Self::RefusedStale,
+        Self::RefusedByLock,
+        Self::Sent,
+        Self::Resent,
+        Self::SendFailed,
+        Self::LeaseOver,
+        Self::CommitNotBelowOpen,
+        Self::Discarded,
+    ];
+}
+
 /// What `flush` returns through BPF_PROG_TEST_RUN.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]

@@ -121,7 +121,8 @@ impl Frame {
             Kind::Ipv4 => {
                 frame.ethernet(BROADCAST, sender, 0x0800);
                 let total = UDP_LEN_BYTE + 20;
-                let mut header = [0x45, 0, 0, total, 0, 0, 0x40, 0, 1, 17, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255];
+                let mut header =
+                    [0x45, 0, 0, total, 0, 0, 0x40, 0, 1, 17, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255];
                 header[12..16].copy_from_slice(&sender.ip);
                 let sum = checksum(&[&header]);
                 header[10..12].copy_from_slice(&sum.to_be_bytes());

@@ -54,19 +54,31 @@ const COMMANDS: &[Command] = &[
     Command { name: "decr", arity: 2, run: Run::Store(|n, a, r| add(n, a, r, -1)) },
     Command { name: "del", arity: -2, run: Run::Plain(del) },
     Command { name: "digest", arity: 1, run: Run::Plain(digest) },
-    Command { name: "echo", arity: 2, run: Run::Plain(|_, args, reply, _| reply.bulk(args.get(1))) },
+    Command {
+        name: "echo",
+        arity: 2,
+        run: Run::Plain(|_, args, reply, _| reply.bulk(args.get(1))),
+    },
     Command { name: "exists", arity: -2, run: Run::Plain(exists) },
     Command { name: "flushall", arity: -1, run: Run::Plain(flushall) },
     Command { name: "flushdb", arity: -1, run: Run::Plain(flushall) },
     Command { name: "get", arity: 2, run: Run::Store(get) },
     Command { name: "getset", arity: 3, run: Run::Store(getset) },
     Command { name: "hget", arity: 3, run: Run::Store(hget) },
-    Command { name: "hlen", arity: 2, run: Run::Store(|n, a, r| len(n.store.hash_len(a.get(1)), r)) },
+    Command {
+        name: "hlen",
+        arity: 2,
+        run: Run::Store(|n, a, r| len(n.store.hash_len(a.get(1)), r)),
+    },
     Command { name: "hset", arity: -4, run: Run::Store(hset) },
     Command { name: "incr", arity: 2, run: Run::Store(|n, a, r| add(n, a, r, 1)) },
     Command { name: "incrby", arity: 3, run: Run::Store(incrby) },
     Command { name: "info", arity: -1, run: Run::Plain(info) },
-    Command { name: "llen", arity: 2, run: Run::Store(|n, a, r| len(n.store.list_len(a.get(1)), r)) },
+    Command {
+        name: "llen",
+        arity: 2,
+        run: Run::Store(|n, a, r| len(n.store.list_len(a.get(1)), r)),
+    },
     Command { name: "lpop", arity: 2, run: Run::Store(|n, a, r| pop(n, a, r, End::Left)) },
     Command { name: "lpush", arity: -3, run: Run::Store(|n, a, r| push(n, a, r, End::Left)) },
     Command { name: "lrange", arity: 4, run: Run::Store(lrange) },
@@ -78,17 +90,29 @@ const COMMANDS: &[Command] = &[
     Command { name: "rpop", arity: 2, run: Run::Store(|n, a, r| pop(n, a, r, End::Right)) },
     Command { name: "rpush", arity: -3, run: Run::Store(|n, a, r| push(n, a, r, End::Right)) },
     Command { name: "sadd", arity: -3, run: Run::Store(sadd) },
-    Command { name: "scard", arity: 2, run: Run::Store(|n, a, r| len(n.store.set_len(a.get(1)), r)) },
+    Command {
+        name: "scard",
+        arity: 2,
+        run: Run::Store(|n, a, r| len(n.store.set_len(a.get(1)), r)),
+    },
     Command { name: "select", arity: 2, run: Run::Plain(select) },
     Command { name: "set", arity: -3, run: Run::Store(set) },
     Command { name: "sismember", arity: 3, run: Run::Store(sismember) },
     Command { name: "spop", arity: 2, run: Run::Store(spop) },
     Command { name: "strlen", arity: 2, run: Run::Store(strlen) },
-    Command { name: "time", arity: 1, run: Run::Plain(|_, _, reply, now_ns| unsigned(now_ns, reply)) },
+    Command {
+        name: "time",
+        arity: 1,
+        run: Run::Plain(|_, _, reply, now_ns| unsigned(now_ns, reply)),
+    },
     Command { name: "type", arity: 2, run: Run::Plain(kind) },
     Command { name: "work", arity: -2, run: Run::Plain(work) },
     Command { name: "zadd", arity: 4, run: Run::Store(zadd) },
-    Command { name: "zcard", arity: 2, run: Run::Store(|n, a, r| len(n.store.sorted_len(a.get(1)), r)) },
+    Command {
+        name: "zcard",
+        arity: 2,
+        run: Run::Store(|n, a, r| len(n.store.sorted_len(a.get(1)), r)),
+    },
     Command { name: "zpopmin", arity: -2, run: Run::Store(zpopmin) },
 ];
 
@@ -96,7 +120,12 @@ const SYNTAX: &str = "ERR syntax error";
 const NOT_AN_INTEGER: &str = "ERR value is not an integer or out of range";
 
 /// Looks the command up and runs it. `args` is not empty.
-pub(crate) fn execute(node: &mut Node<'_>, args: Args<'_>, reply: &mut Reply<'_>, now_ns: u64) -> Outcome {
+pub(crate) fn execute(
+    node: &mut Node<'_>,
+    args: Args<'_>,
+    reply: &mut Reply<'_>,
+    now_ns: u64,
+) -> Outcome {
     let Some(command) = find(args.get(0)) else {
         reply.error(&unknown(args));
         return Outcome::Continue;
@@ -123,9 +152,7 @@ pub(crate) fn execute(node: &mut Node<'_>, args: Args<'_>, reply: &mut Reply<'_>
 }
 
 fn find(name: &[u8]) -> Option<&'static Command> {
-    let by_name = |c: &Command| {
-        c.name.bytes().cmp(name.iter().map(u8::to_ascii_lowercase))
-    };
+    let by_name = |c: &Command| c.name.bytes().cmp(name.iter().map(u8::to_ascii_lowercase));
     COMMANDS.binary_search_by(by_name).ok().map(|i| &COMMANDS[i])
 }
 
@@ -208,9 +235,8 @@ fn config(node: &mut Node<'_>, args: Args<'_>, reply: &mut Reply<'_>, _: u64) {
     let maxmemory = alloc::format!("{}", node.store.limit_bytes());
     let known: [(&str, &str); 4] =
         [("appendonly", "no"), ("databases", "1"), ("maxmemory", &maxmemory), ("save", "")];
-    let wanted = |name: &str| {
-        args.from(2).any(|a| a == b"*" || a.eq_ignore_ascii_case(name.as_bytes()))
-    };
+    let wanted =
+        |name: &str| args.from(2).any(|a| a == b"*" || a.eq_ignore_ascii_case(name.as_bytes()));
     reply.array(2 * known.iter().filter(|(name, _)| wanted(name)).count());
     for (name, value) in known.iter().filter(|(name, _)| wanted(name)) {
         reply.bulk(name.as_bytes());
@@ -287,7 +313,12 @@ fn strlen(node: &mut Node<'_>, args: Args<'_>, reply: &mut Reply<'_>) -> Result<
     Ok(())
 }
 
-fn add(node: &mut Node<'_>, args: Args<'_>, reply: &mut Reply<'_>, n: i64) -> Result<(), StoreError> {
+fn add(
+    node: &mut Node<'_>,
+    args: Args<'_>,
+    reply: &mut Reply<'_>,
+    n: i64,
+) -> Result<(), StoreError> {
     reply.integer(node.store.add(args.get(1), n)?);
     Ok(())
 }
@@ -319,7 +350,12 @@ fn mset(node: &mut Node<'_>, args: Args<'_>, reply: &mut Reply<'_>) -> Result<()
 
 // Lists.
 
-fn push(node: &mut Node<'_>, args: Args<'_>, reply: &mut Reply<'_>, end: End) -> Result<(), StoreError> {
+fn push(
+    node: &mut Node<'_>,
+    args: Args<'_>,
+    reply: &mut Reply<'_>,
+    end: End,
+) -> Result<(), StoreError> {
     let mut len = 0;
     for item in args.from(2) {
         len = node.store.push(args.get(1), end, item)?;
@@ -328,7 +364,12 @@ fn push(node: &mut Node<'_>, args: Args<'_>, reply: &mut Reply<'_>, end: End) ->
     Ok(())
 }
 
-fn pop(node: &mut Node<'_>, args: Args<'_>, reply: &mut Reply<'_>, end: End) -> Result<(), StoreError> {
+fn pop(
+    node: &mut Node<'_>,
+    args: Args<'_>,
+    reply: &mut Reply<'_>,
+    end: End,
+) -> Result<(), StoreError> {
     optional(node.store.pop(args.get(1), end)?.as_deref(), reply);
     Ok(())
 }
@@ -566,7 +607,10 @@ mod tests {
         let mut arena = vec![0; ARENA];
         let node = &mut node(&mut arena);
         assert_eq!(ask(node, b"work start hot 16 64 1000"), b"+OK\r\n");
-        assert_eq!(ask(node, b"work stat"), b"*6\r\n:1\r\n:0\r\n$3\r\nhot\r\n:16\r\n:64\r\n:1000\r\n");
+        assert_eq!(
+            ask(node, b"work stat"),
+            b"*6\r\n:1\r\n:0\r\n$3\r\nhot\r\n:16\r\n:64\r\n:1000\r\n"
+        );
         assert!(ask(node, b"work start hot 17 64 0").starts_with(b"-ERR region_pages is 1 to 16"));
         assert!(ask(node, b"work start hot 16 4097 0").starts_with(b"-ERR bytes_per_page"));
         assert_eq!(ask(node, b"work stop"), b"+OK\r\n");
@@ -590,7 +634,9 @@ mod tests {
         assert!(oom.is_some());
         assert_eq!(ask(node, b"ping"), b"+PONG\r\n");
         let before = ask(node, b"digest");
-        assert!(ask(node, alloc::format!("mset fresh 1 more {big}").as_bytes()).starts_with(b"-OOM "));
+        assert!(
+            ask(node, alloc::format!("mset fresh 1 more {big}").as_bytes()).starts_with(b"-OOM ")
+        );
         assert_eq!(ask(node, b"digest"), before, "a refused MSET has set nothing");
     }
 

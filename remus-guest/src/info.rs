@@ -14,7 +14,10 @@ pub(crate) fn text(node: &Node<'_>, now_ns: u64) -> String {
 
 fn write_text(to: &mut String, node: &Node<'_>, now_ns: u64) -> fmt::Result {
     let stats = &node.stats;
-    write!(to, "# Server\r\nredis_version:6.0.0\r\nredis_mode:standalone\r\nserver_name:remus-guest\r\n")?;
+    write!(
+        to,
+        "# Server\r\nredis_version:6.0.0\r\nredis_mode:standalone\r\nserver_name:remus-guest\r\n"
+    )?;
     write!(to, "remus_version:{}\r\ntcp_port:{}\r\n", env!("CARGO_PKG_VERSION"), node.port)?;
     write!(to, "uptime_in_seconds:{}\r\n", now_ns.saturating_sub(node.started_ns) / 1_000_000_000)?;
     write!(to, "\r\n# Clients\r\nconnected_clients:{}\r\n", stats.connections_open)?;

@@ -11,6 +11,8 @@ mod machine;
 
 #[cfg(not(target_os = "none"))]
 fn main() {
-    eprintln!("remus-guest is no program of this system: build it with --target x86_64-unknown-none");
+    eprintln!(
+        "remus-guest is no program of this system: build it with --target x86_64-unknown-none"
+    );
     std::process::exit(2);
 }

@@ -303,7 +303,9 @@ impl core::fmt::Display for ProtocolError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str("Protocol error: ")?;
         match self {
-            Self::MultibulkLength | Self::MultibulkCountTooBig => f.write_str("invalid multibulk length"),
+            Self::MultibulkLength | Self::MultibulkCountTooBig => {
+                f.write_str("invalid multibulk length")
+            }
             Self::BulkLength => f.write_str("invalid bulk length"),
             Self::ExpectedDollar(got) => {
                 let shown = if got.is_ascii_graphic() { char::from(*got) } else { '?' };

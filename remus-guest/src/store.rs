@@ -340,7 +340,12 @@ impl Store {
     // Sorted sets.
 
     /// Whether the member is new; an old one gets the new score.
-    pub fn sorted_add(&mut self, key: &[u8], score: Score, member: &[u8]) -> Result<bool, StoreError> {
+    pub fn sorted_add(
+        &mut self,
+        key: &[u8],
+        score: Score,
+        member: &[u8],
+    ) -> Result<bool, StoreError> {
         self.room(KEY_COST + key.len() + 2 * (ITEM_COST + member.len()))?;
         let (scores, order) = value_mut!(
             self, key,

@@ -49,7 +49,9 @@ pub struct Plan {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PlanError {
     /// The region is empty, or larger than the arena, which has this many pages.
-    RegionPages { arena: usize },
+    RegionPages {
+        arena: usize,
+    },
     BytesPerPage,
 }
 
@@ -58,7 +60,11 @@ enum State {
     Stopped,
     /// Touching the region's pages that no plan has used before; the first of them is `Work::warm_pages`.
     Warming(Plan),
-    Running { plan: Plan, cursor: Cursor, pace: Pace },
+    Running {
+        plan: Plan,
+        cursor: Cursor,
+        pace: Pace,
+    },
 }
 
 /// Where each shape has got to.
@@ -75,7 +81,11 @@ struct Cursor {
 enum Pace {
     Unlimited,
     /// `owed` counts nanoseconds times rate: 10^9 of them are one touch.
-    Paced { rate: u64, owed: u128, seen_ns: u64 },
+    Paced {
+        rate: u64,
+        owed: u128,
+        seen_ns: u64,
+    },
 }
 
 /// The generator.
@@ -91,7 +101,13 @@ pub struct Work<'m> {
 impl<'m> Work<'m> {
     /// A stopped generator; it reads and writes nothing of `arena` before it is started.
     pub fn new(arena: &'m mut [u8]) -> Self {
-        Self { arena, warm_pages: 0, progress: 0, spin: 0x9e37_79b9_7f4a_7c15, state: State::Stopped }
+        Self {
+            arena,
+            warm_pages: 0,
+            progress: 0,
+            spin: 0x9e37_79b9_7f4a_7c15,
+            state: State::Stopped,
+        }
     }
 
     /// Begins `plan`, in place of the one that runs.
@@ -130,7 +146,8 @@ impl<'m> Work<'m> {
             State::Stopped => None,
             State::Warming(_) | State::Running { pace: Pace::Unlimited, .. } => Some(now_ns),
             State::Running { pace: Pace::Paced { rate, owed, seen_ns }, .. } => {
-                let missing = u128::from(NS_PER_S).saturating_sub(*owed).div_ceil(u128::from(*rate));
+                let missing =
+                    u128::from(NS_PER_S).saturating_sub(*owed).div_ceil(u128::from(*rate));
                 let first = seen_ns + u64::try_from(missing).unwrap_or(NS_PER_S);
                 Some(first.max(seen_ns + PACE_NS))
             }
@@ -170,7 +187,8 @@ impl<'m> Work<'m> {
                     write_page(self.arena, self.warm_pages, 8, 1);
                     self.warm_pages += 1;
                 } else {
-                    self.state = State::Running { plan, cursor: Cursor::new(), pace: Pace::new(&plan) };
+                    self.state =
+                        State::Running { plan, cursor: Cursor::new(), pace: Pace::new(&plan) };
                 }
                 true
             }

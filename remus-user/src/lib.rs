@@ -1,14 +1,24 @@
-//! Remus for KVM: the library behind the `remus` binary. See ARCHITECTURE.md for the map.
+//! Remus for KVM: the library behind the `remus` binary. ARCHITECTURE.md is the map.
 
-pub mod backup;
+// Pure: no clock, socket, file, thread, ioctl.
 pub mod checkpoint;
-pub mod gate;
-pub mod store;
 pub mod replication;
 pub mod wire;
+
+// Each owns one kind of resource and knows no other.
+pub mod gate;
+pub mod link;
 pub mod machine;
-pub mod cli;
-pub mod config;
 pub mod net;
 pub mod observe;
+pub mod store;
+
+// The shells, which join them.
+pub mod backup;
+mod failover;
+mod os;
 pub mod primary;
+
+// What an operator touches.
+pub mod cli;
+pub mod config;

@@ -65,10 +65,14 @@ pub(super) fn share_out(info: &BootInfo) -> Ram {
     } else {
         (middle, middle, low_end.saturating_sub(middle))
     };
-    assert!(image_end > GUEST_BASE && heap_end >= image_end + (4 << 20), "too little RAM: give it 16 MiB");
+    assert!(
+        image_end > GUEST_BASE && heap_end >= image_end + (4 << 20),
+        "too little RAM: give it 16 MiB"
+    );
     let heap_bytes = (heap_end - image_end) as usize;
     // SAFETY: the boot contract: this is RAM that nobody else uses, and the image ends below it.
-    let claimed = unsafe { HEAP.0.claim(ptr::with_exposed_provenance_mut(image_end as usize), heap_bytes) };
+    let claimed =
+        unsafe { HEAP.0.claim(ptr::with_exposed_provenance_mut(image_end as usize), heap_bytes) };
     assert!(claimed.is_some(), "the allocator refused its heap");
     // SAFETY: RAM, too, and disjoint from image and heap; zeroed by the VMM, and mapped. Called once.
     let arena = unsafe {

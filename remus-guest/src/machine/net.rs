@@ -97,7 +97,10 @@ impl Nic {
         registers.negotiate(FEATURE_VERSION_1 | FEATURE_MAC | FEATURE_EVENT_IDX);
         let status = status | STATUS_FEATURES_OK;
         registers.write(Register::Status, status);
-        assert!(registers.read(Register::Status) & STATUS_FEATURES_OK != 0, "the device refuses its own features");
+        assert!(
+            registers.read(Register::Status) & STATUS_FEATURES_OK != 0,
+            "the device refuses its own features"
+        );
         let mac = registers.mac();
 
         let (mut rx_queue, buffers) = Queue::new(registers.select(RECEIVE), Direction::FromDevice);
@@ -222,7 +225,11 @@ impl Registers {
             let wanted = (wanted >> (32 * half)) as u32;
             self.write(Register::DeviceFeaturesSelect, half);
             let offered = self.read(Register::DeviceFeatures);
-            assert!(offered & wanted == wanted, "the device lacks features: {:#x}", wanted & !offered);
+            assert!(
+                offered & wanted == wanted,
+                "the device lacks features: {:#x}",
+                wanted & !offered
+            );
             self.write(Register::DriverFeaturesSelect, half);
             self.write(Register::DriverFeatures, wanted);
         }

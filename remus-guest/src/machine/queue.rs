@@ -105,7 +105,10 @@ impl Queue {
         // SAFETY: only ids below `size` become `Owned`, so the range is within the buffers; the device does
         // not touch a buffer it was not given, and the borrow keeps it from being given.
         unsafe {
-            core::slice::from_raw_parts_mut(self.buffers.add(usize::from(buffer.0) * BUFFER), BUFFER)
+            core::slice::from_raw_parts_mut(
+                self.buffers.add(usize::from(buffer.0) * BUFFER),
+                BUFFER,
+            )
         }
     }
 

@@ -76,7 +76,10 @@ impl Server {
             addresses.push(IpCidr::Ipv4(cidr)).expect("an interface has room for one address");
         });
         if let Some(gateway) = options.gateway {
-            iface.routes_mut().add_default_ipv4_route(gateway).expect("the table has room for one route");
+            iface
+                .routes_mut()
+                .add_default_ipv4_route(gateway)
+                .expect("the table has room for one route");
         }
         let mut sockets = SocketSet::new(Vec::with_capacity(Memory::SOCKETS));
         let connections = (0..Memory::SOCKETS)
@@ -85,7 +88,9 @@ impl Server {
                 let mut socket = tcp::Socket::new(buffer(), buffer());
                 // Replies are whole when they are written: nothing is gained by waiting for more.
                 socket.set_nagle_enabled(false);
-                socket.listen(options.port).expect("a new socket can listen on a port that is not 0");
+                socket
+                    .listen(options.port)
+                    .expect("a new socket can listen on a port that is not 0");
                 Connection::new(sockets.add(socket))
             })
             .collect();
@@ -119,7 +124,8 @@ impl Server {
         node.stats().connections_open = open;
         let mut rounds = 0;
         while rounds < EGRESS_ROUNDS
-            && self.iface.poll_egress(now, device, &mut self.sockets) == PollResult::SocketStateChanged
+            && self.iface.poll_egress(now, device, &mut self.sockets)
+                == PollResult::SocketStateChanged
         {
             rounds += 1;
         }
@@ -155,7 +161,12 @@ impl Server {
             let due_ns = connection.watch(socket, now_ns);
             if due_ns.is_some_and(|due_ns| due_ns <= now_ns) {
                 node.stats().retransmits += 1;
-                self.rewinder.rewind(&mut self.iface, &mut self.sockets, connection.handle(), now_ns);
+                self.rewinder.rewind(
+                    &mut self.iface,
+                    &mut self.sockets,
+                    connection.handle(),
+                    now_ns,
+                );
                 connection.forced(now_ns);
             }
             let due_ns = connection.retransmit_due_ns();

@@ -161,11 +161,14 @@ impl Encoded<'_> {
 }
 
 impl OutBatch<'_> {
+    /// Records, deltas, and as many whole pages as a body takes.
+    pub const PARTS_MAX: usize = 2 + BODY_MAX / PAGE_SIZE;
+
     pub fn pages(&self) -> u32 {
         u32::try_from((self.records.len() - BATCH_HEAD) / RECORD).expect("below BODY_MAX")
     }
 
-    /// The body, part by part; at most 257 of them. None is empty.
+    /// The body, part by part; at most [`PARTS_MAX`](Self::PARTS_MAX) of them. None is empty.
     pub fn parts(&self) -> impl Iterator<Item = &[u8]> + Clone {
         let raws = self.raws.iter().map(|at| &self.staging.copy(*at)[..]);
         [self.records, self.deltas].into_iter().filter(|part| !part.is_empty()).chain(raws)

@@ -67,8 +67,15 @@ impl PageSet {
 
     /// The pages in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = Page> + '_ {
-        self.words.iter().zip(0u32..).flat_map(|(&word, at)| {
-            let mut rest = word;
+        self.iter_from(Page(0))
+    }
+
+    /// The pages from `first` on, in ascending order.
+    pub fn iter_from(&self, first: Page) -> impl Iterator<Item = Page> + '_ {
+        let start = first.0 / 64;
+        let words = self.words.get(start as usize..).unwrap_or_default();
+        words.iter().zip(start..).flat_map(move |(&word, at)| {
+            let mut rest = if at == start { word & u64::MAX << (first.0 % 64) } else { word };
             std::iter::from_fn(move || {
                 if rest == 0 {
                     return None;
@@ -103,6 +110,9 @@ mod tests {
         set.remove(Page(130));
         assert_eq!(set.iter().map(|p| p.0).collect::<Vec<_>>(), [0, 63, 64, 199]);
         assert_eq!(set.len(), 4);
+        assert_eq!(set.iter_from(Page(1)).map(|p| p.0).collect::<Vec<_>>(), [63, 64, 199]);
+        assert_eq!(set.iter_from(Page(64)).map(|p| p.0).collect::<Vec<_>>(), [64, 199]);
+        assert_eq!(set.iter_from(Page(200)).count(), 0);
     }
 
     #[test]

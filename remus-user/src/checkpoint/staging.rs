@@ -7,23 +7,35 @@ use super::{PAGE_SIZE, Page};
 /// Aligned so that non-temporal stores may fill it; touched when made, so that no pause pays a first touch.
 pub struct Staging {
     pages: Vec<Page>,
-    data: Box<[AlignedPage]>,
+    data: Vec<AlignedPage>,
 }
 
 #[derive(Clone, Copy)]
 #[repr(C, align(4096))]
 struct AlignedPage([u8; PAGE_SIZE]);
 
+/// Not zero: a zeroed allocation would be memory that the kernel has yet to provide.
+const TOUCHED: AlignedPage = AlignedPage([0xa5; PAGE_SIZE]);
+/// Pages by which a buffer grows.
+const GROWTH: usize = 1024;
+
 impl Staging {
     /// Room for `capacity` pages.
     pub fn new(capacity: usize) -> Self {
-        // Not zero: a zeroed allocation would be untouched memory from the kernel.
-        let data = vec![AlignedPage([0xa5; PAGE_SIZE]); capacity].into_boxed_slice();
-        Self { pages: Vec::with_capacity(capacity), data }
+        Self { pages: Vec::with_capacity(capacity), data: vec![TOUCHED; capacity] }
     }
 
     pub fn capacity(&self) -> usize {
         self.data.len()
+    }
+
+    /// Makes room for `capacity` pages in all. It costs a first touch of each page that is new, and happens only
+    /// when more is dirtied than ever before.
+    pub fn reserve(&mut self, capacity: usize) {
+        if capacity > self.data.len() {
+            self.data.resize(capacity.next_multiple_of(GROWTH), TOUCHED);
+            self.pages.reserve(self.data.len() - self.pages.len());
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -72,6 +84,9 @@ mod tests {
         assert!(staging.push(Page(4)).is_none());
         let seen: Vec<_> = staging.iter().map(|(p, d)| (p.0, d[0], d[4095])).collect();
         assert_eq!(seen, [(9, 1, 1), (3, 2, 2)]);
+        staging.reserve(3);
+        staging.push(Page(4)).unwrap().fill(3);
+        assert_eq!(staging.iter().map(|(p, d)| (p.0, d[0])).last(), Some((4, 3)));
         staging.clear();
         assert!(staging.is_empty());
     }

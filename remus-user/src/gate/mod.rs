@@ -94,6 +94,12 @@ impl Gate {
         Ok(gate)
     }
 
+    /// Whether the program in front of the link `name` is a gate's: of this build or another, of this process or
+    /// one that has died.
+    pub fn guards(name: &str) -> bool {
+        programs::is_guarded(name)
+    }
+
     /// The epoch that frames are stamped with now.
     pub fn open_epoch(&self) -> Stamp {
         Stamp::from_bits(self.control.get(Control::Open as usize))
@@ -175,13 +181,11 @@ impl Gate {
         self.ring.get(Ring::Head as usize).saturating_sub(self.ring.get(Ring::Tail as usize))
     }
 
-    /// `closed`, `hold` or `open`.
-    pub fn mode(&self) -> &'static str {
-        match self.control.get(Control::Mode as usize) {
-            m if m == Mode::Hold as u64 => "hold",
-            m if m == Mode::Open as u64 => "open",
-            _ => "closed",
-        }
+    /// What becomes of a fresh frame now. Whatever is not a known mode is closed.
+    pub fn mode(&self) -> Mode {
+        let mode = self.control.get(Control::Mode as usize);
+        let known = [Mode::Hold, Mode::Open].into_iter().find(|known| *known as u64 == mode);
+        known.unwrap_or(Mode::Closed)
     }
 
     /// # Errors

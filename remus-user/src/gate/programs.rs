@@ -34,6 +34,13 @@ pub(super) struct Programs {
     pinned: Vec<PathBuf>,
 }
 
+/// See [`super::Gate::guards`].
+pub(super) fn is_guarded(link: &str) -> bool {
+    SchedClassifier::query_tcx(link, TcAttachType::Ingress).is_ok_and(|(_, chain)| {
+        chain.first().is_some_and(|first| first.name_as_str() == Some(HOLD))
+    })
+}
+
 /// Loads both programs, with a ring of `slots`. Nothing is attached yet.
 pub(super) fn load(slots: u32) -> Result<Ebpf> {
     let mut loaded = EbpfLoader::new().map_max_entries("SLOTS", slots).load(OBJECT).context(

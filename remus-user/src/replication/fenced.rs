@@ -19,6 +19,8 @@ pub struct Fenced {
 pub enum FencedBy {
     /// The guest has never run before.
     FirstStart,
+    /// Its last run ended, and nobody else has spoken for it since.
+    Restart,
     /// An operator named a host and said that it is off.
     Operator,
     /// This host was the backup, and the primary can release nothing any more.
@@ -29,6 +31,12 @@ impl Fenced {
     /// For a guest that has never run anywhere: the caller has looked for a newer term and there is none.
     pub fn first_start() -> Self {
         Self { term: Term::FIRST, by: FencedBy::FirstStart }
+    }
+
+    /// For a guest whose last run, in `ended`, is known to be over: it ended on purpose, or it ran on this very
+    /// host without a backup that could have taken over.
+    pub fn restart(ended: Term) -> Self {
+        Self { term: ended.next(), by: FencedBy::Restart }
     }
 
     /// On the word of an operator that `host_off` is off and stays off; the newest term known here ends.

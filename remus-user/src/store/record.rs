@@ -18,6 +18,11 @@ use anyhow::{Context, Result, bail};
 use remus_abi::Term;
 use serde::{Deserialize, Serialize};
 
+use crate::config::RUN_DIR_DEFAULT;
+
+/// Where records are kept when nothing else is configured.
+const STATE_DIR: &str = "/var/lib/remus";
+
 /// How the VM stood on this host when the record was written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -54,10 +59,17 @@ struct OnDisk {
 }
 
 impl Store {
+    /// Where records are kept for a given RUN_DIR: records must outlive a reboot, which /run does not. Another
+    /// RUN_DIR than the usual one is somebody's trial, and keeps its records to itself.
+    pub fn beside(run_dir: &Path) -> PathBuf {
+        if run_dir == Path::new(RUN_DIR_DEFAULT) { STATE_DIR.into() } else { run_dir.join("state") }
+    }
+
     /// # Errors
     /// When the directory cannot be made.
     pub fn at(dir: &Path) -> Result<Self> {
-        fs::create_dir_all(dir).with_context(|| format!("make the state directory {}", dir.display()))?;
+        fs::create_dir_all(dir)
+            .with_context(|| format!("make the state directory {}", dir.display()))?;
         Ok(Self { dir: dir.to_owned() })
     }
 
@@ -83,8 +95,9 @@ impl Store {
     pub fn write(&self, vm: &str, record: Record) -> Result<()> {
         let path = self.path(vm);
         let aside = path.with_extension("new");
-        let text = serde_json::to_vec(&OnDisk { term: record.term.get(), standing: record.standing })
-            .context("write a record as JSON")?;
+        let text =
+            serde_json::to_vec(&OnDisk { term: record.term.get(), standing: record.standing })
+                .context("write a record as JSON")?;
         let write = || -> io::Result<()> {
             let mut file = File::create(&aside)?;
             file.write_all(&text)?;
@@ -116,7 +129,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::at(dir.path()).unwrap();
         assert_eq!(store.read("a").unwrap(), None);
-        for (term, standing) in [(Term::FIRST, Standing::Unprotected), (Term::MAX, Standing::Promoted)] {
+        for (term, standing) in
+            [(Term::FIRST, Standing::Unprotected), (Term::MAX, Standing::Promoted)]
+        {
             store.write("a", Record { term, standing }).unwrap();
             assert_eq!(store.read("a").unwrap(), Some(Record { term, standing }));
         }

@@ -25,7 +25,7 @@ pub struct Moment(pub u64);
 
 /// The name of a virtual machine: it becomes a directory under /run/remus, so it is 1 to 64 ASCII letters,
 /// digits, `-` or `_`, also when a stranger sends it.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct VmName(String);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

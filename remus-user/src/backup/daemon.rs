@@ -1,0 +1,119 @@
+//! The daemon: accepts connections and hands each to the follower of its VM.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    net::{SocketAddr, TcpStream},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use remus_abi::Term;
+use tokio::{net::TcpListener, sync::Semaphore};
+use tracing::{debug, info, warn};
+
+use super::{
+    BackupOptions, follower,
+    mailbox::{Letter, Mailbox},
+};
+use crate::{
+    link::{self, Opening},
+    wire::{Attach, Hello, Refusal, Refuse, Session, VmName},
+};
+
+/// Connections that may be between accepting and their first message.
+const OPENING_MAX: usize = 32;
+/// VMs that one daemon follows.
+const FOLLOWED_MAX: usize = 64;
+
+/// Who follows which VM, and the session that it was last asked for.
+type Followers = BTreeMap<VmName, (Mailbox, Session)>;
+
+/// Serves until the listener cannot be had.
+pub(super) async fn serve(options: Arc<BackupOptions>) -> Result<()> {
+    let listener = listen(options.listen).await?;
+    info!("waiting for primaries at {}", options.listen);
+    let followers = Arc::new(Mutex::new(Followers::default()));
+    let opening = Arc::new(Semaphore::new(OPENING_MAX));
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(e) => {
+                // Out of descriptors, most likely: those in use go on, newcomers wait.
+                warn!("accepting failed: {e}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&opening).try_acquire_owned() else {
+            debug!("{peer} dropped: {OPENING_MAX} connections have not said yet what they want");
+            continue;
+        };
+        let (options, followers) = (Arc::clone(&options), Arc::clone(&followers));
+        tokio::spawn(async move {
+            let opened = link::accept(stream).await;
+            if let Err(e) = opened
+                .and_then(|(opening, stream)| hand_over(opening, stream, &options, &followers))
+            {
+                warn!("connection from {peer}: {e:#}");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("listen at {address}: is it an address of this host, and the port free?")
+    })
+}
+
+fn hand_over(
+    opening: Opening,
+    stream: TcpStream,
+    options: &Arc<BackupOptions>,
+    followers: &Mutex<Followers>,
+) -> Result<()> {
+    // Whoever panicked with the lock left the map whole: every change of it is one insertion or removal.
+    let mut followers = followers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    match opening {
+        Opening::Hello(hello) => greet(hello, stream, options, &mut followers),
+        Opening::Attach(Attach { session }) => {
+            let (mailbox, _) = followers
+                .values()
+                .find(|(_, asked)| *asked == session)
+                .context("a bulk connection of a session that nobody asked for")?;
+            mailbox.send(Letter::Attached { session, stream });
+            Ok(())
+        }
+    }
+}
+
+fn greet(
+    hello: Box<Hello>,
+    stream: TcpStream,
+    options: &Arc<BackupOptions>,
+    followers: &mut Followers,
+) -> Result<()> {
+    followers.retain(|_, (mailbox, _)| mailbox.is_open());
+    let is_full = followers.len() >= FOLLOWED_MAX;
+    let refuse = |stream, text: &str| {
+        Ok(link::refuse(stream, Refuse::new(Refusal::NotReady, Term::NONE, text))?)
+    };
+    let (mailbox, asked) = match followers.entry(hello.vm.clone()) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(_) if is_full => {
+            return refuse(stream, &format!("this backup follows {FOLLOWED_MAX} VMs already"));
+        }
+        Entry::Vacant(new) => match follower::start(hello.vm.clone(), Arc::clone(options)) {
+            Ok(mailbox) => new.insert((mailbox, hello.session)),
+            Err(e) => return refuse(stream, &format!("{e:#}")),
+        },
+    };
+    if let Some(promoted) = mailbox.promoted() {
+        return Ok(link::refuse(stream, promoted.refuse())?);
+    }
+    *asked = hello.session;
+    mailbox.send(Letter::Hello { hello, stream });
+    Ok(())
+}

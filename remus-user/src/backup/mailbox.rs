@@ -1,0 +1,94 @@
+//! How the daemon reaches the follower of a VM.
+
+use std::{
+    net::TcpStream,
+    os::fd::{AsRawFd, RawFd},
+    sync::{
+        Arc, OnceLock, Weak,
+        mpsc::{self, Receiver, Sender},
+    },
+};
+
+use anyhow::{Context, Result};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::{
+    replication::Promoted,
+    wire::{Hello, Session},
+};
+
+/// A connection whose first message told which VM it is about.
+pub(super) enum Letter {
+    /// A primary asks for a session.
+    Hello { hello: Box<Hello>, stream: TcpStream },
+    /// The bulk connection of a session.
+    Attached { session: Session, stream: TcpStream },
+}
+
+/// The daemon's end.
+#[derive(Clone)]
+pub(super) struct Mailbox {
+    letters: Sender<Letter>,
+    bell: Arc<EventFd>,
+    promoted: Arc<OnceLock<Promoted>>,
+    alive: Weak<()>,
+}
+
+/// The follower's end.
+pub(super) struct Letters {
+    letters: Receiver<Letter>,
+    bell: Arc<EventFd>,
+    promoted: Arc<OnceLock<Promoted>>,
+    _alive: Arc<()>,
+}
+
+pub(super) fn mailbox() -> Result<(Mailbox, Letters)> {
+    let bell = Arc::new(EventFd::new(EFD_NONBLOCK).context("make an eventfd")?);
+    let (sender, receiver) = mpsc::channel();
+    let (promoted, alive) = (Arc::new(OnceLock::new()), Arc::new(()));
+    let letters = Letters {
+        letters: receiver,
+        bell: Arc::clone(&bell),
+        promoted: Arc::clone(&promoted),
+        _alive: Arc::clone(&alive),
+    };
+    Ok((Mailbox { letters: sender, bell, promoted, alive: Arc::downgrade(&alive) }, letters))
+}
+
+impl Mailbox {
+    pub(super) fn send(&self, letter: Letter) {
+        if self.letters.send(letter).is_ok() {
+            // Only a counter at its limit refuses, and then the follower is rung for already.
+            self.bell.write(1).ok();
+        }
+    }
+
+    /// The guest runs here: whoever asks is refused by this, since the follower is busy being its engine.
+    pub(super) fn promoted(&self) -> Option<Promoted> {
+        self.promoted.get().copied()
+    }
+
+    /// The follower is there, or has become the guest's engine.
+    pub(super) fn is_open(&self) -> bool {
+        self.alive.strong_count() > 0
+    }
+}
+
+impl Letters {
+    pub(super) fn next(&self) -> Option<Letter> {
+        self.bell.read().ok();
+        self.letters.try_recv().ok()
+    }
+
+    /// From now on the daemon refuses by itself.
+    pub(super) fn set_promoted(&self, promoted: Promoted) {
+        // A follower is promoted once.
+        self.promoted.set(promoted).ok();
+    }
+}
+
+impl AsRawFd for Letters {
+    fn as_raw_fd(&self) -> RawFd {
+        self.bell.as_raw_fd()
+    }
+}

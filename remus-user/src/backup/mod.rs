@@ -1,0 +1,60 @@
+//! `remus backup`: keeps images of VMs whose primaries connect, and takes over when one falls silent.
+//!
+//! The daemon accepts connections and tells whose they are; a [`follower`] thread a VM does everything else,
+//! from the first page to the takeover, and runs the guest from then on. It judges silence, so it must know that
+//! it has heard all that was said: one thread reads both connections of the session and keeps the time.
+
+mod daemon;
+mod follower;
+mod image;
+mod mailbox;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use tokio::{
+    select,
+    signal::unix::{SignalKind, signal},
+};
+use tracing::info;
+
+use crate::{
+    config::{LinkName, Placement},
+    os::run_on,
+};
+
+/// What `remus backup` was asked for, checked.
+#[derive(Clone, Debug)]
+pub struct BackupOptions {
+    pub listen: SocketAddr,
+    pub run_dir: PathBuf,
+    /// The tap to use here; else the one that the primary announces.
+    pub tap: Option<LinkName>,
+    /// The bridge to join here; else the one that the primary announces.
+    pub bridge: Option<LinkName>,
+    pub placement: Placement,
+}
+
+/// Serves until it is told to end. Guests that run here then end with it.
+///
+/// # Errors
+/// When it cannot listen.
+pub fn run(options: BackupOptions) -> Result<()> {
+    run_on(&options.placement.io_cpus).context("place the threads")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start tokio")?;
+    let result = runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+        select! {
+            result = daemon::serve(Arc::new(options)) => result,
+            _ = terminate.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+        }
+    });
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    info!("the backup ends");
+    result
+}

@@ -1,0 +1,146 @@
+//! The bulk connection at the primary: checkpoints out, acks in, both blocking.
+
+use std::{
+    io::{self, ErrorKind, IoSlice, Read, Write},
+    net::{Shutdown, TcpStream},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::SEND_TIMEOUT;
+use crate::{
+    checkpoint::OutBatch,
+    wire::{Ack, Begin, Chain, Digest, End, FrameBuffer, Kind, Lane, Session, head},
+};
+
+/// Parts of one frame: its header and what a batch may have.
+const PARTS_MAX: usize = 1 + OutBatch::PARTS_MAX;
+
+/// The sending direction, with the digest of all that it has carried.
+pub struct BulkOut {
+    stream: TcpStream,
+    chain: Chain,
+    small: Vec<u8>,
+    bytes: u64,
+}
+
+impl BulkOut {
+    /// # Errors
+    /// When the socket takes no time limit.
+    pub fn new(stream: TcpStream, session: Session) -> io::Result<Self> {
+        stream.set_write_timeout(Some(SEND_TIMEOUT))?;
+        Ok(Self { stream, chain: Chain::new(session), small: Vec::with_capacity(256), bytes: 0 })
+    }
+
+    /// Bytes sent since the session began, headers included.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The digest of all that was sent: what the next `Begin` names, or `End` carries.
+    pub fn digest(&self) -> Digest {
+        self.chain.digest()
+    }
+
+    /// Sends pages of the live sync.
+    ///
+    /// # Errors
+    /// When the connection is gone, as for every method here.
+    pub fn sync_pages(&mut self, batch: &OutBatch<'_>) -> io::Result<()> {
+        self.frame(Kind::SyncPages, batch.parts())
+    }
+
+    pub fn begin(&mut self, begin: &Begin) -> io::Result<()> {
+        self.small.clear();
+        let checksum = begin.encode(&mut self.small);
+        self.chain.absorb(Kind::Begin, checksum);
+        self.small()
+    }
+
+    pub fn pages(&mut self, batch: &OutBatch<'_>) -> io::Result<()> {
+        self.frame(Kind::Pages, batch.parts())
+    }
+
+    pub fn state(&mut self, part: &[u8]) -> io::Result<()> {
+        self.frame(Kind::State, std::iter::once(part))
+    }
+
+    pub fn end(&mut self, end: &End) -> io::Result<()> {
+        self.small.clear();
+        end.encode(&mut self.small);
+        self.small()
+    }
+
+    fn small(&mut self) -> io::Result<()> {
+        self.stream.write_all(&self.small)?;
+        self.bytes += self.small.len() as u64;
+        Ok(())
+    }
+
+    /// Writes header and parts from where they are.
+    fn frame<'a>(
+        &mut self,
+        kind: Kind,
+        parts: impl Iterator<Item = &'a [u8]> + Clone,
+    ) -> io::Result<()> {
+        let (header, checksum) = head(kind, parts.clone());
+        self.chain.absorb(kind, checksum);
+        let mut slices = [IoSlice::new(&[]); PARTS_MAX];
+        slices[0] = IoSlice::new(&header);
+        let mut count = 1;
+        for part in parts {
+            slices[count] = IoSlice::new(part);
+            count += 1;
+        }
+        self.bytes += slices.iter().map(|part| part.len() as u64).sum::<u64>();
+        write_all_vectored(&mut self.stream, &mut slices[..count])
+    }
+}
+
+fn write_all_vectored(stream: &mut TcpStream, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+    while !slices.is_empty() {
+        match stream.write_vectored(slices) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(written) => IoSlice::advance_slices(&mut slices, written),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// The receiving direction.
+pub struct AckIn {
+    stream: TcpStream,
+    frames: FrameBuffer,
+}
+
+impl AckIn {
+    pub fn new(stream: TcpStream) -> Self {
+        Self { stream, frames: FrameBuffer::new(Lane::BulkToPrimary) }
+    }
+
+    /// Waits for the next ack.
+    ///
+    /// # Errors
+    /// When the connection ends or carries something else than acks.
+    pub fn next_ack(&mut self) -> Result<Ack> {
+        loop {
+            if let Some(frame) = self.frames.next_frame()? {
+                return Ok(Ack::decode(&frame)?);
+            }
+            let read = match self.stream.read(self.frames.space()) {
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                read => read.context("read from the bulk connection")?,
+            };
+            ensure!(read > 0, "the backup closed the bulk connection");
+            self.frames.filled(read);
+        }
+    }
+}
+
+/// Ends both directions at once, so that whoever waits on either end of it returns.
+pub fn hang_up(stream: &TcpStream) {
+    // An error says that it has ended already.
+    drop(stream.shutdown(Shutdown::Both));
+}

@@ -1,0 +1,188 @@
+//! The control connection, async.
+
+use std::{io::Write, net::SocketAddr, time::Duration};
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    time::timeout,
+};
+
+use super::tune;
+use crate::wire::{
+    Attach, Bulk, CONTROL_BODY_MAX, Frame, FrameBuffer, HEADER_LEN, Hello, Kind, Lane, Refuse,
+    ToBackup, ToPrimary, WireError,
+};
+
+/// How long a peer has to answer while a session is being made.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// The primary's end of the control connection.
+pub struct Control {
+    incoming: Incoming,
+    outgoing: OwnedWriteHalf,
+    buffer: Vec<u8>,
+}
+
+/// The reading half; its own type, so that reading may be one arm of a select and sending another.
+struct Incoming {
+    stream: OwnedReadHalf,
+    frames: FrameBuffer,
+}
+
+impl Control {
+    /// Connects to a backup.
+    ///
+    /// # Errors
+    /// When nobody answers at `address` within five seconds.
+    pub async fn connect(address: SocketAddr) -> Result<Self> {
+        let stream = dial(address).await?;
+        let (incoming, outgoing) = stream.into_split();
+        let incoming =
+            Incoming { stream: incoming, frames: FrameBuffer::new(Lane::ControlToPrimary) };
+        Ok(Self { incoming, outgoing, buffer: Vec::with_capacity(256) })
+    }
+
+    /// Sends one message whole.
+    ///
+    /// # Errors
+    /// When the connection is gone. Not cancel safe: never an arm of a select.
+    pub async fn send(&mut self, message: &ToBackup) -> Result<()> {
+        self.buffer.clear();
+        message.encode(&mut self.buffer);
+        self.outgoing.write_all(&self.buffer).await.context("send on the control connection")
+    }
+
+    /// The next message. Cancel safe: what has arrived stays in the buffer.
+    ///
+    /// # Errors
+    /// When the connection ends or carries something else than messages to a primary.
+    pub async fn receive(&mut self) -> Result<ToPrimary> {
+        self.incoming.next(ToPrimary::decode).await
+    }
+
+    /// The answer to a message that makes a session; like [`receive`](Self::receive), but not for ever.
+    ///
+    /// # Errors
+    /// As `receive`, and when none comes within five seconds.
+    pub async fn answer(&mut self) -> Result<ToPrimary> {
+        timeout(ANSWER_WITHIN, self.receive()).await.context("the backup does not answer")?
+    }
+}
+
+/// Opens the bulk connection of the session that was welcomed on a control connection.
+///
+/// # Errors
+/// When the backup is gone.
+pub async fn open_bulk(address: SocketAddr, attach: Attach) -> Result<std::net::TcpStream> {
+    let mut stream = dial(address).await?;
+    let mut buffer = Vec::new();
+    attach.encode(&mut buffer);
+    stream.write_all(&buffer).await.context("attach the bulk connection")?;
+    blocking(stream)
+}
+
+/// How a connection to a backup begins.
+pub enum Opening {
+    /// A primary wants a session; this is its control connection.
+    Hello(Box<Hello>),
+    /// The bulk connection of a session.
+    Attach(Attach),
+}
+
+/// Reads the first message of a connection that a backup has accepted, and gives the socket back with
+/// nothing read beyond it: a primary sends nothing more before it is answered.
+///
+/// # Errors
+/// When no opening comes within five seconds, or the bytes are something else; the connection is dropped.
+pub async fn accept(mut stream: TcpStream) -> Result<(Opening, std::net::TcpStream)> {
+    let opening =
+        timeout(ANSWER_WITHIN, read_opening(&mut stream)).await.context("no opening message")??;
+    Ok((opening, blocking(stream)?))
+}
+
+/// The header tells which lane this is; exactly one frame is read, since pages may follow an `Attach` at once.
+async fn read_opening(stream: &mut TcpStream) -> Result<Opening> {
+    let mut header = [0; HEADER_LEN];
+    stream.read_exact(&mut header).await.context("read the opening message")?;
+    let number = u16::from_le_bytes([header[6], header[7]]);
+    let lane =
+        if number == Kind::Attach as u16 { Lane::BulkToBackup } else { Lane::ControlToBackup };
+    let len = u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize;
+    ensure!(len <= CONTROL_BODY_MAX, "an opening message of {len} bytes");
+
+    let mut frames = FrameBuffer::new(lane);
+    let space = frames.space();
+    space[..HEADER_LEN].copy_from_slice(&header);
+    stream
+        .read_exact(&mut space[HEADER_LEN..HEADER_LEN + len])
+        .await
+        .context("read the opening message")?;
+    frames.filled(HEADER_LEN + len);
+    let frame = frames.next_frame()?.context("a whole frame was read")?;
+    match lane {
+        Lane::BulkToBackup => match Bulk::decode(&frame)? {
+            Bulk::Attach(attach) => Ok(Opening::Attach(attach)),
+            Bulk::SyncPages(_)
+            | Bulk::Begin(_)
+            | Bulk::Pages(_)
+            | Bulk::State(_)
+            | Bulk::End(_) => {
+                bail!("a bulk connection opens with Attach")
+            }
+        },
+        Lane::ControlToBackup | Lane::ControlToPrimary | Lane::BulkToPrimary => {
+            match ToBackup::decode(&frame)? {
+                ToBackup::Hello(hello) => Ok(Opening::Hello(Box::new(hello))),
+                ToBackup::Heartbeat(_) | ToBackup::Goodbye(_) => {
+                    bail!("a control connection opens with Hello")
+                }
+            }
+        }
+    }
+}
+
+/// Answers on a connection that does not become a session, and lets it go.
+pub fn refuse(mut stream: std::net::TcpStream, refusal: Refuse) -> std::io::Result<()> {
+    let mut buffer = Vec::new();
+    ToPrimary::Refuse(refusal).encode(&mut buffer);
+    stream.set_write_timeout(Some(ANSWER_WITHIN))?;
+    stream.write_all(&buffer)
+}
+
+async fn dial(address: SocketAddr) -> Result<TcpStream> {
+    let stream = timeout(ANSWER_WITHIN, TcpStream::connect(address))
+        .await
+        .map_err(std::io::Error::from)
+        .and_then(|connected| connected)
+        .with_context(|| format!("connect to the backup at {address}"))?;
+    Ok(stream)
+}
+
+fn blocking(stream: TcpStream) -> Result<std::net::TcpStream> {
+    let stream = stream.into_std().context("take a socket out of the runtime")?;
+    stream.set_nonblocking(false)?;
+    tune(&stream)?;
+    Ok(stream)
+}
+
+impl Incoming {
+    async fn next<T>(&mut self, decode: impl Fn(&Frame<'_>) -> Result<T, WireError>) -> Result<T> {
+        loop {
+            if let Some(frame) = self.frames.next_frame()? {
+                return Ok(decode(&frame)?);
+            }
+            let read = self
+                .stream
+                .read(self.frames.space())
+                .await
+                .context("read from the control connection")?;
+            ensure!(read > 0, "the backup closed the control connection");
+            self.frames.filled(read);
+        }
+    }
+}

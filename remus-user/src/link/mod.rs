@@ -1,0 +1,43 @@
+//! The two TCP connections of a session, as the shells use them.
+//!
+//! - The primary's control connection is async ([`Control`]): heartbeats must not wait for anything.
+//! - The bulk connection is blocking at the primary ([`BulkOut`] for its sender thread, [`AckIn`] for its ack
+//!   reader): checkpoints are large, and back-pressure is the socket's.
+//! - The backup serves both from one thread that also detects silence ([`Polled`]): what has arrived is
+//!   drained before a late tick may suspect anybody.
+//!
+//! Invariants: frames are written whole, by one owner per direction; a connection that carried bytes which are
+//! not a frame of its lane is of no further use, and every call says so by an error.
+//!
+//! Deliberately absent: who may connect (`backup` refuses), what a message means (`wire`, `replication`), and
+//! encryption: the replication network must be private.
+
+mod bulk;
+mod control;
+mod polled;
+
+use std::{io, net::TcpStream, os::fd::AsRawFd, time::Duration};
+
+pub use bulk::{AckIn, BulkOut, hang_up};
+pub use control::{Control, Opening, accept, open_bulk, refuse};
+pub use polled::{Arrived, Polled};
+
+/// A peer that does not take a frame for so long is gone: the sender thread must not wait for ever.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Settings that every connection gets: no Nagle delay, and no wait for a dead peer's window.
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let timeout_ms = 5_000i32;
+    // SAFETY: an int option on a descriptor that lives during the call.
+    let result = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_USER_TIMEOUT,
+            (&raw const timeout_ms).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

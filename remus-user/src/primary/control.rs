@@ -1,0 +1,180 @@
+//! The control task: makes sessions with the backup, one after another, and keeps their heartbeat.
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::{Result, bail};
+use remus_abi::{Epoch, Term};
+use tokio::{
+    sync::mpsc::UnboundedReceiver,
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
+
+use super::inbox::{Input, Post};
+use crate::{
+    link::{Control, open_bulk},
+    os::{boot_now, fresh_session},
+    wire::{
+        Attach, Goodbye, GoodbyeWhy, Heartbeat, Hello, Refusal, Session, ToBackup, ToPrimary,
+        Welcome,
+    },
+};
+
+/// Between two tries to make a session.
+const RETRY_EVERY: Duration = Duration::from_millis(200);
+/// A control connection on which nothing is answered for so long is given up. Long: until then the lease has
+/// long ended, and a backup that is only slow need not be synced again.
+const SILENT_FOR: Duration = Duration::from_secs(3);
+
+/// What the engine asks of the task.
+pub(crate) enum Order {
+    /// The session is of no use any more; make another.
+    Drop(Session),
+    /// Say goodbye, then end.
+    Goodbye { epoch: Epoch, why: GoodbyeWhy },
+}
+
+/// How a session ended.
+enum Ended {
+    /// Another is to be made.
+    Again,
+    /// No more sessions.
+    ForGood,
+}
+
+/// Makes sessions until an order ends it. `hello` is the template: each session gets a number of its own.
+pub(crate) async fn keep_sessions(
+    backup: SocketAddr,
+    hello: Hello,
+    post: Post,
+    mut orders: UnboundedReceiver<Order>,
+) {
+    loop {
+        let session = fresh_session();
+        let hello = Hello { session, ..hello.clone() };
+        match one_session(backup, hello, &post, &mut orders).await {
+            Ok(Ended::ForGood) => return,
+            Ok(Ended::Again) => {}
+            Err(e) => post.send(Input::Lost { session, why: format!("{e:#}") }),
+        }
+        tokio::select! {
+            () = sleep(RETRY_EVERY) => {}
+            order = orders.recv() => match order {
+                Some(Order::Drop(_)) => {}
+                Some(Order::Goodbye { .. }) | None => return,
+            },
+        }
+    }
+}
+
+async fn one_session(
+    backup: SocketAddr,
+    hello: Hello,
+    post: &Post,
+    orders: &mut UnboundedReceiver<Order>,
+) -> Result<Ended> {
+    let (session, term, timing) = (hello.session, hello.term, hello.timing);
+    let Some((mut control, welcome)) = greet(backup, hello, post).await? else {
+        return Ok(Ended::Again);
+    };
+    let bulk = open_bulk(backup, Attach { session }).await?;
+    post.send(Input::Connected { session, welcome, bulk });
+
+    let mut beat = interval(timing.heartbeat);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut seq = 0;
+    let mut last_answer = tokio::time::Instant::now();
+    loop {
+        tokio::select! {
+            _ = beat.tick() => {
+                if last_answer.elapsed() > SILENT_FOR {
+                    bail!("the backup has not answered for {SILENT_FOR:?}");
+                }
+                seq += 1;
+                control.send(&ToBackup::Heartbeat(Heartbeat { term, seq, sent: boot_now() })).await?;
+            }
+            message = control.receive() => match message? {
+                ToPrimary::HeartbeatAck(ack) if ack.term == term => {
+                    last_answer = tokio::time::Instant::now();
+                    post.send(Input::Answered { session, sent: ack.sent });
+                }
+                // Of another term: as if it had never come.
+                ToPrimary::HeartbeatAck(_) => {}
+                ToPrimary::StandDown(stand_down) => {
+                    post.send(Input::StandDown { newer: stand_down.newer });
+                }
+                ToPrimary::Welcome(_) | ToPrimary::Refuse(_) | ToPrimary::GoodbyeAck(_) => {
+                    bail!("the backup said something out of place");
+                }
+            },
+            order = orders.recv() => match order {
+                Some(Order::Drop(dropped)) if dropped == session => return Ok(Ended::Again),
+                Some(Order::Drop(_)) => {}
+                Some(Order::Goodbye { epoch, why }) => {
+                    say_goodbye(&mut control, Goodbye { term, epoch, why }).await?;
+                    post.send(Input::GoodbyeSaid);
+                    return Ok(Ended::ForGood);
+                }
+                None => return Ok(Ended::ForGood),
+            },
+        }
+    }
+}
+
+/// Hello and its answer. `None` when the backup refuses for now; why was posted.
+async fn greet(
+    backup: SocketAddr,
+    hello: Hello,
+    post: &Post,
+) -> Result<Option<(Control, Welcome)>> {
+    let term = hello.term;
+    let mut control = match Control::connect(backup).await {
+        Ok(control) => control,
+        Err(e) => {
+            post.send(Input::NoSession { why: format!("{e:#}") });
+            return Ok(None);
+        }
+    };
+    control.send(&ToBackup::Hello(hello)).await?;
+    match control.answer().await? {
+        ToPrimary::Welcome(welcome) => Ok(Some((control, welcome))),
+        ToPrimary::Refuse(refuse) => {
+            if refuse.newest > term
+                || matches!(refuse.why, Refusal::OutdatedTerm | Refusal::Promoted)
+            {
+                post.send(Input::StandDown { newer: newer_than(term, refuse.newest) });
+            } else {
+                post.send(Input::NoSession { why: format!("the backup refuses: {}", refuse.text) });
+            }
+            Ok(None)
+        }
+        ToPrimary::StandDown(stand_down) => {
+            post.send(Input::StandDown { newer: stand_down.newer });
+            Ok(None)
+        }
+        ToPrimary::HeartbeatAck(_) | ToPrimary::GoodbyeAck(_) => {
+            bail!("the backup said something out of place")
+        }
+    }
+}
+
+/// The newest term that a refusal implies: a backup that is promoted is in a later one than we, whatever it says.
+fn newer_than(ours: Term, theirs: Term) -> Term {
+    theirs.max(ours.next())
+}
+
+/// The backup is to know that it must not promote; if it does not hear it, it will be right to.
+async fn say_goodbye(control: &mut Control, goodbye: Goodbye) -> Result<()> {
+    control.send(&ToBackup::Goodbye(goodbye)).await?;
+    timeout(Duration::from_secs(2), async {
+        loop {
+            match control.receive().await? {
+                ToPrimary::GoodbyeAck(_) => return Ok(()),
+                ToPrimary::HeartbeatAck(_) => {}
+                ToPrimary::Welcome(_) | ToPrimary::Refuse(_) | ToPrimary::StandDown(_) => {
+                    bail!("the backup said something out of place")
+                }
+            }
+        }
+    })
+    .await?
+}

@@ -1,0 +1,609 @@
+//! The engine thread: the guest's devices, its epochs, and its gate, in one loop.
+//!
+//! One thread, because of one order that must hold: when the open epoch is raised, every frame that the guest
+//! sent in the epoch before is in its slot, stamped. Only this thread writes to the tap, and it raises the
+//! epoch itself, in a pause; so there is nothing to wait for but the vCPUs.
+//!
+//! Within a pause, in this order:
+//! 1. vCPUs are out of KVM_RUN, and each has captured its own state.
+//! 2. The open epoch is raised ([`Gate::seal`]): what the guest sends from now on belongs to the next.
+//! 3. The dirty log is harvested, then every reported page is copied, then pages that cooled are protected
+//!    again. Protected first, a page could change between the two and stay unreported.
+//! 4. State of devices and interrupt controllers is captured; the guest goes on.
+//!
+//! Encoding and sending are the sender's, off the pause path. Nothing here waits for the network: with no
+//! buffer or no place in the pipeline the epoch just lasts longer.
+
+use std::{collections::VecDeque, io, net::TcpStream, os::fd::AsRawFd, thread, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use remus_abi::{Stamp, Term};
+use tokio::sync::mpsc::UnboundedSender;
+use tracing::{debug, info, warn};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::{
+    control::Order,
+    inbox::{Inbox, Input, Post},
+    report::Report,
+    sender::{Cargo, Sender, Shipment},
+    sync::Sync,
+};
+use crate::{
+    checkpoint::{DirtyBook, HotSet, Page, PageSet, QUIET_EPOCHS_DEFAULT, Staging},
+    gate::{Flushed, Gate},
+    link::{AckIn, hang_up},
+    machine::{End, Event, Machine, Prepared},
+    os::boot_now,
+    replication::{Pipeline, PrimaryLease, SealWhen, Standing, SyncNext},
+    store::{self, Record, Store},
+    wire::{Ack, GoodbyeWhy, Moment, Session, Welcome},
+};
+
+/// Pages that a fresh staging has room for; it grows when an epoch dirties more.
+const STAGING_PAGES: usize = 2048;
+/// Shipments beyond the pipeline's depth: one being filled, one being compared.
+const SPARE_SHIPMENTS: usize = 2;
+/// How often the gate is verified and the status is published.
+const TICK: Duration = Duration::from_millis(10);
+/// How soon frames that are still under way are looked after.
+const FLUSH_AGAIN: Duration = Duration::from_millis(1);
+/// How long a guest that ended may take to say goodbye.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(3);
+/// The two descriptors of the event loop.
+const INBOX: u64 = 0;
+const MACHINE: u64 = 1;
+
+/// What an engine is made of.
+pub(crate) struct Parts {
+    pub(crate) vm: String,
+    /// Loaded or restored, and not yet running.
+    pub(crate) machine: Prepared,
+    pub(crate) gate: Gate,
+    pub(crate) brain: Pipeline,
+    /// How long an answer of the backup lets the gate release.
+    pub(crate) lease: Duration,
+    pub(crate) depth: usize,
+    pub(crate) store: Store,
+    pub(crate) report: Report,
+    pub(crate) inbox: Inbox,
+    pub(crate) post: Post,
+    /// To the control task; `None` for a guest that has no backup to look for.
+    pub(crate) orders: Option<UnboundedSender<Order>>,
+}
+
+/// Why an engine has stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stopped {
+    /// The guest ended, or the operator ended it, and the backup knows.
+    Ended(GoodbyeWhy),
+    /// Another host speaks for the guest, in this term.
+    StoodDown(Term),
+}
+
+pub(crate) struct Engine {
+    vm: String,
+    machine: Machine,
+    gate: Gate,
+    brain: Pipeline,
+    depth: usize,
+    store: Store,
+    report: Report,
+    inbox: Inbox,
+    post: Post,
+    orders: Option<UnboundedSender<Order>>,
+    lease: PrimaryLease,
+    epoll: Epoll,
+    book: DirtyBook,
+    hot: HotSet,
+    harvest: PageSet,
+    cool: PageSet,
+    stride: Vec<Page>,
+    spare: Vec<Box<Shipment>>,
+    link: Option<Link>,
+    sync: Option<Sync>,
+    /// When each un-acked checkpoint was sealed.
+    sealed_at: VecDeque<(Stamp, Moment)>,
+    /// The newest committed checkpoint, and when it was sealed.
+    committed: Option<(Stamp, Moment)>,
+    tracking: bool,
+    recorded: Option<Record>,
+    flush_again: bool,
+    next_tick: Moment,
+    ending: Option<Ending>,
+    stood_down: Option<Term>,
+}
+
+/// The session that is going on.
+struct Link {
+    session: Session,
+    sender: Sender,
+    bulk: TcpStream,
+}
+
+/// The guest has ended; the backup is being told.
+struct Ending {
+    why: GoodbyeWhy,
+    said: bool,
+    give_up: Moment,
+}
+
+impl Engine {
+    /// Lets the guest of `parts` run.
+    ///
+    /// # Errors
+    /// When its gate is not in front of its tap, or a part of the machine does not start.
+    pub(crate) fn start(parts: Parts) -> Result<Self> {
+        let Parts { vm, machine, gate, brain, lease, depth, store, report, inbox, post, orders } =
+            parts;
+        fine_timers()?;
+        gate.verify()?;
+        let machine = machine.start()?;
+        let epoll = Epoll::new().context("make an epoll instance")?;
+        for (token, fd) in [(INBOX, inbox.as_raw_fd()), (MACHINE, machine.as_raw_fd())] {
+            epoll
+                .ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))
+                .context("wait for the machine and the other threads")?;
+        }
+        let ram_pages = machine.memory().layout().pages();
+        let spare = (0..depth + SPARE_SHIPMENTS)
+            .map(|_| Box::new(Shipment::new(Staging::new(STAGING_PAGES))))
+            .collect();
+        Ok(Self {
+            lease: PrimaryLease::new(brain.term(), lease),
+            vm,
+            machine,
+            gate,
+            brain,
+            depth,
+            store,
+            report,
+            inbox,
+            post,
+            orders,
+            epoll,
+            book: DirtyBook::new(ram_pages),
+            hot: HotSet::new(ram_pages, QUIET_EPOCHS_DEFAULT),
+            harvest: PageSet::new(ram_pages),
+            cool: PageSet::new(ram_pages),
+            stride: Vec::new(),
+            spare,
+            link: None,
+            sync: None,
+            sealed_at: VecDeque::new(),
+            committed: None,
+            tracking: false,
+            recorded: None,
+            flush_again: false,
+            next_tick: boot_now(),
+            ending: None,
+            stood_down: None,
+        })
+    }
+
+    /// Runs the guest until it ends or another host speaks for it. Its gate is shut then.
+    ///
+    /// # Errors
+    /// When the guest cannot be run safely any more; nothing of it may go on then, so the caller ends the
+    /// process, and the backup takes over.
+    pub(crate) fn run(mut self) -> Result<(Stopped, Gate)> {
+        let mut events = vec![EpollEvent::default(); 16];
+        loop {
+            let ready = self.wait(&mut events)?;
+            for event in &events[..ready] {
+                match event.data() {
+                    INBOX => self.inbox.quiet(),
+                    MACHINE => self.serve()?,
+                    token => unreachable!("a descriptor {token} that nobody added"),
+                }
+            }
+            while let Some(input) = self.inbox.next() {
+                self.take(input)?;
+            }
+            let now = boot_now();
+            if self.brain.poll_seal(now) == SealWhen::Now && !self.spare.is_empty() {
+                self.seal()?;
+            }
+            self.sync_stride()?;
+            if self.flush_again {
+                self.flush()?;
+            }
+            if now >= self.next_tick {
+                self.tick(now)?;
+            }
+            if let Some(stopped) = self.poll_stopped(now) {
+                self.gate.close();
+                self.publish()?;
+                return Ok((stopped, self.gate));
+            }
+        }
+    }
+
+    /// Waits for an event, at most until something is due.
+    fn wait(&mut self, events: &mut [EpollEvent]) -> Result<usize> {
+        let now = boot_now();
+        let mut until = self.next_tick;
+        if !self.spare.is_empty() {
+            match self.brain.poll_seal(now) {
+                SealWhen::Now => until = now,
+                SealWhen::At(due) => until = until.min(due),
+                SealWhen::NotYet => {}
+            }
+            if self.sync.as_ref().is_some_and(Sync::is_under_way) {
+                until = now;
+            }
+        }
+        if self.flush_again {
+            until = until.min(now + FLUSH_AGAIN);
+        }
+        wait_for(&self.epoll, events, until.since(now)).context("wait for events")
+    }
+
+    /// Serves the machine's devices.
+    fn serve(&mut self) -> Result<()> {
+        match self.machine.service()? {
+            Event::Served => Ok(()),
+            Event::Ended(End::PowerOff) => {
+                info!("the guest has powered off");
+                self.end(GoodbyeWhy::PowerOff)
+            }
+            Event::Ended(End::Crash) => {
+                warn!("the guest says that it cannot go on; its last words are above");
+                self.end(GoodbyeWhy::Crashed)
+            }
+            Event::Ended(End::Fault(why)) => bail!("the guest cannot run on on this host: {why}"),
+        }
+    }
+
+    fn take(&mut self, input: Input) -> Result<()> {
+        match input {
+            Input::Connected { session, welcome, bulk } => self.connected(session, &welcome, bulk),
+            Input::Lost { session, why } => {
+                self.lost(session, &why);
+                Ok(())
+            }
+            Input::NoSession { why } => {
+                self.report.reason(&why);
+                Ok(())
+            }
+            Input::Answered { session, sent } => self.answered(session, sent),
+            Input::Encoded { session, epoch, digest } => {
+                self.brain.handle_sent(session, epoch, digest);
+                Ok(())
+            }
+            Input::Acked(ack) => self.acked(&ack),
+            Input::Shipped(shipment) => {
+                self.hot.handle_verdicts(&shipment.verdicts);
+                self.report.sent(&shipment);
+                self.spare.push(shipment);
+                Ok(())
+            }
+            Input::StandDown { newer } => self.newer_term(newer),
+            Input::GoodbyeSaid => {
+                self.brain.handle_goodbye_answered();
+                Ok(())
+            }
+            Input::Stop => self.end(GoodbyeWhy::Stopped),
+        }
+    }
+
+    /// A backup has welcomed a session: the live sync begins.
+    fn connected(&mut self, session: Session, welcome: &Welcome, bulk: TcpStream) -> Result<()> {
+        if let Some(link) = &self.link {
+            let replaced = link.session;
+            self.lost(replaced, "another session took its place");
+        }
+        if let Err(e) = self.brain.handle_welcome(session, welcome) {
+            warn!("the session is of no use: {e}");
+            self.order(Order::Drop(session));
+            return self.newer_term(welcome.newest);
+        }
+        // From the first committed checkpoint on the backup may take over: a restart here must know of it.
+        self.record(self.brain.term(), store::Standing::Protected)?;
+        let ram_pages = self.harvest.ram_pages();
+        let places = self.depth + SPARE_SHIPMENTS;
+        let ours = bulk.try_clone().context("share the bulk connection")?;
+        let acks = bulk.try_clone().context("share the bulk connection")?;
+        start_ack_reader(session, acks, self.post.clone())?;
+        let sender = Sender::start(session, bulk, ram_pages, places, self.post.clone())?;
+        self.link = Some(Link { session, sender, bulk: ours });
+
+        if !self.tracking {
+            self.machine.track_dirty(true)?;
+            self.tracking = true;
+        }
+        self.hot.clear();
+        self.book.owe_everything();
+        let mut sync = Sync::new(ram_pages);
+        sync.begin_round(|pages| self.book.take_for_sync(pages));
+        self.sync = Some(sync);
+        info!("session {session}: syncing {ram_pages} pages");
+        self.report.standing(&self.brain);
+        Ok(())
+    }
+
+    /// The session is over. Buffers that are with its sender come back by themselves.
+    fn lost(&mut self, session: Session, why: &str) {
+        let Some(link) = self.link.take_if(|link| link.session == session) else { return };
+        hang_up(&link.bulk);
+        drop(link);
+        warn!("session {session} is lost: {why}");
+        self.brain.handle_session_lost();
+        self.book.put_back();
+        self.sync = None;
+        self.sealed_at.clear();
+        self.order(Order::Drop(session));
+        self.report.standing(&self.brain);
+        self.report.reason(why);
+    }
+
+    /// The next pages of the live sync, if there is a buffer to put them into.
+    fn sync_stride(&mut self) -> Result<()> {
+        let (Some(sync), Some(link)) = (&mut self.sync, &self.link) else { return Ok(()) };
+        if self.spare.is_empty() {
+            return Ok(());
+        }
+        if sync.next_stride(&mut self.stride) {
+            let mut shipment = self.spare.pop().expect("just looked");
+            shipment.cargo = Cargo::Sync;
+            shipment.staging.clear();
+            self.machine.copy_live(self.stride.iter().copied(), &mut shipment.staging)?;
+            link.sender.ship(shipment);
+            return Ok(());
+        }
+        // Cleared before it is copied: a page that the guest dirties meanwhile is reported again.
+        self.machine.harvest_and_clear_live(&mut self.harvest)?;
+        self.book.owe(&self.harvest);
+        let left = self.book.owed().len();
+        debug!("a round of the sync is sent, {left} pages were dirtied meanwhile");
+        match self.brain.handle_sync_round(left) {
+            SyncNext::Round => sync.begin_round(|pages| self.book.take_for_sync(pages)),
+            SyncNext::Seal => self.sync = None,
+        }
+        Ok(())
+    }
+
+    /// Ends the open epoch with a checkpoint; see the module for the order.
+    fn seal(&mut self) -> Result<()> {
+        let Self {
+            machine,
+            gate,
+            brain,
+            report,
+            book,
+            hot,
+            harvest,
+            cool,
+            spare,
+            link,
+            sealed_at,
+            ..
+        } = self;
+        let mut shipment = spare.pop().expect("the caller looked");
+        shipment.staging.clear();
+
+        let begun = boot_now();
+        let mut paused = machine.pause()?;
+        let sealed = brain.seal(begun);
+        if sealed.is_first {
+            gate.hold_from(sealed.open.epoch());
+        } else {
+            gate.seal(sealed.open.epoch());
+        }
+        paused.harvest(harvest)?;
+        book.owe(harvest);
+        let pages = book.capture(sealed.checkpoint.epoch());
+        let count = pages.len();
+        shipment.staging.reserve(count);
+        paused.copy(pages.iter(), &mut shipment.staging)?;
+        hot.poll_cool(pages, cool);
+        paused.reprotect(cool)?;
+        paused.capture(&mut shipment.state)?;
+        drop(paused);
+        let pause = boot_now().since(begun);
+
+        sealed_at.push_back((sealed.checkpoint, begun));
+        report.sealed(sealed.checkpoint, pause, count);
+        shipment.cargo = Cargo::Checkpoint {
+            term: sealed.checkpoint.term(),
+            epoch: sealed.checkpoint.epoch(),
+            predecessor: sealed.predecessor,
+        };
+        link.as_ref().expect("the brain seals for a session").sender.ship(shipment);
+        Ok(())
+    }
+
+    fn acked(&mut self, ack: &Ack) -> Result<()> {
+        if self.link.as_ref().is_none_or(|link| link.session != ack.session) {
+            // From a reader of a session that is over.
+            return Ok(());
+        }
+        let now = boot_now();
+        let committed = match self.brain.handle_ack(now, ack) {
+            Ok(Some(committed)) => committed,
+            Ok(None) => return Ok(()),
+            Err(e) => {
+                self.lost(ack.session, &e.to_string());
+                return Ok(());
+            }
+        };
+        self.answered(ack.session, ack.sent)?;
+        self.gate.commit(&committed);
+        self.book.commit(ack.epoch);
+        while let Some((stamp, at)) =
+            self.sealed_at.pop_front_if(|(stamp, _)| *stamp <= committed.stamp())
+        {
+            self.report.committed(stamp, now.since(at));
+            self.committed = Some((stamp, at));
+        }
+        self.flush()
+    }
+
+    /// The backup answered what was sent at `sent`: the gate may release for a while.
+    fn answered(&mut self, session: Session, sent: Moment) -> Result<()> {
+        if self.link.as_ref().is_none_or(|link| link.session != session) {
+            return Ok(());
+        }
+        let term = self.brain.term();
+        if let Err(e) = self.lease.handle_answer(boot_now(), term, sent) {
+            self.lost(session, &format!("the backup gave an answer that cannot be one: {e:?}"));
+            return Ok(());
+        }
+        if let Some(until) = self.lease.until() {
+            self.gate.renew_lease(until.0);
+        }
+        if self.brain.released() < self.brain.acked() {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let acked = self.brain.acked();
+        match self.gate.flush()? {
+            Flushed::All => {
+                self.flush_again = false;
+                if self.brain.released() < acked {
+                    self.brain.handle_released(acked);
+                    if let Some((stamp, sealed_at)) = self.committed {
+                        self.report.released(stamp, boot_now().since(sealed_at));
+                    }
+                }
+            }
+            Flushed::Pending => self.flush_again = true,
+            // The next answer of the backup renews the lease, and flushes.
+            Flushed::Refused => self.flush_again = false,
+        }
+        Ok(())
+    }
+
+    /// The guest ends on purpose: what it said last is sealed, committed and released, then the backup is told.
+    fn end(&mut self, why: GoodbyeWhy) -> Result<()> {
+        if self.ending.is_some() {
+            return Ok(());
+        }
+        if self.brain.standing() == Standing::Protected
+            && self.brain.in_flight() < self.depth
+            && !self.spare.is_empty()
+        {
+            self.seal()?;
+        }
+        self.brain.handle_guest_ended(why);
+        self.ending = Some(Ending { why, said: false, give_up: boot_now() + GOODBYE_WITHIN });
+        Ok(())
+    }
+
+    fn poll_stopped(&mut self, now: Moment) -> Option<Stopped> {
+        if let Some(newer) = self.stood_down {
+            return Some(Stopped::StoodDown(newer));
+        }
+        let ending = self.ending.as_mut()?;
+        if self.brain.standing() == Standing::Stopped {
+            return Some(Stopped::Ended(ending.why));
+        }
+        if now >= ending.give_up {
+            warn!("the backup did not hear the goodbye: it will take over");
+            return Some(Stopped::Ended(ending.why));
+        }
+        let all_out = self.brain.released() == self.brain.acked();
+        if all_out
+            && !ending.said
+            && let Some(goodbye) = self.brain.poll_goodbye()
+        {
+            ending.said = true;
+            self.order(Order::Goodbye { epoch: goodbye.epoch, why: goodbye.why });
+        }
+        None
+    }
+
+    /// Another host speaks for the guest: nothing more leaves from here, ever.
+    fn newer_term(&mut self, newer: Term) -> Result<()> {
+        if self.brain.handle_newer_term(newer) {
+            self.gate.close();
+            self.stood_down = Some(newer);
+            self.record(newer, store::Standing::Backup)?;
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self, now: Moment) -> Result<()> {
+        self.next_tick = now + TICK;
+        self.gate.verify()?;
+        self.gate.drain_log();
+        self.publish()
+    }
+
+    fn publish(&mut self) -> Result<()> {
+        self.report.gate(&self.gate)?;
+        self.report.standing(&self.brain);
+        Ok(())
+    }
+
+    fn order(&self, order: Order) {
+        if let Some(orders) = &self.orders {
+            // A control task that has ended makes no more sessions anyway.
+            orders.send(order).ok();
+        }
+    }
+
+    /// Writes the record, if it says something new.
+    fn record(&mut self, term: Term, standing: store::Standing) -> Result<()> {
+        let record = Record { term, standing };
+        if self.recorded != Some(record) {
+            self.store.write(&self.vm, record)?;
+            self.recorded = Some(record);
+        }
+        Ok(())
+    }
+}
+
+/// Reads acks until the connection ends.
+fn start_ack_reader(session: Session, bulk: TcpStream, post: Post) -> Result<()> {
+    let mut acks = AckIn::new(bulk);
+    let read = move || {
+        loop {
+            match acks.next_ack() {
+                Ok(ack) => post.send(Input::Acked(ack)),
+                Err(e) => return post.send(Input::Lost { session, why: format!("{e:#}") }),
+            }
+        }
+    };
+    thread::Builder::new().name("acks".to_owned()).spawn(read).context("start the ack reader")?;
+    Ok(())
+}
+
+/// Waits for events for at most `span`, to the nanosecond: `epoll_wait` only counts milliseconds.
+fn wait_for(epoll: &Epoll, events: &mut [EpollEvent], span: Duration) -> io::Result<usize> {
+    let span = libc::timespec {
+        tv_sec: span.as_secs().cast_signed(),
+        tv_nsec: span.subsec_nanos().into(),
+    };
+    let room = i32::try_from(events.len()).expect("a few events");
+    // SAFETY: EpollEvent is a transparent epoll_event; the array and the span live during the call.
+    let ready = unsafe {
+        libc::epoll_pwait2(
+            epoll.as_raw_fd(),
+            events.as_mut_ptr().cast(),
+            room,
+            &raw const span,
+            std::ptr::null(),
+        )
+    };
+    match usize::try_from(ready) {
+        Ok(ready) => Ok(ready),
+        Err(_) => match io::Error::last_os_error() {
+            e if e.kind() == io::ErrorKind::Interrupted => Ok(0),
+            e => Err(e),
+        },
+    }
+}
+
+/// Timers of this thread fire when they are due, not up to 50 us later.
+fn fine_timers() -> Result<()> {
+    // SAFETY: a plain value for this thread.
+    let result = unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1usize) };
+    if result != 0 {
+        return Err(io::Error::last_os_error()).context("set the timer slack");
+    }
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! What the other threads tell the engine, and how they wake it.
+
+use std::{
+    net::TcpStream,
+    os::fd::{AsRawFd, RawFd},
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, Sender},
+    },
+};
+
+use anyhow::{Context, Result};
+use remus_abi::{Epoch, Term};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::sender::Shipment;
+use crate::wire::{Ack, Digest, Moment, Session, Welcome};
+
+/// Everything that happens to the engine from outside its own devices.
+pub(crate) enum Input {
+    /// A backup has welcomed a session; its bulk connection.
+    Connected { session: Session, welcome: Welcome, bulk: TcpStream },
+    /// One of the session's connections is gone.
+    Lost { session: Session, why: String },
+    /// No session could be made; the reason for people, and tried again.
+    NoSession { why: String },
+    /// The backup answered a heartbeat that was sent at this moment.
+    Answered { session: Session, sent: Moment },
+    /// The sender has a checkpoint ready to send, with this digest; said before its last byte leaves.
+    Encoded { session: Session, epoch: Epoch, digest: Digest },
+    /// The backup has committed a checkpoint.
+    Acked(Ack),
+    /// The sender has dealt with a shipment.
+    Shipped(Box<Shipment>),
+    /// Another host speaks for the guest.
+    StandDown { newer: Term },
+    /// The backup has taken the goodbye, or there is none to take it.
+    GoodbyeSaid,
+    /// The operator ends the guest.
+    Stop,
+}
+
+/// The engine's end.
+pub(crate) struct Inbox {
+    inputs: Receiver<Input>,
+    bell: Arc<EventFd>,
+}
+
+/// Everybody else's end.
+#[derive(Clone)]
+pub(crate) struct Post {
+    inputs: Sender<Input>,
+    bell: Arc<EventFd>,
+}
+
+pub(crate) fn inbox() -> Result<(Inbox, Post)> {
+    let bell = Arc::new(EventFd::new(EFD_NONBLOCK).context("make an eventfd")?);
+    let (sender, receiver) = mpsc::channel();
+    Ok((Inbox { inputs: receiver, bell: Arc::clone(&bell) }, Post { inputs: sender, bell }))
+}
+
+impl Inbox {
+    /// The next input, if there is one. Rings are taken first: an input posted meanwhile rings again.
+    pub(super) fn next(&self) -> Option<Input> {
+        self.inputs.try_recv().ok()
+    }
+
+    /// Takes the rings so far; to be called before the inputs are taken.
+    pub(super) fn quiet(&self) {
+        // An empty counter is an error of a non-blocking eventfd: nobody rang.
+        self.bell.read().ok();
+    }
+}
+
+impl AsRawFd for Inbox {
+    fn as_raw_fd(&self) -> RawFd {
+        self.bell.as_raw_fd()
+    }
+}
+
+impl Post {
+    /// Tells the engine. Once the engine is gone there is nobody to tell.
+    pub(super) fn send(&self, input: Input) {
+        if self.inputs.send(input).is_ok() {
+            // Only a counter at its limit refuses, and then the engine is rung for already.
+            self.bell.write(1).ok();
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What the engine tells the status: its own words turned into the document's.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Result;
+use remus_abi::{
+    Stamp,
+    gate::{COUNTERS, Counter},
+};
+
+use super::sender::{Cargo, Shipment};
+use crate::{
+    checkpoint::PAGE_SIZE,
+    gate::Gate,
+    observe::{GateReading, Shared, status::Protection},
+    replication::{FencedBy, Pipeline, Standing},
+};
+
+pub(crate) struct Report {
+    shared: Arc<Shared>,
+    standing: Option<Protection>,
+    reason: String,
+}
+
+impl Report {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, standing: None, reason: String::new() }
+    }
+
+    /// How the VM stands, if that has changed.
+    pub(crate) fn standing(&mut self, brain: &Pipeline) {
+        let protection = match brain.standing() {
+            Standing::Waiting => Protection::Waiting,
+            Standing::Syncing => Protection::Syncing,
+            Standing::Protected | Standing::Ending => Protection::Protected,
+            Standing::Stalled => Protection::Stalled,
+            Standing::Unprotected => match brain.fenced_by() {
+                FencedBy::Takeover => Protection::Promoted,
+                FencedBy::FirstStart | FencedBy::Restart | FencedBy::Operator => {
+                    Protection::Unprotected
+                }
+            },
+            Standing::Stopped => Protection::Stopped,
+        };
+        if self.standing != Some(protection) {
+            self.standing = Some(protection);
+            if protection == Protection::Protected {
+                self.reason.clear();
+            }
+            self.shared.stand(protection, &self.reason);
+        }
+    }
+
+    /// Why protection is not what it should be; said with the standing as it is.
+    pub(crate) fn reason(&mut self, why: &str) {
+        if self.reason != why {
+            why.clone_into(&mut self.reason);
+            if let Some(standing) = self.standing {
+                self.shared.stand(standing, why);
+            }
+        }
+    }
+
+    pub(crate) fn sealed(&self, checkpoint: Stamp, pause: Duration, pages: usize) {
+        self.shared.sealed(checkpoint, micros(pause), u32::try_from(pages).unwrap_or(u32::MAX));
+    }
+
+    /// What a shipment has cost. The sync is no checkpoint.
+    pub(crate) fn sent(&self, shipment: &Shipment) {
+        match shipment.cargo {
+            Cargo::Sync => {}
+            Cargo::Checkpoint { .. } => {
+                self.shared.sent(shipment.bytes, (shipment.staging.len() * PAGE_SIZE) as u64);
+            }
+        }
+    }
+
+    pub(crate) fn committed(&self, stamp: Stamp, since_seal: Duration) {
+        self.shared.committed(stamp, micros(since_seal));
+    }
+
+    pub(crate) fn released(&self, stamp: Stamp, since_seal: Duration) {
+        self.shared.released(stamp, micros(since_seal));
+    }
+
+    pub(crate) fn gate(&self, gate: &Gate) -> Result<()> {
+        let read = gate.counters()?;
+        let mut counters = [0; COUNTERS as usize];
+        for counter in Counter::ALL {
+            counters[counter as usize] = read.get(counter);
+        }
+        self.shared.gate(&GateReading { mode: gate.mode(), waiting: gate.held(), counters });
+        Ok(())
+    }
+}
+
+fn micros(span: Duration) -> u32 {
+    u32::try_from(span.as_micros()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,162 @@
+//! The sender thread of a session: compares, encodes, writes.
+//!
+//! It is the only one that knows what the backup has ([`Encoder`]'s shadow), so it begins with the session and
+//! ends with it. Shipments come back to the engine when they are dealt with, also after the connection is lost:
+//! their buffers are used again, and what they carried is in the engine's books.
+
+use std::{
+    io,
+    net::TcpStream,
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    thread,
+};
+
+use anyhow::{Context, Result};
+use remus_abi::{Epoch, Term};
+
+use super::inbox::{Input, Post};
+use crate::{
+    checkpoint::{Encoder, MachineState, Staging, Verdict},
+    link::BulkOut,
+    os::boot_now,
+    wire::{BODY_MAX, Begin, End, Session},
+};
+
+/// Buffers that travel between engine and sender, and what is in them.
+pub(crate) struct Shipment {
+    pub(super) staging: Staging,
+    pub(super) state: MachineState,
+    pub(super) cargo: Cargo,
+    /// The sender's answer: what the comparer found, page by page.
+    pub(super) verdicts: Vec<Verdict>,
+    /// The sender's answer: bytes written for it.
+    pub(super) bytes: u64,
+    encoded: Vec<u8>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Cargo {
+    /// Pages of the live sync.
+    Sync,
+    /// A whole checkpoint.
+    Checkpoint { term: Term, epoch: Epoch, predecessor: Epoch },
+}
+
+impl Shipment {
+    pub(super) fn new(staging: Staging) -> Self {
+        Self {
+            staging,
+            state: MachineState::default(),
+            cargo: Cargo::Sync,
+            verdicts: Vec::new(),
+            bytes: 0,
+            encoded: Vec::new(),
+        }
+    }
+}
+
+/// The thread, seen from the engine. Dropping it ends the thread once it has dealt with what it has.
+pub(super) struct Sender {
+    jobs: SyncSender<Box<Shipment>>,
+}
+
+impl Sender {
+    /// Starts the thread. At most `depth` shipments may be with it.
+    pub(super) fn start(
+        session: Session,
+        bulk: TcpStream,
+        ram_pages: u32,
+        depth: usize,
+        post: Post,
+    ) -> Result<Self> {
+        let out = BulkOut::new(bulk, session).context("prepare the bulk connection")?;
+        let (jobs, inbox) = sync_channel(depth);
+        thread::Builder::new()
+            .name("sender".to_owned())
+            .spawn(move || run(session, out, ram_pages, &inbox, &post))
+            .context("start the sender thread")?;
+        Ok(Self { jobs })
+    }
+
+    /// Hands a shipment over.
+    ///
+    /// # Panics
+    /// When more are under way than `depth`: the engine has no more buffers than that.
+    pub(super) fn ship(&self, shipment: Box<Shipment>) {
+        self.jobs.try_send(shipment).expect("as many places as there are shipments");
+    }
+}
+
+fn run(
+    session: Session,
+    mut out: BulkOut,
+    ram_pages: u32,
+    jobs: &Receiver<Box<Shipment>>,
+    post: &Post,
+) {
+    let mut encoder = Encoder::new(ram_pages);
+    let mut broken = false;
+    for mut shipment in jobs {
+        shipment.verdicts.clear();
+        shipment.bytes = 0;
+        if !broken {
+            let before = out.bytes();
+            if let Err(e) = send(session, &mut out, &mut encoder, &mut shipment, post) {
+                broken = true;
+                post.send(Input::Lost {
+                    session,
+                    why: format!("sending to the backup failed: {e}"),
+                });
+            }
+            shipment.bytes = out.bytes() - before;
+        }
+        post.send(Input::Shipped(shipment));
+    }
+}
+
+fn send(
+    session: Session,
+    out: &mut BulkOut,
+    encoder: &mut Encoder,
+    shipment: &mut Shipment,
+    post: &Post,
+) -> io::Result<()> {
+    let Shipment { staging, state, cargo, verdicts, encoded, bytes: _ } = shipment;
+    match *cargo {
+        Cargo::Sync => {
+            let mut run = encoder.encode(staging);
+            while let Some(batch) = run.next_batch() {
+                out.sync_pages(&batch)?;
+            }
+        }
+        Cargo::Checkpoint { term, epoch, predecessor } => {
+            encoded.clear();
+            state.encode(encoded);
+            out.begin(&Begin {
+                session,
+                term,
+                epoch,
+                predecessor,
+                predecessor_digest: out.digest(),
+                sent: boot_now(),
+                pages_max: u32::try_from(staging.len()).expect("no more than RAM has"),
+                state_len: u32::try_from(encoded.len()).expect("state is small"),
+            })?;
+            let mut pages = 0;
+            let mut run = encoder.encode(staging);
+            while let Some(batch) = run.next_batch() {
+                pages += batch.pages();
+                out.pages(&batch)?;
+            }
+            for part in encoded.chunks(BODY_MAX) {
+                out.state(part)?;
+            }
+            let digest = out.digest();
+            // The ack must not be heard before this is.
+            post.send(Input::Encoded { session, epoch, digest });
+            out.end(&End { epoch, pages, digest })?;
+        }
+    }
+    verdicts.extend_from_slice(encoder.verdicts());
+    Ok(())
+}
