@@ -82,6 +82,7 @@ impl Memory {
         // SAFETY: the page is within the mapping, as just checked, and `from` is outside of it. The guest
         // may access the page meanwhile, as it may all of its RAM; no Rust reference to it exists.
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), self.mapping.page(page), PAGE_SIZE) };
+        self.mark(page);
         Ok(())
     }
 
@@ -101,6 +102,7 @@ impl Memory {
             let to = self.mapping.page(page).add(offset);
             ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
         }
+        self.mark(page);
         Ok(())
     }
 
@@ -161,6 +163,16 @@ impl Memory {
     /// Marks all of RAM as written.
     pub(super) fn touch_all(&self) {
         self.ram.iter().for_each(|region| touched(region).mark_all());
+    }
+
+    /// Records a write of our own, after it.
+    fn mark(&self, page: Page) {
+        let slots = self.ram.iter().zip(self.layout.slots());
+        for (region, slot) in slots {
+            if let Some(n) = page.0.checked_sub(slot.first.0).filter(|n| *n < slot.pages) {
+                touched(region).mark(n as usize);
+            }
+        }
     }
 
     fn check(&self, page: Page) -> Result<()> {

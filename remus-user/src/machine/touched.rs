@@ -37,7 +37,8 @@ impl Touched {
         self.words.iter().for_each(|word| word.store(u64::MAX, Ordering::Release));
     }
 
-    fn mark(&self, page: usize) {
+    /// Marks a page of the region.
+    pub(super) fn mark(&self, page: usize) {
         if let Some(word) = self.words.get(page / 64) {
             let bit = 1 << (page % 64);
             // A page is written many times an epoch and marked once: skip the locked operation then. The

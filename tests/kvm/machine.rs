@@ -1,0 +1,252 @@
+//! The machine with a guest in it: paused, captured, put together again.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use remus::checkpoint::{MachineState, Page, PageSet, Staging};
+use remus::machine::{
+    CpuProfile, End, Event, Machine, Memory, Placement, Prepared, Shape, open_tap,
+};
+
+use super::small_guest::{self, After, Work};
+
+const SHAPE: Shape = Shape { memory_mib: 64, vcpus: 1, mac: [2, 0, 0, 0, 0, 7] };
+
+/// One guest at a time: they measure and need the cores.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A tap in a network namespace that this thread enters and nobody else sees.
+fn tap(name: &str) -> OwnedFd {
+    // SAFETY: unshare takes a number and changes this thread's namespace only.
+    let left = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    assert_eq!(left, 0, "a network namespace needs root: {}", std::io::Error::last_os_error());
+    open_tap(name).unwrap()
+}
+
+fn prepared(shape: &Shape, cpu: &CpuProfile) -> Prepared {
+    Prepared::new(shape, cpu, &Placement::default(), tap("remus0")).unwrap()
+}
+
+fn started(work: Work) -> (Machine, CpuProfile) {
+    let cpu = CpuProfile::of_host().unwrap();
+    let mut machine = prepared(&SHAPE, &cpu);
+    machine.load_elf(small_guest::elf().path(), "").unwrap();
+    small_guest::set_work(machine.memory(), work);
+    (machine.start().unwrap(), cpu)
+}
+
+/// Serves the machine for a while, as its owner would.
+fn serve(machine: &mut Machine, time: Duration) -> Option<End> {
+    let until = Instant::now() + time;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let mut ready = libc::pollfd { fd: machine.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let timeout = libc::timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
+        // SAFETY: one pollfd and a time, both live.
+        let n = unsafe { libc::ppoll(&raw mut ready, 1, &raw const timeout, std::ptr::null()) };
+        match machine.service().unwrap() {
+            Event::Ended(end) => return Some(end),
+            Event::Served if n <= 0 && left.is_zero() => return None,
+            Event::Served => {}
+        }
+    }
+}
+
+fn copy_ram(from: &Memory, to: &Memory) {
+    let mut page = [0; 4096];
+    for n in 0..from.layout().pages() {
+        from.read_page(Page(n), &mut page).unwrap();
+        to.write_page(Page(n), &page).unwrap();
+    }
+}
+
+#[test]
+fn a_guest_goes_on_in_another_machine_generation_after_generation() {
+    let _alone = alone();
+    for after in [After::GoOn, After::Sleep] {
+        let work = Work { pages: 20, spin: 0, after };
+        let (mut machine, cpu) = started(work);
+        let mut state = MachineState::default();
+        let mut encoded = Vec::new();
+        for generation in 0..40 {
+            serve(&mut machine, Duration::from_micros(2_000 + generation * 7_919 % 3_000));
+            let mut successor = prepared(&SHAPE, &cpu);
+            let ram = Arc::clone(machine.memory());
+            let mut paused = machine.pause().unwrap();
+            paused.capture(&mut state).unwrap();
+            copy_ram(&ram, successor.memory());
+            drop(paused);
+            small_guest::check(successor.memory(), work);
+            encoded.clear();
+            state.encode(&mut encoded);
+            let rounds = small_guest::rounds(successor.memory());
+            let ticks = small_guest::ticks(successor.memory());
+
+            successor.restore(&MachineState::decode(&encoded).unwrap()).unwrap();
+            machine = successor.start().unwrap();
+            assert_eq!(serve(&mut machine, Duration::from_millis(5)), None);
+            let now = small_guest::rounds(machine.memory());
+            assert!(now > rounds, "{after:?}: generation {generation} stands still at {now}");
+            let slept = after == After::Sleep;
+            assert!(!slept || small_guest::ticks(machine.memory()) > ticks, "no timer interrupt");
+        }
+    }
+}
+
+#[test]
+fn harvests_hold_every_write_while_pages_stay_hot_and_go_cold() {
+    let _alone = alone();
+    for cold_after in [1, 4, 40] {
+        let work = Work { pages: 400, spin: 200, after: After::GoOn };
+        let (mut machine, cpu) = started(work);
+        let backup = prepared(&SHAPE, &cpu);
+        let ram = Arc::clone(machine.memory());
+        let pages = ram.layout().pages();
+        let mut dirty = PageSet::new(pages);
+        let mut staging = Staging::new(pages as usize);
+        let mut state = MachineState::default();
+
+        machine.track_dirty(true).unwrap();
+        for round in 0..3 {
+            machine.harvest_and_clear_live(&mut dirty).unwrap();
+            assert!(round > 0 || dirty.len() == pages as usize, "the first harvest is all of RAM");
+            staging.clear();
+            machine.copy_live(dirty.iter(), &mut staging).unwrap();
+            apply(&staging, backup.memory());
+        }
+        let mut unchanged = vec![0; pages as usize];
+        for epoch in 0..60 {
+            // Work moves now and then, so that hot pages go cold and come back.
+            small_guest::set_first(&ram, Page(small_guest::FIRST.0 + epoch / 10 % 3 * 300));
+            assert_eq!(serve(&mut machine, Duration::from_millis(4)), None);
+            let mut paused = machine.pause().unwrap();
+            paused.capture(&mut state).unwrap();
+            paused.harvest(&mut dirty).unwrap();
+            staging.clear();
+            paused.copy(dirty.iter(), &mut staging).unwrap();
+            let mut cold = PageSet::new(pages);
+            for (page, copy) in staging.iter() {
+                let mut before = [0; 4096];
+                backup.memory().read_page(page, &mut before).unwrap();
+                let quiet = &mut unchanged[page.0 as usize];
+                *quiet = if before == *copy { *quiet + 1 } else { 0 };
+                if *quiet >= cold_after {
+                    *quiet = 0;
+                    cold.insert(page);
+                }
+            }
+            paused.reprotect(&cold).unwrap();
+            apply(&staging, backup.memory());
+            assert_eq!(ram.digest(), backup.memory().digest(), "epoch {epoch}, K = {cold_after}");
+        }
+        assert!(dirty.len() < 2_000, "{} pages dirty: nothing goes cold", dirty.len());
+    }
+}
+
+#[test]
+fn a_guest_that_switches_itself_off_is_still_captured() {
+    let _alone = alone();
+    let work = Work { pages: 8, spin: 0, after: After::PowerOff };
+    let (mut machine, _) = started(work);
+    assert_eq!(serve(&mut machine, Duration::from_secs(2)), Some(End::PowerOff));
+    let mut state = MachineState::default();
+    for _ in 0..3 {
+        machine.pause().unwrap().capture(&mut state).unwrap();
+    }
+    small_guest::check(machine.memory(), work);
+    assert_eq!(small_guest::rounds(machine.memory()), 1);
+    assert_eq!(serve(&mut machine, Duration::from_millis(5)), None, "an end is told once");
+}
+
+#[test]
+fn a_guest_that_faults_ends_with_the_place_and_harms_nobody() {
+    let _alone = alone();
+    let (mut machine, _) = started(Work { pages: 8, spin: 0, after: After::Fault });
+    match serve(&mut machine, Duration::from_secs(2)) {
+        Some(End::Fault(what)) => assert!(what.contains("rip 0x1"), "{what}"),
+        other => panic!("{other:?}"),
+    }
+    machine.pause().unwrap().resume();
+}
+
+#[test]
+fn a_state_of_another_shape_is_refused() {
+    let _alone = alone();
+    let cpu = CpuProfile::of_host().unwrap();
+    assert!(cpu.lacks(&cpu).is_empty());
+    let mut machine = prepared(&SHAPE, &cpu);
+    let refused = machine.restore(&MachineState::default()).unwrap_err();
+    assert!(refused.to_string().contains("0 vCPUs"), "{refused}");
+    let text = machine.load_elf("/dev/null".as_ref(), "").unwrap_err().to_string();
+    assert!(text.contains("/dev/null"), "{text}");
+}
+
+#[test]
+fn pauses_in_a_row_neither_hang_nor_stop_the_guest() {
+    let _alone = alone();
+    let work = Work { pages: 4, spin: 0, after: After::Sleep };
+    let (mut machine, _) = started(work);
+    let mut state = MachineState::default();
+    for n in 0..2_000 {
+        let mut paused = machine.pause().unwrap();
+        if n % 3 == 0 {
+            paused.capture(&mut state).unwrap();
+        }
+    }
+    let rounds = small_guest::rounds(machine.memory());
+    serve(&mut machine, Duration::from_millis(10));
+    assert!(small_guest::rounds(machine.memory()) > rounds);
+}
+
+/// Figures, printed; what they must be is a claim of the report, not of this test.
+#[test]
+fn the_pause_is_measured() {
+    let _alone = alone();
+    for dirty_pages in [1, 100, 1_000, 4_000] {
+        let (mut machine, _) = started(Work { pages: dirty_pages, spin: 500, after: After::GoOn });
+        let pages = machine.memory().layout().pages();
+        let mut dirty = PageSet::new(pages);
+        let mut staging = Staging::new(pages as usize);
+        let mut state = MachineState::default();
+        machine.track_dirty(true).unwrap();
+        machine.harvest_and_clear_live(&mut dirty).unwrap();
+        let mut us: [Vec<u128>; 5] = Default::default();
+        for _ in 0..100 {
+            serve(&mut machine, Duration::from_millis(10));
+            let start = Instant::now();
+            let mut paused = machine.pause().unwrap();
+            let stopped = start.elapsed();
+            paused.capture(&mut state).unwrap();
+            let captured = start.elapsed();
+            paused.harvest(&mut dirty).unwrap();
+            let harvested = start.elapsed();
+            staging.clear();
+            paused.copy(dirty.iter(), &mut staging).unwrap();
+            let copied = start.elapsed();
+            drop(paused);
+            let all = start.elapsed();
+            let parts =
+                [stopped, captured - stopped, harvested - captured, copied - harvested, all];
+            us.iter_mut().zip(parts).for_each(|(us, part)| us.push(part.as_micros()));
+        }
+        us.iter_mut().for_each(|us| us.sort_unstable());
+        let [stop, capture, harvest, copy, all] = us.each_ref().map(|us| us[us.len() / 2]);
+        println!(
+            "{:5} pages: pause p50 {all} us (p90 {}, max {}) = stop {stop} + capture {capture} + \
+             harvest {harvest} + copy {copy}",
+            dirty.len(),
+            us[4][90],
+            us[4][99]
+        );
+    }
+}
+
+fn apply(staging: &Staging, to: &Memory) {
+    for (page, bytes) in staging.iter() {
+        to.write_page(page, bytes).unwrap();
+    }
+}
