@@ -28,7 +28,9 @@ fn tap(name: &str) -> OwnedFd {
 }
 
 fn prepared(shape: &Shape, cpu: &CpuProfile) -> Prepared {
-    Prepared::new(shape, cpu, &Placement::default(), tap("remus0")).unwrap()
+    // The guest on the second core, this thread on the first: a pause is a conversation of the two.
+    let placement = Placement { vcpu_cpus: vec![1] };
+    Prepared::new(shape, cpu, &placement, tap("remus0")).unwrap()
 }
 
 fn started(work: Work) -> (Machine, CpuProfile) {

@@ -4,6 +4,7 @@ use anyhow::Result;
 
 use super::clock;
 use super::devices::net::NetPort;
+use super::memory::Memory;
 use super::vcpu::Vcpus;
 use super::vm::Vm;
 use crate::checkpoint::{DeviceState, MachineState, Page, PageSet, Staging};
@@ -64,6 +65,11 @@ impl<'a> Paused<'a> {
         staging: &mut Staging,
     ) -> Result<()> {
         self.vm.memory().copy(pages, staging)
+    }
+
+    /// Guest RAM, which stands still.
+    pub fn memory(&self) -> &Memory {
+        self.vm.memory()
     }
 
     /// Takes `pages` out of the record and write-protects them: each is reported again at its next write.

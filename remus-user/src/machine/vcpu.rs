@@ -32,9 +32,9 @@ use super::futex::{wait_while, wake_all};
 use crate::checkpoint::VcpuState;
 
 /// How long a stopped vCPU looks out for the end of the pause before it sleeps.
-const PARKED_SPIN: Duration = Duration::from_micros(500);
+const PARKED_SPIN: Duration = Duration::from_micros(300);
 /// How long the pausing thread looks out for the vCPUs before it sleeps.
-const PAUSE_SPIN: Duration = Duration::from_micros(400);
+const PAUSE_SPIN: Duration = Duration::from_micros(150);
 /// A vCPU that does not stop for this long never will.
 const PAUSE_LIMIT: Duration = Duration::from_secs(2);
 /// Exits in which one instruction may end while a vCPU is being stopped.
