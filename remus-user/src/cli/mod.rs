@@ -52,8 +52,10 @@ enum Verb {
 enum Failure {
     Failed(anyhow::Error),
     Config(ConfigError),
-    /// Already refused in words by the preflight.
+    /// `run` or `backup` was refused; nothing has been said about it yet.
     Preflight(Report),
+    /// `preflight` has printed its report, with so many refusals.
+    Refusals(usize),
 }
 
 impl From<anyhow::Error> for Failure {
@@ -96,7 +98,7 @@ impl Failure {
         match self {
             Self::Failed(_) => 1,
             Self::Config(_) => 2,
-            Self::Preflight(_) => 3,
+            Self::Preflight(_) | Self::Refusals(_) => 3,
         }
     }
 
@@ -113,6 +115,8 @@ impl Failure {
                 }
                 text
             }
+            Self::Refusals(1) => "remus: error: this machine is not ready: 1 refusal\n".into(),
+            Self::Refusals(n) => format!("remus: error: this machine is not ready: {n} refusals\n"),
         }
     }
 }

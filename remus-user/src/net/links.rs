@@ -57,7 +57,7 @@ pub enum Kind {
         persistent: bool,
         owner_uid: Option<u32>,
     },
-    /// Any other, by the kernel's name for it; "physical" when it has none.
+    /// Any other, by the kernel's name for it; "physical link" when it has none.
     Other(String),
 }
 
@@ -214,7 +214,7 @@ fn describe(message: &LinkMessage) -> Link {
     let mut link = Link {
         index: IfIndex(message.header.index),
         name: String::new(),
-        kind: Kind::Other("physical".into()),
+        kind: Kind::Other("physical link".into()),
         up: message.header.flags.contains(LinkFlags::Up),
         controller: None,
         mac: None,
@@ -252,7 +252,7 @@ fn kind(info: &[LinkInfo]) -> Kind {
         },
         (Some(InfoKind::Tun), Some(InfoData::Tun(values))) => tun(values),
         (Some(other), _) => Kind::Other(other.to_string()),
-        (None, _) => Kind::Other("physical".into()),
+        (None, _) => Kind::Other("physical link".into()),
     }
 }
 

@@ -33,9 +33,16 @@ impl VmDir {
     /// Another live process has this VM; or a directory on the way is not safe (not ours, or writable by
     /// others) or cannot be made.
     pub fn claim(run_dir: &Path, vm: &VmName) -> Result<Self> {
-        safe_directory(run_dir, 0o755)?;
         let path = run_dir.join(vm.as_str());
-        safe_directory(&path, 0o700)?;
+        for (directory, mode) in [(run_dir, 0o755), (path.as_path(), 0o700)] {
+            let shown = directory.display();
+            DirBuilder::new()
+                .recursive(true)
+                .mode(mode)
+                .create(directory)
+                .with_context(|| format!("make the directory {shown}"))?;
+            check_safe(directory)?;
+        }
         let file = path.join("lock");
         let mut lock = OpenOptions::new()
             .read(true)
@@ -114,15 +121,10 @@ pub(super) fn below(directory: &OwnedFd, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))
 }
 
-/// Makes `path` with `mode` where it is missing; where it is there, it must be a directory of ours (or root's)
-/// that nobody else may write, or another user could put a socket or a symlink of his own into it.
-fn safe_directory(path: &Path, mode: u32) -> Result<()> {
+/// The directory must be ours (or root's) and nobody else may write it, or another user could put a socket or
+/// a symlink of his own into it.
+fn check_safe(path: &Path) -> Result<()> {
     let shown = path.display();
-    match DirBuilder::new().mode(mode).recursive(mode == 0o755).create(path) {
-        Ok(()) => {}
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(e) => return Err(e).with_context(|| format!("make the directory {shown}")),
-    }
     let metadata = fs::symlink_metadata(path).with_context(|| format!("look at {shown}"))?;
     // SAFETY: geteuid(2) takes nothing and cannot fail.
     let uid = unsafe { libc::geteuid() };

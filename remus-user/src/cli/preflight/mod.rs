@@ -159,7 +159,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         report.table()
     };
     super::print(&text)?;
-    if report.passed() { Ok(()) } else { Err(Failure::Preflight(report)) }
+    match report.refused().count() {
+        0 => Ok(()),
+        refusals => Err(Failure::Refusals(refusals)),
+    }
 }
 
 #[cfg(test)]
