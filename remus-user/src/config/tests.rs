@@ -1,5 +1,7 @@
 //! One claim a kind of mistake, with the whole message: these texts are what people meet first.
 
+use proptest::prelude::*;
+
 use super::*;
 
 const GOOD: &str = r#"name = "demo"
@@ -202,4 +204,22 @@ fn cpus_are_one_for_all_or_one_each() {
 fn a_file_that_is_not_there_is_an_error_that_names_it() {
     let error = Config::load(Path::new("/nonexistent/x.toml")).unwrap_err().to_string();
     assert!(error.starts_with("/nonexistent/x.toml: cannot read it: No such file"), "{error}");
+}
+
+proptest! {
+    #[test]
+    fn whatever_a_slip_makes_of_a_config_gives_an_answer(
+        at in any::<prop::sample::Index>(),
+        length in 0usize..40,
+        with in "[\\[\\]\"'=.,#a-z0-9\n\u{e9}-]{0,12}",
+    ) {
+        let mut text: Vec<char> = EXAMPLE.chars().collect();
+        let from = at.index(text.len());
+        let to = (from + length).min(text.len());
+        text.splice(from..to, with.chars());
+        let text: String = text.into_iter().collect();
+        if let Err(error) = parse(&text) {
+            prop_assert!(error.to_string().starts_with("/etc/remus/demo.toml:"));
+        }
+    }
 }

@@ -3,8 +3,8 @@
 //! The calls made in every epoch (`sealed`, `sent`, `committed`, `released`, `gate`) are a few atomic stores:
 //! no lock, no allocation. The calls for rare turns (`stand`, `took_over`) take a short lock.
 //!
-//! Invariant, in every document: `released <= acked <= captured < open`, since each of them only grows and
-//! they are read in that order.
+//! Invariant, in every document: `released <= acked <= captured < open`, since within a term each of them only
+//! grows and they are read in that order; and what is of another term than `open` counts as none.
 
 use std::{
     sync::{
@@ -114,10 +114,7 @@ impl Shared {
 
     /// Begins a term: epoch 1 is open, nothing of it captured, and checkpoints count from 0.
     pub fn begin_term(&self, term: Term) {
-        // Downwards, so that a reader in between sees less released than acked, never more.
-        for counter in [&self.released, &self.acked, &self.captured, &self.checkpoints] {
-            counter.store(0, Release);
-        }
+        self.checkpoints.store(0, Relaxed);
         self.open.store(Stamp::new(term, Epoch::FIRST).bits(), Release);
     }
 
@@ -178,7 +175,10 @@ impl Shared {
         let read = |stamp: &AtomicU64| Stamp::from_bits(stamp.load(Acquire));
         let (released, acked) = (read(&self.released), read(&self.acked));
         let (captured, open) = (read(&self.captured), read(&self.open));
-        let epoch = |stamp: Stamp| stamp.epoch().get();
+        let epoch = |stamp: Stamp| match stamp.term() == open.term() {
+            true => stamp.epoch().get(),
+            false => Epoch::NONE.get(),
+        };
         let (pause_us, commit_us, dirty_pages) = match since {
             Some(since) => {
                 let stretch = self.ring.stretch(open.term(), since);

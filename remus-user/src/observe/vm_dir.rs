@@ -14,11 +14,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::config::VmName;
 
-/// The claimed directory of this instance. Dropping it, or dying, gives it up; files in it stay.
+const LOCK: &str = "lock";
+
+/// The claimed directory of this instance. Dropping it gives it up, and removes it if nothing else is in it;
+/// a process that dies gives it up too, and leaves it.
 #[derive(Debug)]
 pub struct VmDir {
     path: PathBuf,
@@ -33,53 +36,82 @@ impl VmDir {
     /// Another live process has this VM; or a directory on the way is not safe (not ours, or writable by
     /// others) or cannot be made.
     pub fn claim(run_dir: &Path, vm: &VmName) -> Result<Self> {
+        // Whoever gives a directory up removes it, perhaps between two of our steps: then we make it again.
+        const ATTEMPTS: u32 = 10;
         let path = run_dir.join(vm.as_str());
-        for (directory, mode) in [(run_dir, 0o755), (path.as_path(), 0o700)] {
-            let shown = directory.display();
-            DirBuilder::new()
-                .recursive(true)
-                .mode(mode)
-                .create(directory)
-                .with_context(|| format!("make the directory {shown}"))?;
-            check_safe(directory)?;
-        }
-        let file = path.join("lock");
-        let mut lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-            .open(&file)
-            .with_context(|| format!("open {}", file.display()))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => {
-                let mut pid = String::new();
-                // Only for the message; the holder may be about to write it.
-                let known = (&lock).take(16).read_to_string(&mut pid).is_ok();
-                let pid = if known && !pid.trim().is_empty() { pid.trim() } else { "unknown" };
-                bail!(
-                    "VM {vm} already runs here (process {pid}): stop that one first, or give this one another name \
-                     or run_dir"
-                );
+        let file = path.join(LOCK);
+        for _ in 0..ATTEMPTS {
+            make_safe(run_dir, 0o755)?;
+            make_safe(&path, 0o700)?;
+            let lock = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+                .open(&file);
+            let mut lock = match lock {
+                Ok(lock) => lock,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(e).with_context(|| format!("open {}", file.display())),
+            };
+            match lock.try_lock() {
+                Ok(()) => {}
+                Err(fs::TryLockError::WouldBlock) => return Err(taken(&lock, vm)),
+                Err(fs::TryLockError::Error(e)) => {
+                    return Err(e).with_context(|| format!("lock {}", file.display()));
+                }
             }
-            Err(fs::TryLockError::Error(e)) => {
-                return Err(e).with_context(|| format!("lock {}", file.display()));
+            // A lock on a file that is no longer there keeps nobody out.
+            if !same_file(&lock, &file) {
+                continue;
             }
+            note_pid(&mut lock).with_context(|| format!("write {}", file.display()))?;
+            return Ok(Self { path, _lock: lock });
         }
-        let note_pid = |lock: &mut File| -> io::Result<()> {
-            lock.set_len(0)?;
-            lock.rewind()?;
-            writeln!(lock, "{}", std::process::id())
-        };
-        note_pid(&mut lock).with_context(|| format!("write {}", file.display()))?;
-        Ok(Self { path, _lock: lock })
+        bail!("{} keeps vanishing: does something clean up there?", path.display())
     }
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+impl Drop for VmDir {
+    fn drop(&mut self) {
+        // Removed while still locked, so that nobody else's lock file can be the one that goes.
+        let removed =
+            fs::remove_file(self.path.join(LOCK)).and_then(|()| fs::remove_dir(&self.path));
+        match removed {
+            Err(e) if e.kind() != io::ErrorKind::DirectoryNotEmpty => {
+                tracing::debug!("remove {}: {e}", self.path.display());
+            }
+            Err(_) | Ok(()) => {}
+        }
+    }
+}
+
+fn taken(lock: &File, vm: &VmName) -> anyhow::Error {
+    let mut pid = String::new();
+    // Only for the message; the holder may be about to write it.
+    let known = lock.take(16).read_to_string(&mut pid).is_ok() && !pid.trim().is_empty();
+    let pid = if known { pid.trim() } else { "unknown" };
+    anyhow!(
+        "VM {vm} already runs here (process {pid}): stop that one first, or give this one another name or run_dir"
+    )
+}
+
+fn note_pid(lock: &mut File) -> io::Result<()> {
+    lock.set_len(0)?;
+    lock.rewind()?;
+    writeln!(lock, "{}", std::process::id())
+}
+
+fn same_file(open: &File, path: &Path) -> bool {
+    match (open.metadata(), fs::symlink_metadata(path)) {
+        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+        (Err(_), _) | (_, Err(_)) => false,
     }
 }
 
@@ -121,10 +153,15 @@ pub(super) fn below(directory: &OwnedFd, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))
 }
 
-/// The directory must be ours (or root's) and nobody else may write it, or another user could put a socket or
-/// a symlink of his own into it.
-fn check_safe(path: &Path) -> Result<()> {
+/// Makes `path` where it is missing. It must be ours (or root's) and nobody else may write it, or another user
+/// could put a socket or a symlink of his own into it.
+fn make_safe(path: &Path, mode: u32) -> Result<()> {
     let shown = path.display();
+    DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .with_context(|| format!("make the directory {shown}"))?;
     let metadata = fs::symlink_metadata(path).with_context(|| format!("look at {shown}"))?;
     // SAFETY: geteuid(2) takes nothing and cannot fail.
     let uid = unsafe { libc::geteuid() };

@@ -81,12 +81,46 @@ fn a_second_instance_is_refused_and_a_dead_ones_socket_is_replaced() {
     let socket = StatusSocket::bind(&first).unwrap();
     let stale = run_dir.0.join("demo/stale");
     fs::hard_link(run_dir.0.join("demo/status.sock"), &stale).unwrap();
-    drop((socket, first));
+    drop(socket);
+    // Given up with something still in it, the directory stays.
+    drop(first);
     fs::rename(&stale, run_dir.0.join("demo/status.sock")).unwrap();
     let error = query(&run_dir.0, &demo(), None).unwrap_err().to_string();
     assert!(error.contains("does not run"), "{error}");
     with_server(&run_dir, |_| {
         query(&run_dir.0, &demo(), None).unwrap();
+    });
+}
+
+#[test]
+fn a_vm_that_ends_leaves_no_directory() {
+    let run_dir = RunDir::new("ends");
+    let directory = VmDir::claim(&run_dir.0, &demo()).unwrap();
+    let socket = StatusSocket::bind(&directory).unwrap();
+    drop(socket);
+    drop(directory);
+    assert!(!run_dir.0.join("demo").exists());
+    VmDir::claim(&run_dir.0, &demo()).unwrap();
+}
+
+#[test]
+fn of_many_that_claim_at_once_one_has_it() {
+    let run_dir = RunDir::new("race");
+    let holders = std::sync::atomic::AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                use std::sync::atomic::Ordering::SeqCst;
+                for _ in 0..200 {
+                    if let Ok(directory) = VmDir::claim(&run_dir.0, &demo()) {
+                        assert_eq!(holders.fetch_add(1, SeqCst), 0);
+                        std::thread::yield_now();
+                        holders.fetch_sub(1, SeqCst);
+                        drop(directory);
+                    }
+                }
+            });
+        }
     });
 }
 
