@@ -1,1 +1,112 @@
-fn main() {}
+//! `remus-rig`: see the library for what the rig is. `cargo xtask run` builds and starts it.
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use rig::{
+    host::Death,
+    nest,
+    remus::{Programs, Timing},
+    story::{self, Plan},
+    sys,
+    topology::Topology,
+};
+
+/// Exit codes: 0 nothing was lost, 1 something was lost or the run failed, 2 usage.
+#[derive(Parser)]
+#[command(name = "remus-rig", about = "Two hosts, a switch and a client in network namespaces")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Let a protected guest under load survive the death of its host, and report what was measured
+    Run(RunOptions),
+    /// Only set the namespaces up, and keep them until Ctrl-C
+    Up,
+}
+
+#[derive(Args)]
+struct RunOptions {
+    /// How the primary host dies
+    #[arg(long, value_enum, default_value = "host", conflicts_with = "no_failover")]
+    death: Death,
+    /// Let it live: measure only
+    #[arg(long)]
+    no_failover: bool,
+    /// Rounds, each with a guest, a death and a takeover of its own
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    repeat: u32,
+    /// Pages that the guest dirties in each epoch
+    #[arg(long, value_name = "PAGES_PER_EPOCH", default_value_t = 1000,
+        value_parser = clap::value_parser!(u32).range(1..=30_000))]
+    dirty: u32,
+    /// The longest epoch, in milliseconds
+    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    epoch_ms: u32,
+    /// Seconds of load: the host dies at a random moment within them
+    #[arg(long, default_value_t = 1.5, value_parser = seconds)]
+    seconds: f64,
+    /// Choose the same moments as the run with this seed
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Leave everything running after the round, and print how to enter it
+    #[arg(long, conflicts_with = "repeat")]
+    keep: bool,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.1..=3600.0).contains(&value) { Ok(value) } else { Err("0.1 to 3600".to_owned()) }
+}
+
+fn main() -> ExitCode {
+    match inner() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("remus-rig: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn inner() -> Result<ExitCode> {
+    let verb = Arguments::parse().verb;
+    // Looked up while /proc is still the one that everybody knows.
+    let rig = std::env::current_exe().context("find the rig's own file")?;
+    if let Some(code) = nest::enter()? {
+        return Ok(code);
+    }
+    sys::leave_cpu_0().context("leave CPU 0 to the guest")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match verb {
+            Verb::Run(options) => {
+                let programs = Programs::beside_the_rig(&rig)?;
+                let kept_all = story::run(&plan(&options), &programs).await?;
+                Ok(if kept_all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            }
+            Verb::Up => {
+                let topology = Topology::build().await?;
+                println!("up: Ctrl-C ends it. As root:");
+                story::print_entrances(&topology);
+                std::future::pending().await
+            }
+        }
+    })
+}
+
+fn plan(options: &RunOptions) -> Plan {
+    Plan {
+        death: (!options.no_failover).then_some(options.death),
+        rounds: options.repeat,
+        dirty_pages: options.dirty,
+        timing: Timing { epoch_ms: options.epoch_ms, ..Timing::default() },
+        load: Duration::from_secs_f64(options.seconds),
+        seed: options.seed,
+        keep: options.keep,
+    }
+}

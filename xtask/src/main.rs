@@ -11,6 +11,8 @@ mod setup;
 mod test;
 mod tree;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -45,7 +47,17 @@ enum Verb {
     Lint,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match perform() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform() -> Result<()> {
     let verb = Arguments::parse().verb;
     let tree = Tree::find()?;
     let toolchain = setup::run(&tree)?;

@@ -39,7 +39,7 @@ pub(crate) fn run(tree: &Tree, toolchain: &Toolchain, filter: Option<&str>) -> R
             invoke::run(select(&mut runner.command(tree), filter))?;
             let mut command = runner.command(tree);
             command.arg(PRIVILEGED).env(raised, "sudo -E");
-            command.args(["--package=remus-tests", "--test=netns", "--test=kvm"]);
+            command.args(packages()).args(["--test=netns", "--test=kvm"]);
             invoke::run(command.args(filter))
         }
     }
@@ -53,6 +53,12 @@ fn guest(tree: &Tree, runner: &Runner, filter: Option<&str>) -> Result<()> {
         return Ok(());
     }
     invoke::run(runner.command(tree).args(["--package=remus-guest", "--lib"]).args(filter))
+}
+
+/// Always the same packages, also where only one has the tests asked for: cargo unites the features of those
+/// that are named, and others would be another build of everything they depend on.
+fn packages() -> [String; 4] {
+    PACKAGES.map(|package| format!("--package={package}"))
 }
 
 /// Which tests: those of a folder of tests/, or of all packages, those whose name contains the filter.

@@ -1,0 +1,98 @@
+//! The demo guest's own commands, beyond those of Redis: its work generator and its beacon.
+
+use std::{io, net::SocketAddrV4, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use tokio::time::{Instant, sleep};
+
+use crate::{client::connection::Connection, netns::NetNs, resp::Reply, sys::boottime_ns};
+
+/// A connection on which the rig steers the guest.
+#[derive(Debug)]
+pub struct Guest {
+    connection: Connection,
+}
+
+/// How far the work generator was at a moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    pub at_ns: u64,
+    pub pages: u64,
+}
+
+impl Progress {
+    /// Pages a second between two readings.
+    pub fn rate_until(self, later: Self) -> f64 {
+        let seconds = later.at_ns.saturating_sub(self.at_ns) as f64 / 1e9;
+        later.pages.saturating_sub(self.pages) as f64 / seconds
+    }
+}
+
+impl Guest {
+    /// Waits until the guest answers.
+    pub async fn wait(netns: &NetNs, server: SocketAddrV4, patience: Duration) -> Result<Self> {
+        let until = Instant::now() + patience;
+        loop {
+            match Self::greet(netns, server).await {
+                Ok(guest) => return Ok(guest),
+                Err(error) if Instant::now() >= until => {
+                    return Err(error).with_context(|| format!("no guest answers at {server}"));
+                }
+                Err(_) => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
+    async fn greet(netns: &NetNs, server: SocketAddrV4) -> io::Result<Self> {
+        let opening = Connection::open(netns, server);
+        let limit = Duration::from_secs(1);
+        let opened = tokio::time::timeout(limit, opening).await;
+        let mut connection = opened.map_err(|_| io::ErrorKind::TimedOut)??;
+        match connection.ask(&["PING"]).await? {
+            Reply::Status(pong) if pong == "PONG" => Ok(Self { connection }),
+            other => Err(io::Error::other(format!("PING was answered {other:?}"))),
+        }
+    }
+
+    /// Touches `pages` pages again and again, `bytes` bytes of each; `rate` pages a second, 0 for as many as it
+    /// can.
+    pub async fn start_work(&mut self, pages: u32, bytes: u32, rate: u32) -> Result<()> {
+        let numbers = [pages, bytes, rate].map(|number| number.to_string());
+        let [pages, bytes, rate] = numbers.each_ref().map(String::as_str);
+        self.done(&["WORK", "START", "hot", pages, bytes, rate]).await
+    }
+
+    pub async fn stop_work(&mut self) -> Result<()> {
+        self.done(&["WORK", "STOP"]).await
+    }
+
+    pub async fn progress(&mut self) -> Result<Progress> {
+        let before = boottime_ns();
+        let reply = self.connection.ask(&["WORK", "STAT"]).await.context("WORK STAT")?;
+        let at_ns = before.midpoint(boottime_ns());
+        let Reply::Array(Some(fields)) = &reply else { bail!("WORK STAT was answered {reply:?}") };
+        let Some(Reply::Integer(pages)) = fields.get(1) else {
+            bail!("WORK STAT was answered {reply:?}")
+        };
+        Ok(Progress { at_ns, pages: u64::try_from(*pages).context("negative progress")? })
+    }
+
+    pub async fn start_beacon(&mut self, period_ms: u32) -> Result<()> {
+        self.done(&["BEACON", "START", &period_ms.to_string()]).await
+    }
+
+    /// The counter of the newest beacon that the guest has sent.
+    pub async fn beacon(&mut self) -> Result<u64> {
+        match self.connection.ask(&["BEACON"]).await.context("BEACON")? {
+            Reply::Integer(counter) => u64::try_from(counter).context("negative beacon"),
+            other => bail!("BEACON was answered {other:?}"),
+        }
+    }
+
+    async fn done(&mut self, words: &[&str]) -> Result<()> {
+        match self.connection.ask(words).await.with_context(|| words.join(" "))? {
+            Reply::Status(_) => Ok(()),
+            other => bail!("{} was answered {other:?}", words.join(" ")),
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! The daemons under test: the configuration they get, how they are started, and what they say of themselves.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use remus::observe::status::{Protection, Status};
+use serde::Serialize;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    host::{Host, Process},
+    topology::{BACKUP, BRIDGE, GUEST, GUEST_MAC},
+};
+
+const VM: &str = "demo";
+const TAP: &str = "tap0";
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The programs, as `cargo xtask build` leaves them.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    pub remus: PathBuf,
+    pub guest: PathBuf,
+    /// The folder `target/run`.
+    pub runs: PathBuf,
+}
+
+impl Programs {
+    /// Those that belong to the rig that is running: its neighbours in `target/`.
+    pub fn beside_the_rig(rig: &Path) -> Result<Self> {
+        let release = rig.parent().context("the rig is in no folder")?;
+        let target = release.parent().context("the rig is not in target/release")?;
+        Ok(Self {
+            remus: release.join("remus"),
+            guest: target.join("guest/remus-guest.elf"),
+            runs: target.join("run"),
+        })
+    }
+
+    pub fn check(&self) -> Result<()> {
+        for file in [&self.remus, &self.guest] {
+            if !file.exists() {
+                bail!("{} is not there: run `cargo xtask build`", file.display());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The timing that a run asks of Remus.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Timing {
+    pub epoch_ms: u32,
+    pub depth: u32,
+    pub heartbeat_ms: u32,
+    pub detect_ms: u32,
+    pub lease_ms: u32,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self { epoch_ms: 25, depth: 2, heartbeat_ms: 10, detect_ms: 100, lease_ms: 60 }
+    }
+}
+
+/// A daemon on its host.
+#[derive(Debug)]
+pub struct Daemon {
+    pub process: Process,
+    name: &'static str,
+    socket: PathBuf,
+    log: PathBuf,
+}
+
+/// Starts the primary, with a guest that runs alone until its backup is there. `folder` takes its files.
+pub fn start_primary(
+    host: &Host,
+    programs: &Programs,
+    timing: Timing,
+    folder: &Path,
+    log: &Path,
+) -> Result<Daemon> {
+    let run_dir = folder.join("primary.d");
+    let config = folder.join("primary.toml");
+    fs::create_dir_all(&run_dir).with_context(|| format!("create {}", run_dir.display()))?;
+    let text = primary_config(programs, timing, &run_dir)?;
+    fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
+    let mut command = Command::new(&programs.remus);
+    command.arg("run").arg(&config);
+    Daemon::start(host, command, &run_dir, log)
+}
+
+pub fn start_backup(host: &Host, programs: &Programs, folder: &Path, log: &Path) -> Result<Daemon> {
+    let run_dir = folder.join("backup.d");
+    fs::create_dir_all(&run_dir).with_context(|| format!("create {}", run_dir.display()))?;
+    let mut command = Command::new(&programs.remus);
+    command.arg("backup").arg("--listen").arg(SocketAddr::from(BACKUP).to_string());
+    command.arg("--run-dir").arg(&run_dir);
+    command.args(["--bridge", BRIDGE, "--tap", TAP]);
+    Daemon::start(host, command, &run_dir, log)
+}
+
+fn primary_config(programs: &Programs, timing: Timing, run_dir: &Path) -> Result<String> {
+    let Timing { epoch_ms, depth, heartbeat_ms, detect_ms, lease_ms } = timing;
+    // Debug formatting of a string is a TOML basic string for every path without control characters.
+    let quoted = |path: &Path| path.to_str().map(|text| format!("{text:?}")).context("odd path");
+    let (run_dir, kernel) = (quoted(run_dir)?, quoted(&programs.guest)?);
+    // The vCPU has CPU 0 to itself; everything else of the rig stays off it (see `sys::leave_cpu_0`).
+    let placement = match crate::sys::host_cpus() {
+        0 | 1 => "",
+        _ => "\n[placement]\nvcpu_cpus = [0]\nio_cpus = [1]\n",
+    };
+    Ok(format!(
+        r#"name = "{VM}"
+run_dir = {run_dir}
+
+[machine]
+memory_mib = 256
+vcpus = 1
+kernel = {kernel}
+cmdline = "ip={ip}/24 gw={gateway} port={port}"
+
+[net]
+tap = "{TAP}"
+bridge = "{BRIDGE}"
+mac = "{GUEST_MAC}"
+
+[protection]
+backup = "{BACKUP}"
+start = "unprotected"
+epoch_ms = {epoch_ms}
+depth = {depth}
+heartbeat_ms = {heartbeat_ms}
+detect_ms = {detect_ms}
+lease_ms = {lease_ms}
+
+[gate]
+slots = 16384
+{placement}"#,
+        ip = GUEST.ip(),
+        gateway = crate::topology::CLIENT,
+        port = GUEST.port(),
+    ))
+}
+
+impl Daemon {
+    fn start(host: &Host, command: Command, run_dir: &Path, log: &Path) -> Result<Self> {
+        let process = host.spawn(command, log)?;
+        let socket = run_dir.join(VM).join("status.sock");
+        Ok(Self { process, name: host.name(), socket, log: log.to_owned() })
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Its status; distributions over the epochs after `since` alone if given.
+    pub async fn status(&self, since: Option<u64>) -> Result<Status> {
+        status(&self.socket, since).await.with_context(|| format!("status of the {}", self.name))
+    }
+
+    /// Waits until its protection is `wanted`.
+    pub async fn wait_for(&mut self, wanted: Protection, patience: Duration) -> Result<Status> {
+        let until = Instant::now() + patience;
+        loop {
+            self.still_runs()?;
+            let found = self.status(None).await;
+            if let Ok(status) = &found
+                && status.protection == wanted
+            {
+                return found;
+            }
+            if Instant::now() >= until {
+                let is = found.map_or_else(
+                    |error| format!("{error:#}"),
+                    |status| format!("it is {:?}: {}", status.protection, status.reason),
+                );
+                let log = self.tail();
+                bail!("the {} is not {wanted:?} after {patience:?}; {is}{log}", self.name);
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// An error with the end of its log when it has ended.
+    pub fn still_runs(&mut self) -> Result<()> {
+        match self.process.ended()? {
+            None => Ok(()),
+            Some(status) => bail!("the {} ended ({status}){}", self.name, self.tail()),
+        }
+    }
+
+    fn tail(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        let last = lines[lines.len().saturating_sub(12)..].join("\n  ");
+        format!("\n{} ends with:\n  {last}", self.log.display())
+    }
+}
+
+/// Asks a status socket.
+pub async fn status(socket: &Path, since: Option<u64>) -> io::Result<Status> {
+    let exchange = async {
+        let mut stream = UnixStream::connect(socket).await?;
+        let line = since.map_or("status\n".to_owned(), |epoch| format!("status since {epoch}\n"));
+        stream.write_all(line.as_bytes()).await?;
+        let mut document = Vec::new();
+        stream.take(1 << 20).read_to_end(&mut document).await?;
+        serde_json::from_slice(&document).map_err(io::Error::other)
+    };
+    timeout(PATIENCE, exchange).await.map_err(|_| io::ErrorKind::TimedOut)?
+}

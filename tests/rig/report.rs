@@ -1,0 +1,478 @@
+//! What came of a run: `report.json`, the claims that it proves or fails, and the table that people read.
+//!
+//! A run has one or more rounds, each with a death of its own. Counts are added up. A measurement of
+//! performance is the median of the rounds' values, except a maximum, which is the greatest; every round's
+//! own figures are in `rounds`.
+
+use std::{fmt::Write, fs, path::Path};
+
+use anyhow::{Context, Result};
+use remus::observe::status::Distribution;
+use serde::Serialize;
+
+use crate::{host::Death, remus::Timing};
+
+/// What one round measured. Times are CLOCK_BOOTTIME; `None` where the host did not die.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Round {
+    pub checkpoints: u64,
+    /// While the guest dirtied its pages.
+    pub checkpoints_per_second: f64,
+    pub pause_idle_us: Distribution,
+    pub pause_us: Distribution,
+    pub dirty_pages: Distribution,
+    pub commit_us: Distribution,
+    pub bytes_sent: u64,
+    pub bytes_raw: u64,
+    pub frames_held: u64,
+    pub frames_released: u64,
+    pub frames_refused_by_lock: u64,
+    /// Pages a second that the guest worked through before it was protected, and then.
+    pub guest_work_before: f64,
+    pub guest_work_protected: f64,
+    pub guest_work_ratio: f64,
+    /// How long the load had run when the host died.
+    pub death_after_ms: Option<f64>,
+    /// From the first link that went down to the decision to promote.
+    pub detect_ms: Option<f64>,
+    /// From the decision to the guest's first instruction.
+    pub activate_ms: Option<f64>,
+    /// From the first link that went down to the open gate.
+    pub service_back_ms: Option<f64>,
+    /// The longest time without a reply on any connection of the checking client.
+    pub client_gap_ms: f64,
+    pub connections_kept: u64,
+    pub connections_lost: u64,
+    pub replies: u64,
+    pub replies_lost: u64,
+    pub replies_contradicted: u64,
+    pub benchmark: Benchmark,
+    pub beacons: Beacons,
+    /// Contradictions and reasons for lost connections, in words.
+    pub findings: Vec<String>,
+}
+
+/// redis-benchmark, which ran over the death.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Benchmark {
+    pub requests: u64,
+    pub seconds: f64,
+    /// Nothing when it had to be killed.
+    pub exit_code: Option<i32>,
+    /// Whether it was running when the host died.
+    pub ran_over_the_death: bool,
+}
+
+/// What the sniffer on the switch saw.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Beacons {
+    pub seen_from_primary: u64,
+    pub seen_from_backup: u64,
+    pub newest_from_primary: Option<u64>,
+    pub oldest_from_backup: Option<u64>,
+    /// Output seen that the promoted guest does not remember.
+    pub ahead_of_promoted: u64,
+    pub frames_of_the_dead: u64,
+    pub kinds_missing: Vec<&'static str>,
+    pub missed_by_sniffer: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub enum Relation {
+    #[serde(rename = "<=")]
+    AtMost,
+    #[serde(rename = ">=")]
+    AtLeast,
+}
+
+/// One thing that Remus says of itself, and whether it was so.
+#[derive(Clone, Debug, Serialize)]
+pub struct Claim {
+    pub id: &'static str,
+    pub measured: f64,
+    pub relation: Relation,
+    pub bound: f64,
+    pub unit: &'static str,
+    pub holds: bool,
+    /// Whether a failure means that something was lost, not that it was slow.
+    pub correctness: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Percentiles {
+    pub p50: u64,
+    pub p90: u64,
+    pub p99: u64,
+    pub max: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    pub id: String,
+    pub version: &'static str,
+    pub kernel: String,
+    pub cpus: usize,
+    /// What ran where, the same in all phases.
+    pub placement: &'static str,
+    pub death: Option<Death>,
+    pub timing: Timing,
+    pub dirty_pages_asked: u32,
+    pub seed: u64,
+
+    pub checkpoints: u64,
+    pub checkpoints_per_second: f64,
+    pub pause_us: Percentiles,
+    pub pause_idle_us: Percentiles,
+    pub dirty_pages: Percentiles,
+    pub bytes_sent: u64,
+    pub bytes_raw: u64,
+    pub frames_held: u64,
+    pub frames_released: u64,
+    pub frames_refused_by_lock: u64,
+    pub commit_us: Percentiles,
+    pub detect_ms: Option<f64>,
+    pub activate_ms: Option<f64>,
+    pub service_back_ms: Option<f64>,
+    /// In how many rounds service was back within 200 ms of the death, before the client's first retry.
+    pub service_back_within_200_ms: u64,
+    pub client_gap_ms: f64,
+    pub client_gap_ms_p50: f64,
+    pub connections_kept: u64,
+    pub connections_lost: u64,
+    pub replies: u64,
+    pub replies_lost: u64,
+    pub replies_contradicted: u64,
+    pub guest_work_ratio: f64,
+    pub claims: Vec<Claim>,
+    pub rounds: Vec<Round>,
+}
+
+/// What a run was asked to do.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub id: String,
+    pub death: Option<Death>,
+    pub timing: Timing,
+    pub dirty_pages: u32,
+    pub seed: u64,
+}
+
+impl Report {
+    pub fn new(asked: &Asked, rounds: Vec<Round>) -> Self {
+        let sum = |field: fn(&Round) -> u64| rounds.iter().map(field).sum::<u64>();
+        let middle = |field: fn(&Round) -> f64| median(rounds.iter().map(field).collect());
+        let middle_of = |field: fn(&Round) -> Option<f64>| {
+            let known: Vec<f64> = rounds.iter().filter_map(field).collect();
+            (!known.is_empty()).then(|| median(known))
+        };
+        let worst_gap = rounds.iter().map(|round| round.client_gap_ms).fold(0.0, f64::max);
+        let soon = |round: &&Round| round.service_back_ms.is_some_and(|ms| ms <= 200.0);
+        let mut report = Self {
+            id: asked.id.clone(),
+            version: env!("CARGO_PKG_VERSION"),
+            kernel: kernel(),
+            cpus: crate::sys::host_cpus(),
+            placement: "vCPU on CPU 0; daemons, clients and the rig on the others",
+            death: asked.death,
+            timing: asked.timing,
+            dirty_pages_asked: asked.dirty_pages,
+            seed: asked.seed,
+            checkpoints: sum(|round| round.checkpoints),
+            checkpoints_per_second: middle(|round| round.checkpoints_per_second),
+            pause_us: Percentiles::of(rounds.iter().map(|round| round.pause_us)),
+            pause_idle_us: Percentiles::of(rounds.iter().map(|round| round.pause_idle_us)),
+            dirty_pages: Percentiles::of(rounds.iter().map(|round| round.dirty_pages)),
+            bytes_sent: sum(|round| round.bytes_sent),
+            bytes_raw: sum(|round| round.bytes_raw),
+            frames_held: sum(|round| round.frames_held),
+            frames_released: sum(|round| round.frames_released),
+            frames_refused_by_lock: sum(|round| round.frames_refused_by_lock),
+            commit_us: Percentiles::of(rounds.iter().map(|round| round.commit_us)),
+            detect_ms: middle_of(|round| round.detect_ms),
+            activate_ms: middle_of(|round| round.activate_ms),
+            service_back_ms: middle_of(|round| round.service_back_ms),
+            service_back_within_200_ms: rounds.iter().filter(soon).count() as u64,
+            client_gap_ms: worst_gap,
+            client_gap_ms_p50: middle(|round| round.client_gap_ms),
+            connections_kept: sum(|round| round.connections_kept),
+            connections_lost: sum(|round| round.connections_lost),
+            replies: sum(|round| round.replies),
+            replies_lost: sum(|round| round.replies_lost),
+            replies_contradicted: sum(|round| round.replies_contradicted),
+            guest_work_ratio: middle(|round| round.guest_work_ratio),
+            claims: Vec::new(),
+            rounds,
+        };
+        report.claims = report.claim();
+        report
+    }
+
+    fn claim(&self) -> Vec<Claim> {
+        let at_most = |id, measured: f64, bound: f64, unit| Claim {
+            id,
+            measured,
+            relation: Relation::AtMost,
+            bound,
+            unit,
+            holds: measured <= bound,
+            correctness: false,
+        };
+        let at_least = |id, measured: f64, bound: f64, unit| Claim {
+            relation: Relation::AtLeast,
+            holds: measured >= bound,
+            ..at_most(id, measured, bound, unit)
+        };
+        let none = |id, measured: u64, unit| Claim {
+            correctness: true,
+            ..at_most(id, measured as f64, 0.0, unit)
+        };
+        let count = |field: fn(&Round) -> u64| self.rounds.iter().map(field).sum::<u64>();
+        let mut claims = vec![
+            none("replies_lost", self.replies_lost, "replies"),
+            none("replies_contradicted", self.replies_contradicted, "replies"),
+            none("connections_lost", self.connections_lost, "connections"),
+            none(
+                "redis_benchmark_failed",
+                count(|round| u64::from(round.benchmark.exit_code != Some(0))),
+                "rounds",
+            ),
+            none("frames_refused_by_lock", self.frames_refused_by_lock, "frames"),
+        ];
+        if self.death.is_some() {
+            claims.extend([
+                none(
+                    "output_ahead_of_commit",
+                    count(|round| round.beacons.ahead_of_promoted),
+                    "beacons",
+                ),
+                none(
+                    "frames_of_the_dead",
+                    count(|round| round.beacons.frames_of_the_dead),
+                    "frames",
+                ),
+                none(
+                    "sniffer_blind",
+                    count(|round| {
+                        round.beacons.missed_by_sniffer + round.beacons.kinds_missing.len() as u64
+                    }),
+                    "frames and kinds",
+                ),
+                at_most("client_gap_p50", self.client_gap_ms_p50, 650.0, "ms"),
+                at_most("client_gap_max", self.client_gap_ms, 1500.0, "ms"),
+            ]);
+        }
+        // Bounds are stated for the paper's epoch and for a thousand pages.
+        if self.timing.epoch_ms == 25 {
+            claims.push(at_least("checkpoint_rate", self.checkpoints_per_second, 39.0, "1/s"));
+            claims.push(at_most("pause_idle_p50", self.pause_idle_us.p50 as f64, 250.0, "us"));
+            if self.dirty_pages_asked == 1000 {
+                claims.push(at_most("pause_p50", self.pause_us.p50 as f64, 800.0, "us"));
+                claims.push(at_least("guest_work_ratio", self.guest_work_ratio, 0.9, "ratio"));
+            }
+        }
+        claims
+    }
+
+    /// Whether nothing was lost, contradicted or let out too early.
+    pub fn nothing_lost(&self) -> bool {
+        self.claims.iter().all(|claim| claim.holds || !claim.correctness)
+    }
+
+    /// Writes `report.json` into the run's folder and, as the last run's, beside it.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self).context("encode the report")?;
+        let beside = folder.parent().context("the run is in no folder")?;
+        for file in [folder.join("report.json"), beside.join("report.json")] {
+            fs::write(&file, &text).with_context(|| format!("write {}", file.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The figures for people.
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        let mut row = |name: &str, value: String| {
+            writeln!(text, "  {name:<28} {value}").expect("a string takes any text");
+        };
+        let ms = |value: Option<f64>| value.map_or("-".into(), |ms| format!("{ms:.1} ms"));
+        let spread = |p: &Percentiles, unit| {
+            format!("p50 {}  p90 {}  p99 {}  max {} {unit}", p.p50, p.p90, p.p99, p.max)
+        };
+        let [rounds, soon] = [self.rounds.len() as u64, self.service_back_within_200_ms];
+        row("rounds", rounds.to_string());
+        row("checkpoints", format!("{} ({:.1}/s)", self.checkpoints, self.checkpoints_per_second));
+        row("pause, guest idle", spread(&self.pause_idle_us, "us"));
+        row("pause, guest at work", spread(&self.pause_us, "us"));
+        row("dirty pages", spread(&self.dirty_pages, ""));
+        row("seal to commit", spread(&self.commit_us, "us"));
+        row("sent / as whole pages", format!("{} / {}", mib(self.bytes_sent), mib(self.bytes_raw)));
+        row(
+            "guest's own work rate",
+            format!("{:.1} % of unprotected", self.guest_work_ratio * 100.0),
+        );
+        row(
+            "frames held, released",
+            format!(
+                "{}, {} ({} refused by the second lock)",
+                self.frames_held, self.frames_released, self.frames_refused_by_lock
+            ),
+        );
+        if self.death.is_some() {
+            row("detection", ms(self.detect_ms));
+            row("activation", ms(self.activate_ms));
+            row(
+                "service back",
+                format!("{}, within 200 ms in {soon} of {rounds}", ms(self.service_back_ms)),
+            );
+        }
+        row(
+            "client's longest gap",
+            format!("p50 {:.0} ms  max {:.0} ms", self.client_gap_ms_p50, self.client_gap_ms),
+        );
+        row(
+            "connections",
+            format!("{} kept, {} lost", self.connections_kept, self.connections_lost),
+        );
+        row(
+            "replies",
+            format!(
+                "{}, {} lost, {} contradicted",
+                self.replies, self.replies_lost, self.replies_contradicted
+            ),
+        );
+        text.push('\n');
+        for claim in &self.claims {
+            let relation = match claim.relation {
+                Relation::AtMost => "<=",
+                Relation::AtLeast => ">=",
+            };
+            let verdict = if claim.holds { "holds" } else { "FAILS" };
+            let Claim { id, measured, bound, unit, .. } = claim;
+            writeln!(text, "  {verdict}  {id:<28} {measured:.3} {relation} {bound} {unit}")
+                .expect("a string takes any text");
+        }
+        for finding in self.rounds.iter().flat_map(|round| &round.findings).take(20) {
+            writeln!(text, "  ! {finding}").expect("a string takes any text");
+        }
+        text
+    }
+}
+
+impl Percentiles {
+    /// Medians of the rounds' percentiles, and the greatest of their maxima.
+    fn of(rounds: impl Iterator<Item = Distribution>) -> Self {
+        let rounds: Vec<_> = rounds.collect();
+        let middle = |field: fn(&Distribution) -> u64| {
+            let mut values: Vec<u64> = rounds.iter().map(field).collect();
+            values.sort_unstable();
+            values.get(values.len() / 2).copied().unwrap_or(0)
+        };
+        Self {
+            p50: middle(|distribution| distribution.p50),
+            p90: middle(|distribution| distribution.p90),
+            p99: middle(|distribution| distribution.p99),
+            max: rounds.iter().map(|distribution| distribution.max).max().unwrap_or(0),
+        }
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => 0.0,
+        n if n % 2 == 1 => values[n / 2],
+        n => values[n / 2 - 1].midpoint(values[n / 2]),
+    }
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+fn kernel() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(death: Option<Death>) -> Asked {
+        Asked { id: "t".into(), death, timing: Timing::default(), dirty_pages: 1000, seed: 1 }
+    }
+
+    fn good() -> Round {
+        Round {
+            benchmark: Benchmark { exit_code: Some(0), ..Benchmark::default() },
+            ..Round::default()
+        }
+    }
+
+    #[test]
+    fn slowness_fails_a_claim_and_not_the_run() {
+        let report = Report::new(&asked(Some(Death::Host)), vec![good()]);
+        let rate = report.claims.iter().find(|claim| claim.id == "checkpoint_rate").unwrap();
+        assert!(!rate.holds);
+        assert!(report.nothing_lost());
+    }
+
+    #[test]
+    fn anything_lost_in_any_round_fails_the_run() {
+        let spoil: [fn(&mut Round); 7] = [
+            |round| round.replies_lost = 1,
+            |round| round.replies_contradicted = 1,
+            |round| round.connections_lost = 1,
+            |round| round.benchmark.exit_code = None,
+            |round| round.frames_refused_by_lock = 1,
+            |round| round.beacons.ahead_of_promoted = 1,
+            |round| round.beacons.frames_of_the_dead = 1,
+        ];
+        for spoil in spoil {
+            let mut bad = good();
+            spoil(&mut bad);
+            let report = Report::new(&asked(Some(Death::Host)), vec![good(), bad, good()]);
+            assert!(!report.nothing_lost());
+        }
+    }
+
+    #[test]
+    fn the_gap_reported_is_the_worst_and_the_one_claimed_the_median() {
+        let rounds = [200.0, 900.0, 300.0].map(|client_gap_ms| Round { client_gap_ms, ..good() });
+        let report = Report::new(&asked(Some(Death::Host)), rounds.to_vec());
+        assert_eq!((report.client_gap_ms, report.client_gap_ms_p50), (900.0, 300.0));
+    }
+
+    #[test]
+    fn the_report_has_the_keys_that_its_readers_rely_on() {
+        let report = Report::new(&asked(Some(Death::Host)), vec![good()]);
+        let value = serde_json::to_value(&report).unwrap();
+        for key in [
+            "checkpoints",
+            "checkpoints_per_second",
+            "pause_us",
+            "dirty_pages",
+            "bytes_sent",
+            "bytes_raw",
+            "frames_held",
+            "frames_released",
+            "frames_refused_by_lock",
+            "commit_us",
+            "detect_ms",
+            "activate_ms",
+            "client_gap_ms",
+            "connections_kept",
+            "connections_lost",
+            "replies",
+            "replies_lost",
+            "replies_contradicted",
+            "guest_work_ratio",
+            "claims",
+            "rounds",
+        ] {
+            assert!(value.get(key).is_some(), "{key}");
+        }
+        for key in ["id", "measured", "bound", "unit", "holds"] {
+            assert!(value["claims"][0].get(key).is_some(), "{key}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! The system calls that std has no safe form of, one function each.
+
+use std::{
+    ffi::CStr,
+    io,
+    os::fd::{AsFd, AsRawFd},
+    ptr,
+};
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Nanoseconds since boot, sleep included: the clock in which Remus states its times.
+pub fn boottime_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a timespec that the call may write, and the clock exists in every supported kernel.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
+    assert_eq!(result, 0, "CLOCK_BOOTTIME");
+    let (seconds, nanoseconds) = (now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs());
+    seconds * 1_000_000_000 + nanoseconds
+}
+
+/// Gives the calling thread namespaces of its own. Async-signal-safe.
+pub fn unshare(flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: takes no pointers; what it changes belongs to the calling thread alone.
+    check(unsafe { libc::unshare(flags) }).map(drop)
+}
+
+/// Puts the calling thread into the namespace that `fd` holds. Async-signal-safe.
+pub fn setns(fd: impl AsFd, kind: libc::c_int) -> io::Result<()> {
+    // SAFETY: takes no pointers; the descriptor is open for the length of the borrow.
+    check(unsafe { libc::setns(fd.as_fd().as_raw_fd(), kind) }).map(drop)
+}
+
+/// Mounts a file system of a kind that needs no source and no data.
+pub fn mount(kind: &CStr, target: &CStr) -> io::Result<()> {
+    // SAFETY: all strings are terminated and outlive the call; no data is passed.
+    check(unsafe { libc::mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, ptr::null()) })
+        .map(drop)
+}
+
+/// Keeps what is mounted from here on in this mount namespace.
+pub fn make_mounts_private() -> io::Result<()> {
+    let flags = libc::MS_REC | libc::MS_PRIVATE;
+    // SAFETY: the target is a terminated string; with these flags the other pointers are not looked at.
+    let result =
+        unsafe { libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), flags, ptr::null()) };
+    check(result).map(drop)
+}
+
+/// Sends `signal` to the calling process when the thread that started it ends. Async-signal-safe.
+pub fn die_with_parent(signal: libc::c_int) -> io::Result<()> {
+    let signal = libc::c_ulong::from(signal.unsigned_abs());
+    // SAFETY: PR_SET_PDEATHSIG takes one integer.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal) }).map(drop)
+}
+
+pub fn kill(pid: u32, signal: libc::c_int) -> io::Result<()> {
+    let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+/// Makes the calling process give way to the others. Async-signal-safe.
+pub fn be_nice(by: libc::c_int) -> io::Result<()> {
+    // SAFETY: takes no pointers; 0 means the calling process.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, by) }).map(drop)
+}
+
+/// How many CPUs the machine has, those included on which we may not run.
+pub fn host_cpus() -> usize {
+    // SAFETY: takes no pointers.
+    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    usize::try_from(count).unwrap_or(1)
+}
+
+/// Keeps the calling thread, and what it starts, off CPU 0, where there is another.
+pub fn leave_cpu_0() -> io::Result<()> {
+    if host_cpus() < 2 {
+        return Ok(());
+    }
+    // SAFETY: a cpu_set_t is a plain bit mask; all zeroes is the empty one.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the set is as large as the size says, and 0 means the calling thread.
+    check(unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) })?;
+    // SAFETY: CPU 0 lies within every set.
+    unsafe { libc::CPU_CLR(0, &mut set) };
+    // SAFETY: as for the call that filled the set.
+    check(unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) }).map(drop)
+}
