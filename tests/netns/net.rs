@@ -89,7 +89,7 @@ fn a_tap_outlives_its_process_and_is_adopted_down_and_unbridged() {
         let mut asked = None;
         let again = links
             .ensure_tap(&spec("tap0"), |found| {
-                asked = Some(found.link.clone());
+                asked = Some(found.clone());
                 true
             })
             .unwrap();

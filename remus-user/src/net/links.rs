@@ -1,7 +1,8 @@
 //! Links by rtnetlink, through one socket that is opened ahead: joining a bridge or setting a tap up is on the
 //! failover path and takes one message each.
 //!
-//! The calls block, and are for plain threads: inside a tokio runtime they panic, as any nested `block_on`.
+//! The calls block, and are for plain threads: inside a tokio runtime they panic, as any nested `block_on` does,
+//! and so does dropping a [`Links`] there.
 //! A [`Links`] belongs to the network namespace of the thread that opened it; use it from that namespace.
 
 use std::{fmt, io};

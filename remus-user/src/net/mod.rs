@@ -14,4 +14,4 @@ mod tap;
 pub use identity::{Identity, Station};
 pub use links::{IfIndex, Kind, Link, Links};
 pub use mac::{Mac, NotAMac};
-pub use tap::{Found, Tap, TapSpec, VNET_HEADER_BYTES, tap_alias};
+pub use tap::{Tap, TapSpec, VNET_HEADER_BYTES, tap_alias};

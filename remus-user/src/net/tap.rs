@@ -41,12 +41,6 @@ pub struct TapSpec<'a> {
     pub vm: &'a str,
 }
 
-/// An existing tap of the wanted name, for the caller to tell its own from others'.
-#[derive(Clone, Debug)]
-pub struct Found {
-    pub link: Link,
-}
-
 /// An attached tap: down, in no bridge, and mute until its gate is attached and it is set up.
 #[derive(Debug)]
 pub struct Tap {
@@ -63,7 +57,8 @@ pub fn tap_alias(vm: &str) -> String {
 }
 
 impl Links {
-    /// Makes the tap, or adopts the existing one if `ours` says that it is (a tap that carries our own gate).
+    /// Makes the tap, or adopts the existing one if `ours` says that it is (a tap that carries our own gate);
+    /// `ours` is not asked about a tap that is made here.
     ///
     /// Call it in the network namespace of this [`Links`]. A tap made here is deleted again when a later step
     /// fails.
@@ -71,17 +66,16 @@ impl Links {
     /// # Errors
     /// Somebody else's link has the name; another process has the tap open; it has several queues or RPS; or
     /// a call of the kernel fails (no CAP_NET_ADMIN, no /dev/net/tun).
-    pub fn ensure_tap(&self, spec: &TapSpec<'_>, ours: impl FnOnce(&Found) -> bool) -> Result<Tap> {
+    pub fn ensure_tap(&self, spec: &TapSpec<'_>, ours: impl FnOnce(&Link) -> bool) -> Result<Tap> {
         let before = self.find(spec.name)?;
         if let Some(link) = before.clone() {
             check_adoptable(&link)?;
-            let found = Found { link };
-            if !ours(&found) {
+            if !ours(&link) {
                 bail!(
                     "tap {} is somebody else's: {}. Give this VM a tap name of its own (net.tap), or delete that \
                      tap if nobody needs it (ip link delete {})",
                     spec.name,
-                    whose(&found.link),
+                    whose(&link),
                     spec.name
                 );
             }
