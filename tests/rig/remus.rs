@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     net::SocketAddr,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -19,6 +20,7 @@ use tokio::{
 
 use crate::{
     host::{Host, Process},
+    sys,
     topology::{BACKUP, BRIDGE, GUEST, GUEST_MAC},
 };
 
@@ -107,6 +109,9 @@ pub fn start_backup(host: &Host, programs: &Programs, folder: &Path, log: &Path)
     command.arg("backup").arg("--listen").arg(SocketAddr::from(BACKUP).to_string());
     command.arg("--run-dir").arg(&run_dir);
     command.args(["--bridge", BRIDGE, "--tap", TAP]);
+    if sys::host_cpus() > 1 {
+        command.args(["--vcpu-cpus", "0", "--io-cpus", "1"]);
+    }
     Daemon::start(host, command, &run_dir, log)
 }
 
@@ -116,7 +121,7 @@ fn primary_config(programs: &Programs, timing: Timing, run_dir: &Path) -> Result
     let quoted = |path: &Path| path.to_str().map(|text| format!("{text:?}")).context("odd path");
     let (run_dir, kernel) = (quoted(run_dir)?, quoted(&programs.guest)?);
     // The vCPU has CPU 0 to itself; everything else of the rig stays off it (see `sys::leave_cpu_0`).
-    let placement = match crate::sys::host_cpus() {
+    let placement = match sys::host_cpus() {
         0 | 1 => "",
         _ => "\n[placement]\nvcpu_cpus = [0]\nio_cpus = [1]\n",
     };
@@ -154,7 +159,10 @@ slots = 16384
 }
 
 impl Daemon {
-    fn start(host: &Host, command: Command, run_dir: &Path, log: &Path) -> Result<Self> {
+    fn start(host: &Host, mut command: Command, run_dir: &Path, log: &Path) -> Result<Self> {
+        // The rig keeps off the guest's CPU; a host of its own has them all.
+        // SAFETY: what runs between fork and exec only makes system calls.
+        unsafe { command.pre_exec(sys::use_every_cpu) };
         let process = host.spawn(command, log)?;
         let socket = run_dir.join(VM).join("status.sock");
         Ok(Self { process, name: host.name(), socket, log: log.to_owned() })
