@@ -194,7 +194,7 @@ pub fn run(options: PrimaryOptions) -> Result<()> {
 /// The tap, adopted if it is the one that an earlier instance of this VM left with its gate.
 pub(crate) fn make_tap(links: &Links, name: &LinkName, mac: Mac, vm: &str) -> Result<Tap> {
     let spec = TapSpec { name: name.as_str(), guest_mac: mac, mtu_bytes: MTU_BYTES, vm };
-    links.ensure_tap(&spec, |found| Gate::guards(&found.link.name))
+    links.ensure_tap(&spec, |found| Gate::guards(&found.name))
 }
 
 fn shape_of(config: &Config) -> Result<Shape> {
