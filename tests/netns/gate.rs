@@ -1,8 +1,12 @@
 //! Claims about the gate, on real frames through a real tap and bridge.
 
-use remus::gate::{Flushed, Gate};
+use remus::{
+    gate::{Flushed, Gate},
+    replication::{Committed, Fenced, Pipeline, Policy},
+    wire::{Ack, Digest, Instance, Moment, Session, Timing, Welcome},
+};
 use remus_abi::{
-    Epoch, Stamp, Term,
+    Epoch, Term,
     gate::{Counter, SLOTS_DEFAULT},
 };
 
@@ -27,8 +31,24 @@ fn holding_gate_on(wire: &Wire) -> Gate {
     gate
 }
 
-fn committed(n: u64) -> remus::replication::Committed {
-    remus::replication::Committed::test(Stamp::new(TERM, epoch(n)))
+fn committed(n: u64) -> Committed {
+    committed_in(Fenced::first_start(), n)
+}
+
+/// The permission that the first `n` epochs of a term leave, earned from a real pipeline.
+fn committed_in(fenced: Fenced, n: u64) -> Committed {
+    let (term, now) = (fenced.term(), Moment(1));
+    let policy = Policy { depth: usize::try_from(n).unwrap(), ..Policy::new(&Timing::default()) };
+    let mut pipeline = Pipeline::start_shut(fenced, policy, now);
+    let (session, backup) = (Session::new(1).unwrap(), Instance::new(1).unwrap());
+    pipeline.handle_welcome(session, &Welcome { session, backup, newest: term }).unwrap();
+    pipeline.handle_sync_round(0);
+    for n in 1..=n {
+        pipeline.seal(now);
+        pipeline.handle_sent(session, epoch(n), Digest(n));
+    }
+    let ack = Ack { session, term, epoch: epoch(n), digest: Digest(n), sent: now };
+    pipeline.handle_ack(now, &ack).unwrap().expect("a new commit")
 }
 
 fn release_all(gate: &mut Gate) {
@@ -181,7 +201,7 @@ fn a_gate_outlives_its_controller_and_the_next_one_discards_what_it_held() {
     next.hold_from(epoch(1));
     next.renew_lease(u64::MAX);
     next.seal(epoch(2));
-    next.commit(&remus::replication::Committed::test(Stamp::new(TERM.next(), epoch(1))));
+    next.commit(&committed_in(Fenced::restart(TERM), 1));
     release_all(&mut next);
     assert!(wire.arrivals().is_empty(), "the dead guest's frames are gone");
 }
@@ -200,7 +220,7 @@ fn a_recreated_tap_is_noticed() {
 fn an_open_gate_passes_frames_at_once() {
     let mut wire = Wire::new();
     let mut gate = gate_on(&wire);
-    gate.open(&remus::replication::Fenced::test());
+    gate.open(&Fenced::first_start());
     wire.send(&numbered(1));
     assert_eq!(wire.arrivals().len(), 1);
 }

@@ -1,12 +1,7 @@
-//! The gate, the host's network and the rig, each test in namespaces of its own. Needs root (CAP_SYS_ADMIN,
-//! CAP_NET_ADMIN, CAP_BPF).
+//! The gate and the host's network, each test in namespaces of its own. Needs root (CAP_SYS_ADMIN, CAP_NET_ADMIN,
+//! CAP_BPF).
 
-mod cleanup;
 mod gate;
 mod net;
 mod programs;
-mod hosts;
-mod net;
-mod programs;
-mod server;
 mod wire;

@@ -100,6 +100,8 @@ pub(crate) struct Engine {
     cool: PageSet,
     stride: Vec<Page>,
     spare: Vec<Box<Shipment>>,
+    /// How many there are in all. None before the first session: a takeover does not wait for their memory.
+    shipments: usize,
     link: Option<Link>,
     sync: Option<Sync>,
     /// When each un-acked checkpoint was sealed.
@@ -146,9 +148,6 @@ impl Engine {
                 .context("wait for the machine and the other threads")?;
         }
         let ram_pages = machine.memory().layout().pages();
-        let spare = (0..depth + SPARE_SHIPMENTS)
-            .map(|_| Box::new(Shipment::new(Staging::new(STAGING_PAGES))))
-            .collect();
         Ok(Self {
             lease: PrimaryLease::new(brain.term(), lease),
             vm,
@@ -167,7 +166,8 @@ impl Engine {
             harvest: PageSet::new(ram_pages),
             cool: PageSet::new(ram_pages),
             stride: Vec::new(),
-            spare,
+            spare: Vec::new(),
+            shipments: 0,
             link: None,
             sync: None,
             sealed_at: VecDeque::new(),
@@ -302,6 +302,10 @@ impl Engine {
         self.record(self.brain.term(), store::Standing::Protected)?;
         let ram_pages = self.harvest.ram_pages();
         let places = self.depth + SPARE_SHIPMENTS;
+        while self.shipments < places {
+            self.spare.push(Box::new(Shipment::new(Staging::new(STAGING_PAGES))));
+            self.shipments += 1;
+        }
         let ours = bulk.try_clone().context("share the bulk connection")?;
         let acks = bulk.try_clone().context("share the bulk connection")?;
         start_ack_reader(session, acks, self.post.clone())?;
