@@ -351,3 +351,7 @@ impl From<io::Error> for Stop {
         Self::Tap(e)
     }
 }
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
