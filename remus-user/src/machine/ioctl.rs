@@ -72,7 +72,7 @@ pub(super) fn get_dirty_log(vm: &impl AsRawFd, slot: Slot, words: &mut [u64]) ->
         padding1: 0,
         __bindgen_anon_1: kvm_dirty_log__bindgen_ty_1 { dirty_bitmap: words.as_mut_ptr().cast() },
     };
-    let request = ioctl_expr(W, KVMIO, 0x42, size_of::<kvm_dirty_log>() as u32);
+    let request = ioctl_expr(W, KVMIO, 0x42, size::<{ size_of::<kvm_dirty_log>() }>());
     // SAFETY: KVM writes one bit for each page of the slot, rounded up to words; the room was checked.
     check(unsafe { ioctl_with_ref(vm, request, &log) }).context("KVM_GET_DIRTY_LOG")
 }
@@ -90,11 +90,12 @@ pub(super) fn clear_dirty_log(vm: RawFd, slot: Slot, first: u32, words: &[u64]) 
             dirty_bitmap: words.as_ptr().cast_mut().cast(),
         },
     };
-    let request = ioctl_expr(R | W, KVMIO, 0xc0, size_of::<kvm_clear_dirty_log>() as u32);
+    let request = ioctl_expr(R | W, KVMIO, 0xc0, size::<{ size_of::<kvm_clear_dirty_log>() }>());
     // SAFETY: KVM reads one bit for each of the pages named, which `words` has.
     check(unsafe { ioctl_with_ref(&vm, request, &log) }).context("KVM_CLEAR_DIRTY_LOG")
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "bounded by the assertion")]
 const fn size<const N: usize>() -> u32 {
     assert!(N < 1 << 14, "more than a request's number can carry");
     N as u32

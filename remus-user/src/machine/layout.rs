@@ -9,8 +9,10 @@ use remus_abi::boot::{HIGH_RAM, RAM_HOLE};
 
 use crate::checkpoint::{PAGE_SIZE, Page};
 
-const PAGES_PER_MIB: u32 = (1 << 20) / PAGE_SIZE as u32;
-const HOLE_PAGE: u32 = (RAM_HOLE / PAGE_SIZE as u64) as u32;
+const PAGES_PER_MIB: u32 = 256;
+const HOLE_PAGE: u32 = 3 * 1024 * PAGES_PER_MIB;
+const _: () = assert!(PAGES_PER_MIB as usize * PAGE_SIZE == 1 << 20);
+const _: () = assert!(HOLE_PAGE as u64 * PAGE_SIZE as u64 == RAM_HOLE);
 
 /// The pages of a machine's RAM and their guest addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -29,6 +29,9 @@ const DATA: u16 = 0x18;
 /// Null, unused, 64-bit code, data: flat, ring 0.
 const DESCRIPTORS: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 
+/// Offset of the last byte of [`DESCRIPTORS`].
+const GDT_LIMIT: u16 = 4 * 8 - 1;
+
 const CR0_PE_ET_NE_WP_PG: u64 = 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 31;
 const CR4_PAE: u64 = 1 << 5;
 const EFER_LME_LMA: u64 = 1 << 8 | 1 << 10;
@@ -103,7 +106,7 @@ pub(super) fn set_registers(vcpu: &VcpuFd, entry: u64) -> Result<()> {
     sregs.cs = code;
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     sregs.gdt.base = GDT;
-    sregs.gdt.limit = (size_of_val(&DESCRIPTORS) - 1) as u16;
+    sregs.gdt.limit = GDT_LIMIT;
     sregs.cr0 = CR0_PE_ET_NE_WP_PG;
     sregs.cr3 = PML4;
     sregs.cr4 = CR4_PAE;

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result};
@@ -32,6 +33,8 @@ const QUEUE_MAX: u16 = 256;
 const BUDGET: usize = 128;
 /// Descriptors of one frame; a driver uses two or three.
 const CHAIN_MAX: usize = 32;
+/// Lengths of a frame and its header that pass.
+const LENGTHS: RangeInclusive<usize> = HEADER + FRAME_MIN..=HEADER + FRAME_MAX;
 /// The receive header: blank but for `num_buffers`, which is always one.
 const RECEIVE_HEADER: [u8; HEADER] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 
@@ -163,7 +166,7 @@ impl Net {
                 // there.
                 self.buffer[..HEADER].fill(0);
                 let sent = match bytes {
-                    Some(n) if n >= HEADER + FRAME_MIN => self.tap.send(&self.buffer[..n])?,
+                    Some(n) if LENGTHS.contains(&n) => self.tap.send(&self.buffer[..n])?,
                     Some(_) | None => false,
                 };
                 let counter =
@@ -198,7 +201,7 @@ impl Net {
             };
             let received = self.tap.receive(&mut self.buffer[..])?;
             let length = match received {
-                Some(n) if n < HEADER + FRAME_MIN || n > HEADER + FRAME_MAX => {
+                Some(n) if !LENGTHS.contains(&n) => {
                     self.counters.received_dropped += 1;
                     self.transport.queue(RECEIVE).go_to_previous_position();
                     continue;

@@ -19,11 +19,13 @@ pub(super) const FRAME_MAX: usize = 1500 + 14 + 8;
 /// Bytes of the shortest frame that the tap takes.
 pub(super) const FRAME_MIN: usize = 14;
 
+#[expect(clippy::cast_possible_truncation, reason = "the flags of an ifreq are a short")]
 const FLAGS: libc::c_short =
     (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
 
+/// The number of a request that carries an int.
 const fn tun(direction: u32, number: u32) -> libc::c_ulong {
-    ioctl_expr(direction, b'T' as u32, number, size_of::<libc::c_int>() as u32)
+    ioctl_expr(direction, b'T' as u32, number, libc::c_int::BITS / 8)
 }
 
 const TUNSETIFF: libc::c_ulong = tun(_IOC_WRITE, 202);
@@ -74,7 +76,7 @@ impl Tap {
         // SAFETY: TUNGETIFF has filled in this member of the union, and any bytes are flags.
         let flags = unsafe { request.ifr_ifru.ifru_flags };
         ensure!(flags & FLAGS == FLAGS, "the tap must be IFF_TAP | IFF_NO_PI | IFF_VNET_HDR");
-        let header = HEADER as libc::c_int;
+        let header = libc::c_int::try_from(HEADER)?;
         // SAFETY: TUNSETVNETHDRSZ reads an int.
         done(unsafe { ioctl_with_ref(&fd, TUNSETVNETHDRSZ, &header) })
             .context("TUNSETVNETHDRSZ")?;

@@ -62,7 +62,7 @@ impl Guest {
         write(reg::VIRTIO_MMIO_STATUS, 11);
         for n in [RECEIVE, TRANSMIT] {
             let at = rings(n).map(|at| u32::try_from(at).unwrap());
-            write(reg::VIRTIO_MMIO_QUEUE_SEL, n as u32);
+            write(reg::VIRTIO_MMIO_QUEUE_SEL, u32::try_from(n).unwrap());
             write(reg::VIRTIO_MMIO_QUEUE_NUM, SIZE.into());
             write(reg::VIRTIO_MMIO_QUEUE_DESC_LOW, at[0]);
             write(reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW, at[1]);
