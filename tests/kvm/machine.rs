@@ -33,9 +33,9 @@ fn prepared(shape: &Shape, cpu: &CpuProfile) -> Prepared {
     Prepared::new(shape, cpu, &placement, tap("remus0")).unwrap()
 }
 
-fn started(work: Work) -> (Machine, CpuProfile) {
+fn started(shape: &Shape, work: Work) -> (Machine, CpuProfile) {
     let cpu = CpuProfile::of_host().unwrap();
-    let mut machine = prepared(&SHAPE, &cpu);
+    let mut machine = prepared(shape, &cpu);
     machine.load_elf(small_guest::elf().path(), "").unwrap();
     small_guest::set_work(machine.memory(), work);
     (machine.start().unwrap(), cpu)
@@ -69,14 +69,16 @@ fn copy_ram(from: &Memory, to: &Memory) {
 #[test]
 fn a_guest_goes_on_in_another_machine_generation_after_generation() {
     let _alone = alone();
-    for after in [After::GoOn, After::Sleep] {
+    // The second vCPU waits for a start that never comes: it, too, is stopped and captured every time.
+    for (after, vcpus) in [(After::GoOn, 1), (After::Sleep, 1), (After::Sleep, 2)] {
         let work = Work { pages: 20, spin: 0, after };
-        let (mut machine, cpu) = started(work);
+        let shape = Shape { vcpus, ..SHAPE };
+        let (mut machine, cpu) = started(&shape, work);
         let mut state = MachineState::default();
         let mut encoded = Vec::new();
         for generation in 0..40 {
             serve(&mut machine, Duration::from_micros(2_000 + generation * 7_919 % 3_000));
-            let mut successor = prepared(&SHAPE, &cpu);
+            let mut successor = prepared(&shape, &cpu);
             let ram = Arc::clone(machine.memory());
             let mut paused = machine.pause().unwrap();
             paused.capture(&mut state).unwrap();
@@ -104,7 +106,7 @@ fn harvests_hold_every_write_while_pages_stay_hot_and_go_cold() {
     let _alone = alone();
     for cold_after in [1, 4, 40] {
         let work = Work { pages: 400, spin: 200, after: After::GoOn };
-        let (mut machine, cpu) = started(work);
+        let (mut machine, cpu) = started(&SHAPE, work);
         let backup = prepared(&SHAPE, &cpu);
         let ram = Arc::clone(machine.memory());
         let pages = ram.layout().pages();
@@ -153,7 +155,7 @@ fn harvests_hold_every_write_while_pages_stay_hot_and_go_cold() {
 fn a_guest_that_switches_itself_off_is_still_captured() {
     let _alone = alone();
     let work = Work { pages: 8, spin: 0, after: After::PowerOff };
-    let (mut machine, _) = started(work);
+    let (mut machine, _) = started(&SHAPE, work);
     assert_eq!(serve(&mut machine, Duration::from_secs(2)), Some(End::PowerOff));
     let mut state = MachineState::default();
     for _ in 0..3 {
@@ -167,7 +169,7 @@ fn a_guest_that_switches_itself_off_is_still_captured() {
 #[test]
 fn a_guest_that_faults_ends_with_the_place_and_harms_nobody() {
     let _alone = alone();
-    let (mut machine, _) = started(Work { pages: 8, spin: 0, after: After::Fault });
+    let (mut machine, _) = started(&SHAPE, Work { pages: 8, spin: 0, after: After::Fault });
     match serve(&mut machine, Duration::from_secs(2)) {
         Some(End::Fault(what)) => assert!(what.contains("rip 0x1"), "{what}"),
         other => panic!("{other:?}"),
@@ -191,7 +193,7 @@ fn a_state_of_another_shape_is_refused() {
 fn pauses_in_a_row_neither_hang_nor_stop_the_guest() {
     let _alone = alone();
     let work = Work { pages: 4, spin: 0, after: After::Sleep };
-    let (mut machine, _) = started(work);
+    let (mut machine, _) = started(&SHAPE, work);
     let mut state = MachineState::default();
     for n in 0..2_000 {
         let mut paused = machine.pause().unwrap();
@@ -209,7 +211,8 @@ fn pauses_in_a_row_neither_hang_nor_stop_the_guest() {
 fn the_pause_is_measured() {
     let _alone = alone();
     for dirty_pages in [1, 100, 1_000, 4_000] {
-        let (mut machine, _) = started(Work { pages: dirty_pages, spin: 500, after: After::GoOn });
+        let (mut machine, _) =
+            started(&SHAPE, Work { pages: dirty_pages, spin: 500, after: After::GoOn });
         let pages = machine.memory().layout().pages();
         let mut dirty = PageSet::new(pages);
         let mut staging = Staging::new(pages as usize);

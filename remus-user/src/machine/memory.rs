@@ -213,7 +213,9 @@ impl Mapping {
         let start = reserved.cast::<u8>();
         let start = start.wrapping_add(start.align_offset(HUGE_PAGE));
         let mapping = Self { start, bytes, reserved, reserved_bytes };
-        // Best effort: a host without huge pages does as well, slower.
+        // Best effort, both. A child of this process has no business with guest RAM, and a fork that shared
+        // it would cost every page a copy. A host without huge pages does as well, slower.
+        mapping.advise(libc::MADV_DONTFORK).ok();
         mapping.advise(libc::MADV_HUGEPAGE).ok();
         match mapping.advise(libc::MADV_POPULATE_WRITE) {
             // A kernel before 5.14 cannot: pages come at their first touch.
@@ -223,7 +225,7 @@ impl Mapping {
     }
 
     fn advise(&self, advice: libc::c_int) -> io::Result<()> {
-        // SAFETY: advice about a range of our own mapping; neither kind used here changes its content.
+        // SAFETY: advice about a range of our own mapping; no kind used here changes its content.
         match unsafe { libc::madvise(self.start.cast(), self.bytes, advice) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
