@@ -46,3 +46,17 @@ pub use prepared::Prepared;
 pub use running::{Event, Machine};
 pub use shape::{MEMORY_MIB_MAX, MEMORY_MIB_MIN, Placement, Shape};
 pub use vcpu::End;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_move_between_threads_and_memory_is_shared() {
+        fn moves<T: Send>() {}
+        fn is_shared<T: Send + Sync>() {}
+        moves::<Prepared>();
+        moves::<Machine>();
+        is_shared::<Memory>();
+    }
+}

@@ -9,7 +9,8 @@ use super::vcpu::Vcpus;
 use super::vm::Vm;
 use crate::checkpoint::{DeviceState, MachineState, Page, PageSet, Staging};
 
-/// The pause: while it lives no vCPU runs, no device thread moves a frame, and nothing writes guest RAM.
+/// The pause: while it lives no vCPU runs the guest and no device thread moves a frame. From the harvest on
+/// nothing at all writes guest RAM.
 ///
 /// The order within: [`capture`](Self::capture), [`harvest`](Self::harvest), [`copy`](Self::copy),
 /// [`reprotect`](Self::reprotect), all before it ends. A page may only be reprotected in the pause that
@@ -34,12 +35,13 @@ impl<'a> Paused<'a> {
     /// # Errors
     /// When KVM did not give a part of it; `state` is of no use then, and the guest unharmed.
     pub fn capture(&mut self, state: &mut MachineState) -> Result<()> {
-        self.vcpus.take_states(&mut state.vcpus)?;
+        // What is not the vCPUs' while they are at theirs. An interrupt on its way between the two is in
+        // neither, which is why a restore raises them all.
         self.vm.save_chips(&mut state.chips)?;
         state.clock = clock::save(self.vm.fd())?;
         state.devices.resize_with(1, DeviceState::default);
         self.net.save(&mut state.devices[0]);
-        Ok(())
+        self.vcpus.take_states(&mut state.vcpus)
     }
 
     /// Makes `pages` all pages that may have been written since they were last reprotected: the guest's,
@@ -48,8 +50,11 @@ impl<'a> Paused<'a> {
     /// So each of them is in this checkpoint, or the caller keeps it for the next.
     ///
     /// # Errors
-    /// When KVM refuses.
+    /// When KVM refuses, as it does while pages are not tracked.
     pub fn harvest(&mut self, pages: &mut PageSet) -> Result<()> {
+        // A vCPU that is put aside by the kernel may still write to the guest (its steal time), so not
+        // before it has captured itself.
+        self.vcpus.wait_captured()?;
         self.vm.dirty_pages(pages)?;
         self.vm.memory().harvest_touched(pages);
         Ok(())
@@ -86,6 +91,12 @@ impl<'a> Paused<'a> {
 
 impl Drop for Paused<'_> {
     fn drop(&mut self) {
+        // A pause without capture may end before the vCPUs are done. One that never is has been waited for
+        // long enough, and keeps the guest from running on its own.
+        if let Err(e) = self.vcpus.wait_captured() {
+            tracing::error!("the guest is not resumed: {e:#}");
+            return;
+        }
         self.vcpus.resume();
     }
 }

@@ -115,7 +115,7 @@ impl Machine {
         Ok(event)
     }
 
-    /// Stops the guest. On return every vCPU has stopped and captured its own state.
+    /// Stops the guest. On return every vCPU has left it and captures its own state.
     ///
     /// # Errors
     /// When a vCPU does not stop: nothing is known of the guest then, and it must not be trusted again.

@@ -193,7 +193,7 @@ impl Vcpus {
         Ok(started)
     }
 
-    /// Stops all vCPUs; each has captured its state when this returns.
+    /// Stops all vCPUs: on return each has left the guest and is about to capture its state.
     ///
     /// # Errors
     /// When one does not stop. Nothing is known of the guest then.
@@ -202,10 +202,27 @@ impl Vcpus {
         assert!(Phase::of(phase) == Phase::Pause, "paused twice, or after the end");
         self.control.phase.store(phase, Ordering::SeqCst);
         self.kick();
+        self.wait_for(|cell| &cell.stopped, LEAVE_SPIN)
+    }
+
+    /// Waits until every vCPU has captured its state, and will not touch the guest until it is resumed.
+    ///
+    /// # Errors
+    /// When one does not come that far.
+    pub(super) fn wait_captured(&self) -> Result<()> {
+        self.wait_for(|cell| &cell.parked, CAPTURE_SPIN)
+    }
+
+    /// Waits until each vCPU has reached the current pause in `word`.
+    fn wait_for(&self, word: impl Fn(&Cell) -> &AtomicU32, spin: Duration) -> Result<()> {
+        let phase = self.control.word();
         for (n, (cell, _)) in self.threads.iter().enumerate() {
-            reached(&cell.stopped, phase, LEAVE_SPIN)
-                .and_then(|()| reached(&cell.parked, phase, CAPTURE_SPIN))
-                .with_context(|| format!("vCPU {n} does not stop"))?;
+            let word = word(cell);
+            let mut now = word.load(Ordering::SeqCst);
+            while now != phase {
+                let next = wait_while(word, now, spin, Some(PAUSE_LIMIT));
+                now = next.with_context(|| format!("vCPU {n} does not stop"))?;
+            }
         }
         Ok(())
     }
@@ -218,7 +235,11 @@ impl Vcpus {
     }
 
     /// Exchanges the captured states for the buffers in `states`, which the next pause writes.
+    ///
+    /// # Errors
+    /// When a vCPU could not be captured.
     pub(super) fn take_states(&self, states: &mut Vec<VcpuState>) -> Result<()> {
+        self.wait_captured()?;
         states.resize_with(self.threads.len(), VcpuState::default);
         for (n, ((cell, _), into)) in self.threads.iter().zip(states).enumerate() {
             let mut captured = cell.captured.lock().expect("the thread aborts rather than panics");
@@ -241,15 +262,6 @@ impl Vcpus {
             debug_assert_eq!(sent, 0);
         }
     }
-}
-
-/// Waits until `word` is `phase`; `None` when it does not come.
-fn reached(word: &AtomicU32, phase: u32, spin: Duration) -> Option<()> {
-    let mut now = word.load(Ordering::SeqCst);
-    while now != phase {
-        now = wait_while(word, now, spin, Some(PAUSE_LIMIT))?;
-    }
-    Some(())
 }
 
 impl Drop for Vcpus {

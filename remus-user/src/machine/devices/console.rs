@@ -4,6 +4,8 @@
 //! A line is logged when it ends (target `guest`). It is speculative: a guest that is taken over says the
 //! same again from its last checkpoint, so nobody may act on it.
 
+use super::log_limit::LogLimit;
+
 /// Bytes of a line that are kept; a longer one is logged in pieces.
 const LINE_MAX: usize = 512;
 /// The line status register: transmitter empty, holding register empty.
@@ -16,6 +18,7 @@ pub(super) const LINE_STATUS: u16 = 5;
 #[derive(Default)]
 pub(super) struct Console {
     line: Vec<u8>,
+    limit: LogLimit,
 }
 
 impl Console {
@@ -34,7 +37,9 @@ impl Console {
     pub(super) fn flush(&mut self) {
         if !self.line.is_empty() {
             // The guest chooses these bytes: escape whatever a terminal would obey.
-            tracing::info!(target: "guest", "{}", self.line.escape_ascii());
+            if self.limit.passes() {
+                tracing::info!(target: "guest", "{}", self.line.escape_ascii());
+            }
             self.line.clear();
         }
     }

@@ -6,5 +6,6 @@
 pub(super) mod bus;
 mod console;
 pub(super) mod interrupt;
+mod log_limit;
 mod mmio;
 pub(super) mod net;

@@ -20,6 +20,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestMemoryError};
 
 use super::super::interrupt::{CONFIGURATION, Interrupt, USED_BUFFER};
+use super::super::log_limit::LogLimit;
 use super::super::mmio::{Identity, Transport};
 use super::tap::{FRAME_MAX, FRAME_MIN, HEADER, Tap};
 use crate::machine::memory::Ram;
@@ -71,6 +72,7 @@ pub(in crate::machine) struct Net {
     counters: NetCounters,
     /// A buffer was used since the guest was last told.
     used: bool,
+    limit: LogLimit,
 }
 
 /// A guest's breach of the ring's rules.
@@ -107,7 +109,14 @@ impl Net {
             config: mac.to_vec(),
         })?;
         let buffer = Box::new([0; HEADER + FRAME_MAX + 1]);
-        Ok(Self { transport, tap, buffer, counters: NetCounters::default(), used: false })
+        Ok(Self {
+            transport,
+            tap,
+            buffer,
+            limit: LogLimit::default(),
+            counters: NetCounters::default(),
+            used: false,
+        })
     }
 
     pub(super) fn transport(&mut self) -> &mut Transport {
@@ -239,7 +248,9 @@ impl Net {
         match outcome {
             Ok(progress) => Ok(progress),
             Err(Stop::Breach(breach)) => {
-                tracing::warn!("the guest broke its network device, queue {queue}: {breach}");
+                if self.limit.passes() {
+                    tracing::warn!("the guest broke its network device, queue {queue}: {breach}");
+                }
                 self.transport.break_down();
                 interrupt.raise(CONFIGURATION).context("raise the interrupt")?;
                 Ok(Progress::Starved)
