@@ -3,7 +3,7 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -105,7 +105,11 @@ impl Machine {
                     self.net.doorbell(RECEIVE).read().ok();
                     self.receive()?;
                 }
-                Some(Source::Tap) => self.receive()?,
+                Some(Source::Tap) => {
+                    // Reported whether asked for or not, and for ever.
+                    ensure!(!ready.event_set().contains(EventSet::ERROR), "the tap is gone");
+                    self.receive()?;
+                }
                 Some(Source::End) => {
                     event = self.control.take_end().map_or(event, Event::Ended);
                 }

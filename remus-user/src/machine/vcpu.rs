@@ -10,11 +10,14 @@
 //! The thread clears `immediate_exit` *before* it looks at the phase again. A pause that comes in between
 //! is then either seen in the phase, or sets the flag after it was cleared: no kick is lost.
 //!
+//! Each side looks out for the other a while before it sleeps, unless both are on one host CPU: there the one
+//! that spins is what the other waits for.
+//!
 //! After an exit for I/O the instruction is not finished until KVM_RUN is entered again. So a thread that
 //! stops enters once more with `immediate_exit` set, which finishes the instruction and nothing else.
 
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -24,7 +27,7 @@ use kvm_bindings::Msrs;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use remus_abi::boot::PowerOff;
 use vmm_sys_util::eventfd::EventFd;
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use super::capture;
 use super::devices::bus::Bus;
@@ -79,6 +82,8 @@ impl Phase {
 /// What the vCPU threads share.
 pub(super) struct Control {
     phase: AtomicU32,
+    /// The host CPU that the last pause came from.
+    pauser_cpu: AtomicI32,
     end: Mutex<Option<End>>,
     ended: EventFd,
 }
@@ -86,7 +91,12 @@ pub(super) struct Control {
 impl Control {
     /// `ended` is signalled when the guest ends.
     pub(super) fn new(ended: EventFd) -> Self {
-        Self { phase: AtomicU32::new(0), end: Mutex::new(None), ended }
+        Self {
+            phase: AtomicU32::new(0),
+            pauser_cpu: AtomicI32::new(-1),
+            end: Mutex::new(None),
+            ended,
+        }
     }
 
     /// How the guest ended, once.
@@ -121,6 +131,8 @@ impl Control {
 struct Cell {
     /// The pause for which the vCPU last left the guest.
     stopped: AtomicU32,
+    /// The host CPU that it was on then.
+    cpu: AtomicI32,
     /// The pause in which it was last captured.
     parked: AtomicU32,
     captured: Mutex<Result<VcpuState>>,
@@ -165,6 +177,7 @@ impl Vcpus {
             let flag = &raw const fd.get_kvm_run().immediate_exit;
             let cell = Arc::new(Cell {
                 stopped: AtomicU32::new(0),
+                cpu: AtomicI32::new(-1),
                 parked: AtomicU32::new(0),
                 captured: Mutex::new(Ok(VcpuState::default())),
                 immediate_exit: Flag(flag.cast()),
@@ -183,6 +196,10 @@ impl Vcpus {
                 // A vCPU that vanishes would leave the pause waiting: a bug here stops the process.
                 let abort = AbortOnPanic;
                 pin(cpu);
+                // The starting thread may have had it blocked.
+                if let Err(e) = unblock_signal(SIGRTMIN()) {
+                    tracing::error!("a vCPU that cannot be stopped: {e}");
+                }
                 let fd = thread.run();
                 std::mem::forget(abort);
                 fd
@@ -200,6 +217,7 @@ impl Vcpus {
     pub(super) fn pause(&self) -> Result<()> {
         let phase = self.control.word() + 1;
         assert!(Phase::of(phase) == Phase::Pause, "paused twice, or after the end");
+        self.control.pauser_cpu.store(this_cpu(), Ordering::SeqCst);
         self.control.phase.store(phase, Ordering::SeqCst);
         self.kick();
         self.wait_for(|cell| &cell.stopped, LEAVE_SPIN)
@@ -220,6 +238,7 @@ impl Vcpus {
             let word = word(cell);
             let mut now = word.load(Ordering::SeqCst);
             while now != phase {
+                let spin = spin_unless_on(cell.cpu.load(Ordering::SeqCst), spin);
                 let next = wait_while(word, now, spin, Some(PAUSE_LIMIT));
                 now = next.with_context(|| format!("vCPU {n} does not stop"))?;
             }
@@ -259,7 +278,9 @@ impl Vcpus {
             cell.immediate_exit.set(true);
             // SAFETY: the thread was not joined yet, so its id is valid; the signal has a handler.
             let sent = unsafe { libc::pthread_kill(thread.as_pthread_t(), SIGRTMIN()) };
-            debug_assert_eq!(sent, 0);
+            if sent != 0 && sent != libc::ESRCH {
+                tracing::error!("cannot signal a vCPU thread: error {sent}");
+            }
         }
     }
 }
@@ -336,6 +357,7 @@ impl Thread {
 
     /// Stops: finishes the last instruction, captures, and waits for the end of pause `word`.
     fn park(&mut self, word: u32) {
+        self.cell.cpu.store(this_cpu(), Ordering::SeqCst);
         self.cell.stopped.store(word, Ordering::SeqCst);
         wake_all(&self.cell.stopped);
         let saved = self.complete().and_then(|()| {
@@ -351,7 +373,8 @@ impl Thread {
         }
         self.cell.parked.store(word, Ordering::SeqCst);
         wake_all(&self.cell.parked);
-        wait_while(&self.control.phase, word, PARKED_SPIN, None);
+        let pauser = self.control.pauser_cpu.load(Ordering::SeqCst);
+        wait_while(&self.control.phase, word, spin_unless_on(pauser, PARKED_SPIN), None);
         // Before the phase is looked at again: see the module's head.
         self.cell.immediate_exit.set(false);
     }
@@ -406,6 +429,17 @@ fn handle(bus: &Bus, exit: VcpuExit<'_>) -> Outcome {
         other => return Outcome::Fault(format!("exit {other:?}")),
     }
     Outcome::GoOn
+}
+
+/// The host CPU that this thread is on, for now; -1 if the kernel does not say.
+fn this_cpu() -> i32 {
+    // SAFETY: takes nothing and touches no memory.
+    unsafe { libc::sched_getcpu() }
+}
+
+/// How long to look out for a thread that was last seen on `cpu`.
+fn spin_unless_on(cpu: i32, spin: Duration) -> Duration {
+    if cpu == this_cpu() { Duration::ZERO } else { spin }
 }
 
 /// Ends the process when a thread unwinds.
