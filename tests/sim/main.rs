@@ -11,7 +11,10 @@
 //!
 //! The second half proves that the walk can see: each [`Fault`] takes out one thing that the design asks for, and
 //! the walk must find the harm.
+//!
+//! [`session`] joins both ends by the bytes themselves instead: real pages, encoder, frames and assembly.
 
+mod session;
 mod walk;
 mod world;
 

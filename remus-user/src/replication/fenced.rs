@@ -40,6 +40,9 @@ impl Fenced {
     }
 
     /// On the word of an operator that `host_off` is off and stays off; the newest term known here ends.
+    ///
+    /// # Panics
+    /// When no host is named.
     pub fn by_operator(newest_known: Term, host_off: &str) -> Self {
         assert!(!host_off.is_empty(), "an operator names the host");
         Self { term: newest_known.next(), by: FencedBy::Operator }

@@ -85,7 +85,7 @@ pub struct Pipeline {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum Phase {
     Waiting,
-    Syncing { stream: Stream, rounds: Rounds, from: From },
+    Syncing { stream: Stream, rounds: Rounds, from: Before },
     Protected { stream: Stream },
     Stalled,
     Unprotected,
@@ -95,7 +95,7 @@ enum Phase {
 
 /// Where a sync came from, and falls back to while nothing of it can be committed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum From {
+enum Before {
     Waiting,
     Stalled,
     Unprotected,
@@ -229,9 +229,9 @@ impl Pipeline {
             return Err(SessionError::NewerTerm(newest));
         }
         let from = match &self.phase {
-            Phase::Waiting => From::Waiting,
-            Phase::Stalled => From::Stalled,
-            Phase::Unprotected => From::Unprotected,
+            Phase::Waiting => Before::Waiting,
+            Phase::Stalled => Before::Stalled,
+            Phase::Unprotected => Before::Unprotected,
             Phase::Syncing { .. }
             | Phase::Protected { .. }
             | Phase::Ending { .. }
@@ -394,12 +394,14 @@ impl Pipeline {
     pub fn handle_session_lost(&mut self) {
         self.phase = match std::mem::replace(&mut self.phase, Phase::Stopped) {
             // Its first checkpoint may be committed although the ack was lost, so an open gate is not opened again.
-            Phase::Syncing { rounds: Rounds::Sealed, from: From::Unprotected, .. } => {
+            Phase::Syncing { rounds: Rounds::Sealed, from: Before::Unprotected, .. } => {
                 Phase::Stalled
             }
-            Phase::Syncing { from: From::Unprotected, .. } => Phase::Unprotected,
-            Phase::Syncing { from: From::Waiting, .. } => Phase::Waiting,
-            Phase::Syncing { from: From::Stalled, .. } | Phase::Protected { .. } => Phase::Stalled,
+            Phase::Syncing { from: Before::Unprotected, .. } => Phase::Unprotected,
+            Phase::Syncing { from: Before::Waiting, .. } => Phase::Waiting,
+            Phase::Syncing { from: Before::Stalled, .. } | Phase::Protected { .. } => {
+                Phase::Stalled
+            }
             // A guest that has ended has nothing more to say, and what it said and nobody committed is not said.
             Phase::Ending { .. } => Phase::Stopped,
             same @ (Phase::Waiting | Phase::Stalled | Phase::Unprotected | Phase::Stopped) => same,
@@ -419,6 +421,8 @@ impl Pipeline {
 
     /// The guest goes on with an open gate, in a term of its own, and may take any backup. The caller discards
     /// nothing: what waits in the gate was said by the guest that goes on.
+    ///
+    /// The lease of the old term is over with it: begin a new [`PrimaryLease`](super::PrimaryLease).
     ///
     /// # Panics
     /// When the permission is not for a newer term, or the guest has ended.
@@ -483,7 +487,7 @@ impl Pipeline {
         match &self.phase {
             Phase::Unprotected => true,
             Phase::Syncing { rounds, from, .. } => {
-                *from == From::Unprotected && *rounds != Rounds::Sealed
+                *from == Before::Unprotected && *rounds != Rounds::Sealed
             }
             Phase::Waiting
             | Phase::Protected { .. }
