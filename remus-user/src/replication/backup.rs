@@ -176,6 +176,9 @@ impl Backup {
         if *term == Term::NONE || *term < self.newest {
             return refuse(Refusal::OutdatedTerm, "a newer term was heard of");
         }
+        if *term == Term::MAX {
+            return refuse(Refusal::OutdatedTerm, "no term would be left to take over in");
+        }
         if *term == self.newest && self.owner.is_some_and(|owner| owner != *primary) {
             return refuse(Refusal::OtherPrimary, "another primary speaks in this term");
         }
@@ -240,7 +243,7 @@ impl Backup {
             Course::Syncing => begin.predecessor == Epoch::NONE && begin.epoch > Epoch::NONE,
             Course::Between { epoch, digest } => {
                 begin.predecessor == *epoch
-                    && begin.epoch == epoch.next()
+                    && begin.epoch.get() == epoch.get() + 1
                     && begin.predecessor_digest == *digest
             }
             Course::Greeted | Course::Arriving { .. } => {
@@ -346,7 +349,7 @@ impl Backup {
 
     /// Somebody else speaks in a newer term: what is here is outdated.
     pub fn handle_newer_term(&mut self, term: Term) {
-        if term > self.newest {
+        if term > self.newest && term < Term::MAX {
             self.newest = term;
             self.owner = None;
             self.image = Image::Void;

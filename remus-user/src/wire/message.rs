@@ -44,7 +44,7 @@ pub struct Hello {
     pub session: Session,
     pub primary: Instance,
     pub term: Term,
-    /// Pages of guest RAM.
+    /// Pages of guest RAM: to be compared with what the host has before anything is made for it.
     pub ram_pages: u32,
     pub timing: Timing,
     /// The machine's shape, in the shell's own encoding; at most [`Hello::SHAPE_MAX`] bytes.

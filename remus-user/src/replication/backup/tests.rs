@@ -1,6 +1,7 @@
 use super::*;
 use crate::replication::Detector;
 use crate::wire::VmName;
+use proptest::prelude::*;
 use std::time::Duration;
 
 const WHOLE: Arrived = Arrived { pages: 1, state_len: 0, covers_ram: true };
@@ -152,4 +153,82 @@ fn a_goodbye_ends_without_promotion() {
     backup.handle_goodbye(&goodbye).unwrap();
     let now = Moment(u64::MAX);
     assert_eq!(backup.promote(now, suspicion(now)).unwrap_err().why, NotPromotable::GuestEnded);
+}
+
+/// Anything a primary can put on the wire, near the values that mean something and at their limits.
+#[derive(Clone, Debug)]
+enum Said {
+    Hello(u64, u64, u32),
+    Attach(u64),
+    SyncPages,
+    Begin(Begin),
+    Part,
+    End(u64, u64, u32),
+    Heartbeat(u32),
+    Goodbye(u32),
+    Lost,
+}
+
+fn said() -> impl Strategy<Value = Said> {
+    let term = || prop_oneof![1u32..4, Just(Term::MAX.get())];
+    let epoch = || prop_oneof![0u64..5, Just(Epoch::MAX.get() - 1), Just(Epoch::MAX.get())];
+    let begin =
+        (1u64..3, term(), epoch(), epoch()).prop_map(|(s, t, e, p)| Said::Begin(begin(s, t, e, p)));
+    prop_oneof![
+        2 => (1u64..3, 5u64..7, term()).prop_map(|(s, p, t)| Said::Hello(s, p, t)),
+        2 => (1u64..3).prop_map(Said::Attach),
+        1 => Just(Said::SyncPages),
+        4 => begin,
+        1 => Just(Said::Part),
+        4 => (epoch(), epoch(), 0u32..2).prop_map(|(e, d, pages)| Said::End(e, d, pages)),
+        1 => term().prop_map(Said::Heartbeat),
+        1 => term().prop_map(Said::Goodbye),
+        1 => Just(Said::Lost),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn no_order_and_no_value_of_messages_panics(messages in proptest::collection::vec(said(), 0..60)) {
+        let mut backup = Backup::new(me(), Term::NONE, None);
+        let mut committed = None;
+        for message in messages {
+            let before = backup.clone();
+            let ok = match message {
+                Said::Hello(session, primary, term) => backup.handle_hello(&hello(session, primary, term)).is_ok(),
+                Said::Attach(n) => backup.handle_attach(&Attach { session: Session::new(n).unwrap() }).is_ok(),
+                Said::SyncPages => backup.handle_sync_pages().is_ok(),
+                Said::Begin(begin) => backup.handle_begin(&begin, begin.predecessor_digest).is_ok(),
+                Said::Part => backup.handle_part().is_ok(),
+                Said::End(epoch, digest, pages) => {
+                    let end = End { epoch: Epoch::new(epoch).unwrap(), pages, digest: Digest(digest) };
+                    let ack = backup.handle_end(Moment(1), &end, Digest(digest), WHOLE);
+                    if let Ok(ack) = &ack {
+                        committed = Some((ack.term, ack.epoch));
+                        prop_assert_eq!(backup.committed(), committed);
+                    }
+                    ack.is_ok()
+                }
+                Said::Heartbeat(term) => {
+                    let term = Term::new(term).unwrap();
+                    backup.handle_heartbeat(Moment(1), &Heartbeat { term, seq: 0, sent: Moment(0) }).is_ok()
+                }
+                Said::Goodbye(term) => {
+                    let (term, why) = (Term::new(term).unwrap(), crate::wire::GoodbyeWhy::Stopped);
+                    backup.handle_goodbye(&Goodbye { term, epoch: Epoch::NONE, why }).is_ok()
+                }
+                Said::Lost => {
+                    backup.handle_session_lost();
+                    true
+                }
+            };
+            prop_assert!(ok || backup == before, "what is refused changes nothing");
+            prop_assert!(backup.committed().is_none() || backup.committed() == committed);
+        }
+        let now = Moment(u64::MAX);
+        let was = backup.committed();
+        if let Ok(promotion) = backup.promote(now, suspicion(now)) {
+            prop_assert_eq!(was, Some((promotion.of, promotion.epoch)));
+        }
+    }
 }

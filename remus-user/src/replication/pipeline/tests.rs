@@ -1,4 +1,5 @@
 use super::*;
+use proptest::prelude::*;
 
 const MS: u64 = 1_000_000;
 
@@ -174,4 +175,45 @@ fn the_goodbye_waits_for_the_last_commit() {
 #[should_panic(expected = "released")]
 fn releasing_what_is_not_acked_is_a_bug() {
     protected().handle_released(Epoch::new(2).unwrap());
+}
+
+proptest! {
+    /// The invariants are asserted inside; here everything is thrown at them.
+    #[test]
+    fn no_ack_and_no_order_of_events_breaks_an_invariant(
+        events in proptest::collection::vec((0u8..9, 0u64..6, 0u64..4, 0u64..4), 0..80)
+    ) {
+        let mut pipeline = start();
+        let mut now = 0;
+        for (event, epoch, session_asked, digest) in events {
+            now += 10 * MS;
+            let acked = pipeline.acked();
+            let asked = session(session_asked + 1);
+            match event {
+                0 => _ = pipeline.handle_welcome(asked, &welcome(session_asked + 1, 9)),
+                1 => _ = pipeline.handle_sync_round(usize::from(digest == 0) << 20),
+                2 | 3 if pipeline.poll_seal(Moment(now)) == SealWhen::Now => {
+                    let at = pipeline.session().unwrap().get();
+                    seal(&mut pipeline, at, Moment(now));
+                }
+                2 | 3 => {}
+                4 | 5 => {
+                    let mut ack = ack(session_asked + 1, Epoch::new(epoch).unwrap());
+                    if digest == 0 {
+                        ack.digest = Digest(999);
+                    }
+                    let in_session = pipeline.session() == Some(asked);
+                    let committed = pipeline.handle_ack(Moment(now), &ack);
+                    prop_assert!(in_session || committed.is_err());
+                    if let Ok(Some(committed)) = committed {
+                        prop_assert!(committed.stamp().epoch() > acked && digest != 0);
+                    }
+                }
+                6 => pipeline.handle_released(pipeline.acked()),
+                7 => pipeline.handle_session_lost(),
+                _ => pipeline.handle_gate_filling(Moment(now)),
+            }
+            prop_assert!(pipeline.acked() >= acked);
+        }
+    }
 }
