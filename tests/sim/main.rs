@@ -55,7 +55,16 @@ fn finds(fault: Fault, start: Start, limits: Limits) {
 fn nothing_seen_outside_is_ever_taken_back() {
     explore(
         Start::Shut,
-        Limits { steps: 3, seals: 3, sessions: 1, ticks: 2, heartbeats: 0, lost: 1, repeated: 1 },
+        Limits {
+            steps: 3,
+            seals: 3,
+            sessions: 1,
+            ticks: 2,
+            heartbeats: 0,
+            lost: 1,
+            repeated: 1,
+            fences: 0,
+        },
         100_000,
         &[
             Seen::Released,
@@ -73,7 +82,16 @@ fn nothing_seen_outside_is_ever_taken_back() {
 fn heartbeats_keep_the_lease_and_nothing_else() {
     explore(
         Start::Shut,
-        Limits { steps: 2, seals: 2, sessions: 1, ticks: 3, heartbeats: 2, lost: 0, repeated: 0 },
+        Limits {
+            steps: 2,
+            seals: 2,
+            sessions: 1,
+            ticks: 3,
+            heartbeats: 2,
+            lost: 0,
+            repeated: 0,
+            fences: 0,
+        },
         100_000,
         &[Seen::Released, Seen::Promoted, Seen::LeaseStoppedFlush, Seen::ReleasedOnHeartbeatLease],
     );
@@ -83,7 +101,16 @@ fn heartbeats_keep_the_lease_and_nothing_else() {
 fn a_second_session_begins_anew_and_takes_nothing_from_the_first() {
     explore(
         Start::Shut,
-        Limits { steps: 2, seals: 3, sessions: 2, ticks: 2, heartbeats: 0, lost: 0, repeated: 0 },
+        Limits {
+            steps: 2,
+            seals: 3,
+            sessions: 2,
+            ticks: 2,
+            heartbeats: 0,
+            lost: 0,
+            repeated: 0,
+            fences: 0,
+        },
         100_000,
         &[
             Seen::ReleasedInSecondSession,
@@ -99,18 +126,62 @@ fn a_second_session_begins_anew_and_takes_nothing_from_the_first() {
 fn a_guest_that_ran_unprotected_is_held_from_its_first_checkpoint_on() {
     explore(
         Start::Unprotected,
-        Limits { steps: 3, seals: 2, sessions: 2, ticks: 2, heartbeats: 0, lost: 0, repeated: 0 },
+        Limits {
+            steps: 3,
+            seals: 2,
+            sessions: 2,
+            ticks: 2,
+            heartbeats: 0,
+            lost: 0,
+            repeated: 0,
+            fences: 0,
+        },
         50_000,
         &[Seen::PassedOpen, Seen::Released, Seen::PromotedWithOutputOutside],
     );
 }
 
+#[test]
+fn a_new_term_leaves_nothing_of_the_old_one_to_promote() {
+    explore(
+        Start::Shut,
+        Limits {
+            steps: 2,
+            seals: 2,
+            sessions: 2,
+            ticks: 2,
+            heartbeats: 0,
+            lost: 0,
+            repeated: 0,
+            fences: 1,
+        },
+        100_000,
+        &[Seen::PassedOpen, Seen::PromotedInSecondTerm, Seen::PromotedWithOutputOutside],
+    );
+}
+
 /// Bounds for the faults, each of which shows within one session.
-const ONE_SESSION: Limits =
-    Limits { steps: 3, seals: 3, sessions: 1, ticks: 3, heartbeats: 1, lost: 0, repeated: 0 };
+const ONE_SESSION: Limits = Limits {
+    steps: 3,
+    seals: 3,
+    sessions: 1,
+    ticks: 3,
+    heartbeats: 1,
+    lost: 0,
+    repeated: 0,
+    fences: 0,
+};
 /// And for those that take a reconnect.
-const TWO_SESSIONS: Limits =
-    Limits { steps: 2, seals: 3, sessions: 2, ticks: 3, heartbeats: 0, lost: 0, repeated: 0 };
+const TWO_SESSIONS: Limits = Limits {
+    steps: 2,
+    seals: 3,
+    sessions: 2,
+    ticks: 3,
+    heartbeats: 0,
+    lost: 0,
+    repeated: 0,
+    fences: 0,
+};
 
 #[test]
 fn release_at_capture_is_found() {
@@ -160,4 +231,13 @@ fn an_open_epoch_that_advances_after_resume_is_found() {
 #[test]
 fn a_gate_that_closes_one_epoch_late_at_first_protection_is_found() {
     finds(Fault::HoldsFromFirstAck, Start::Unprotected, ONE_SESSION);
+}
+
+#[test]
+fn an_outdated_image_that_survives_a_newer_term_is_found() {
+    finds(
+        Fault::NewerTermKeepsImage,
+        Start::Shut,
+        Limits { steps: 1, seals: 1, ticks: 2, fences: 1, ..TWO_SESSIONS },
+    );
 }

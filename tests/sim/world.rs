@@ -29,6 +29,8 @@ pub(crate) struct Limits {
     pub(crate) lost: u8,
     /// Messages delivered once more.
     pub(crate) repeated: u8,
+    /// An operator switches the backup off and lets the primary go on in the next term.
+    pub(crate) fences: u8,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -60,6 +62,8 @@ pub(crate) enum Fault {
     OpenAdvancesAfterResume,
     /// A gate that was open begins to hold when the first checkpoint is acked, not when it is captured.
     HoldsFromFirstAck,
+    /// The backup greets a primary of a newer term and keeps its old image.
+    NewerTermKeepsImage,
 }
 
 /// What a walk should come across, or it proves little.
@@ -81,6 +85,8 @@ pub(crate) enum Seen {
     RepeatedAckIgnored,
     TwoInFlight,
     StoodDown,
+    /// Into a session of the second term, which was committed and promoted.
+    PromotedInSecondTerm,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -138,6 +144,7 @@ pub(crate) enum Step {
     Lose(u8),
     PrimaryLosesLinks,
     BackupLosesLinks,
+    Fence,
     Promote,
 }
 
@@ -205,6 +212,7 @@ impl World {
         may(left.heartbeats > 0 && primary.has_session(), Step::Heartbeat);
         may(primary.has_session(), Step::PrimaryLosesLinks);
         may(backup.has_session(), Step::BackupLosesLinks);
+        may(left.fences > 0 && primary.may_connect() && !backup.is_promoted(), Step::Fence);
         may(backup.may_promote(self), Step::Promote);
         for (at, _) in (0u8..).zip(&self.network) {
             may(true, Step::Deliver(at));
@@ -255,6 +263,10 @@ impl World {
             }
             Step::PrimaryLosesLinks => self.primary.lose_session(),
             Step::BackupLosesLinks => self.backup.lose_session(),
+            Step::Fence => {
+                self.left.fences -= 1;
+                self.fence()?;
+            }
             Step::Promote => self.promote(seen)?,
         }
         // What nobody will read makes no difference, so it shall make no other state.
@@ -337,6 +349,7 @@ impl World {
             | Step::Heartbeat
             | Step::PrimaryLosesLinks
             | Step::BackupLosesLinks
+            | Step::Fence
             | Step::Promote => format!("{step:?}"),
         }
     }

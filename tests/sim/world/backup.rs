@@ -24,6 +24,8 @@ pub(crate) struct BackupHost {
     whole: Pages,
     chain: u64,
     sessions: u64,
+    /// Until it is greeted again.
+    is_off: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -46,6 +48,7 @@ impl BackupHost {
             whole: 0,
             chain: 0,
             sessions: 0,
+            is_off: false,
         }
     }
 
@@ -77,11 +80,14 @@ impl BackupHost {
         &mut self,
         hello: &Hello,
         keeps_bases: bool,
+        ignores_term: bool,
     ) -> Result<Welcome, Refuse> {
         match &mut self.brain {
             Brain::Promoted { promoted, undead: _ } => Err(promoted.refuse()),
             Brain::Following(backup) => {
-                let welcome = backup.handle_hello(hello)?;
+                let heard = if ignores_term { Term::FIRST } else { hello.term };
+                let welcome = backup.handle_hello(&Hello { term: heard, ..hello.clone() })?;
+                self.is_off = false;
                 backup.handle_attach(&Attach { session: hello.session }).expect("just greeted");
                 self.sessions += 1;
                 self.chain = hello.session.get();
@@ -99,12 +105,18 @@ impl BackupHost {
         }
     }
 
+    /// Its image is on disk, say, and comes back with it.
+    pub(crate) fn switch_off(&mut self) {
+        self.lose_session();
+        self.is_off = true;
+    }
+
     /// Suspicion may be wrong at any time; what it takes beside it is up to the brain.
     pub(crate) fn may_promote(&self, world: &World) -> bool {
         match &self.brain {
             Brain::Promoted { .. } => false,
             Brain::Following(backup) => {
-                backup.poll_readiness(world.promotion_clock()) == Readiness::Now
+                !self.is_off && backup.poll_readiness(world.promotion_clock()) == Readiness::Now
             }
         }
     }
@@ -235,6 +247,7 @@ impl World {
         seen.add(Seen::Promoted);
         seen.add_if(self.outside > 0, Seen::PromotedWithOutputOutside);
         seen.add_if(self.backup.sessions == 2, Seen::PromotedAfterSecondSession);
+        seen.add_if(promotion.of > Term::FIRST, Seen::PromotedInSecondTerm);
         if Some(self.backup.image) != self.backup.truth {
             return Err(Violation::PromotedTornImage);
         }

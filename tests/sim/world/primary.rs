@@ -1,7 +1,9 @@
 //! The primary's host: guest, dirty log, sender, gate, around the real pipeline and lease.
 
 use remus::{
-    replication::{Fenced, Pipeline, Policy, PrimaryLease, SealWhen, Standing, SyncNext},
+    replication::{
+        Fenced, LeaseError, Pipeline, Policy, PrimaryLease, SealWhen, Standing, SyncNext,
+    },
     wire::{Ack, Begin, Digest, End, Heartbeat, HeartbeatAck, Hello, Instance, Moment, VmName},
 };
 use remus_abi::{Epoch, Stamp, Term};
@@ -120,8 +122,12 @@ impl PrimaryHost {
     fn renew(&mut self, now: u64, term: Term, sent: Moment, fault: Option<Fault>) {
         let now = Moment(now);
         let sent = if fault == Some(Fault::LeaseFromArrival) { now } else { sent };
-        self.lease.handle_answer(now, term, sent).expect("the backup echoes what it was sent");
-        self.gate.lease_until = self.lease.until();
+        match self.lease.handle_answer(now, term, sent) {
+            Ok(()) => self.gate.lease_until = self.lease.until(),
+            // It was on its way while the term changed.
+            Err(LeaseError::OtherTerm(_)) => {}
+            Err(LeaseError::FromTheFuture) => panic!("the backup echoes what it was sent"),
+        }
     }
 
     pub(crate) fn take_heartbeat_ack(
@@ -172,8 +178,9 @@ impl World {
             cpu: Vec::new(),
         };
         let keeps_shadow = self.has(Fault::ShadowSurvivesSession);
+        let ignores_term = self.has(Fault::NewerTermKeepsImage);
         let primary = &mut self.primary;
-        match self.backup.take_hello(&hello, keeps_shadow) {
+        match self.backup.take_hello(&hello, keeps_shadow, ignores_term) {
             Ok(welcome) => {
                 primary.pipeline.handle_welcome(asked, &welcome).expect("the backup is the same");
                 primary.dirty = ALL_PAGES;
@@ -190,6 +197,23 @@ impl World {
                 }
             }
         }
+    }
+
+    /// The backup is switched off, by somebody who then says so: the guest goes on in the next term with its gate
+    /// open. What waited goes first, so that nothing overtakes.
+    pub(crate) fn fence(&mut self) -> Result<(), Violation> {
+        self.backup.switch_off();
+        let primary = &mut self.primary;
+        let fenced = Fenced::by_operator(primary.pipeline.term(), "backup");
+        primary.pipeline.run_unprotected(fenced, Moment(self.now));
+        primary.lease = PrimaryLease::new(primary.pipeline.term(), timing().lease);
+        primary.ack_lease_until = Moment(0);
+        let open = Stamp::new(primary.pipeline.term(), primary.pipeline.open());
+        let before = std::mem::replace(&mut primary.gate, Gate::new(Mode::Open, open));
+        for (_, said) in before.slots {
+            self.outside_sees(said)?;
+        }
+        Ok(())
     }
 
     /// A round of the live sync: the log is cleared, then its pages are copied.
