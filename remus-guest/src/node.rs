@@ -57,8 +57,9 @@ pub struct Stats {
 }
 
 impl Memory {
-    /// Sockets; all of them listen while they are free.
-    pub const SOCKETS: usize = 160;
+    /// Sockets; all of them listen while they are free. Twice the 128 connections that are promised: while
+    /// output is held, a connection that is over keeps its socket until its end was let out and answered.
+    pub const SOCKETS: usize = 256;
 
     /// Shares out `heap` bytes. The parts together leave an eighth to the allocator's own needs.
     pub fn share(heap: usize) -> Self {

@@ -1,7 +1,7 @@
 //! The TCP server: smoltcp's sockets below, [`Node`] above.
 //!
 //! A fixed number of sockets, all of which listen while they are free; so many connections can begin at
-//! once, and no memory is allocated for one that comes. [`Server::poll`] takes in what the device has,
+//! once, and no memory is allocated for one that comes. A SYN beyond them waits: see [`backlog`]. [`Server::poll`] takes in what the device has,
 //! executes what is complete, sends what can be sent, and says when it wants to be called again.
 //!
 //! What a connection may make the server hold is bounded three times: one request and one reply by
@@ -11,6 +11,7 @@
 //!
 //! When segments are sent again is decided in [`retransmit`], not by smoltcp.
 
+mod backlog;
 mod connection;
 mod retransmit;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use smoltcp::socket::tcp;
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr};
 
+use self::backlog::Backlog;
 use self::connection::Connection;
 use self::retransmit::Rewinder;
 use crate::node::{Memory, Node};
@@ -53,6 +55,8 @@ pub struct Server {
     rewinder: Rewinder,
     parser: Parser,
     port: u16,
+    /// Sockets that listened when they were last looked at.
+    listening: usize,
     /// Capacity of all connections' buffers.
     buffered: usize,
     power_off: bool,
@@ -101,6 +105,7 @@ impl Server {
             rewinder: Rewinder::new(),
             parser: Parser::default(),
             port: options.port,
+            listening: Memory::SOCKETS,
             buffered: 0,
             power_off: false,
         }
@@ -110,8 +115,9 @@ impl Server {
     pub fn poll<D: Device>(&mut self, now_ns: u64, device: &mut D, node: &mut Node<'_>) -> Polled {
         let now = instant(now_ns);
         let mut more_ingress = true;
+        let mut shown = Backlog { device, port: self.port, listening: self.listening };
         for _ in 0..INGRESS_BATCH {
-            match self.iface.poll_ingress_single(now, device, &mut self.sockets) {
+            match self.iface.poll_ingress_single(now, &mut shown, &mut self.sockets) {
                 PollIngressSingleResult::None => {
                     more_ingress = false;
                     break;
@@ -120,8 +126,7 @@ impl Server {
                 | PollIngressSingleResult::SocketStateChanged => {}
             }
         }
-        let (open, retransmit_ns) = self.serve(now_ns, node);
-        node.stats().connections_open = open;
+        let retransmit_ns = self.serve(now_ns, node);
         let mut rounds = 0;
         while rounds < EGRESS_ROUNDS
             && self.iface.poll_egress(now, device, &mut self.sockets)
@@ -140,14 +145,16 @@ impl Server {
         Polled { due_ns, power_off: self.power_off && self.all_replies_are_out() }
     }
 
-    /// Serves every connection. How many are open, and when the first retransmission is due.
-    fn serve(&mut self, now_ns: u64, node: &mut Node<'_>) -> (u64, Option<u64>) {
+    /// Serves every connection. When the first retransmission is due.
+    fn serve(&mut self, now_ns: u64, node: &mut Node<'_>) -> Option<u64> {
         let mut open = 0;
+        self.listening = 0;
         let mut retransmit_ns: Option<u64> = None;
         for connection in &mut self.connections {
             let socket = self.sockets.get_mut::<tcp::Socket<'_>>(connection.handle());
             let state = socket.state();
             if state == tcp::State::Listen {
+                self.listening += 1;
                 continue;
             }
             self.power_off |= connection.serve(socket, self.port, &mut self.parser, node, now_ns);
@@ -172,7 +179,8 @@ impl Server {
             let due_ns = connection.retransmit_due_ns();
             retransmit_ns = [retransmit_ns, due_ns].into_iter().flatten().min();
         }
-        (open, retransmit_ns)
+        node.stats().connections_open = open;
+        retransmit_ns
     }
 
     fn all_replies_are_out(&self) -> bool {
