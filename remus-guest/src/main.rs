@@ -7,6 +7,10 @@
 extern crate alloc;
 
 #[cfg(target_os = "none")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "addresses have the 64 bits of the only target, and device registers take halves of words"
+)]
 mod machine;
 
 #[cfg(not(target_os = "none"))]

@@ -89,7 +89,7 @@ impl Record {
             shift @ 0.. => cycles << shift,
             shift => cycles >> -shift,
         };
-        let ns = u128::from(cycles) * u128::from(self.multiplier) >> 32;
+        let ns = (u128::from(cycles) * u128::from(self.multiplier)) >> 32;
         self.system_ns + ns as u64
     }
 }
