@@ -12,7 +12,11 @@
 //! DIGEST             16 hexadecimal digits over the whole store
 //! TIME               nanoseconds of the paravirtual clock, an integer
 //! POWEROFF           replies, then ends the machine on purpose
+//! INFO               has a section "Remus": clock_ns, work_*, beacon_*, retransmits_forced, doorbells, sleeps
 //! ```
+//!
+//! `WORK START` replies at once and first touches the region's new pages; progress grows after that.
+//! Shapes, and what a rate of 0 means: [`work`](crate::work).
 
 use alloc::string::String;
 use core::fmt::Write;

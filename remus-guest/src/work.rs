@@ -13,7 +13,7 @@
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
-/// Steps of a xorshift generator computed beside each touch at unlimited rate: 2000 cycles or so, 1 us.
+/// Steps of a xorshift generator computed beside each touch at unlimited rate: about 2000 cycles.
 pub const SPIN_STEPS: u32 = 330;
 /// At most this much work is owed when the clock has jumped or the guest was not let run; more is forgotten.
 const DEBT_MAX_NS: u64 = 10_000_000;

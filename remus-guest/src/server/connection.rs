@@ -90,6 +90,8 @@ impl Connection {
     ) -> bool {
         let mut power_off = false;
         match socket.state() {
+            // One that was aborted has a reset to send first.
+            tcp::State::Closed if socket.remote_endpoint().is_some() => {}
             tcp::State::Closed => self.listen_again(socket, port),
             tcp::State::Listen | tcp::State::SynSent | tcp::State::SynReceived => {}
             tcp::State::Established
@@ -137,12 +139,18 @@ impl Connection {
         self.phase = Phase::Closing;
     }
 
-    /// Looks whether the peer has acknowledged something; when to send again what it has not.
-    pub(super) fn watch(&mut self, socket: &mut tcp::Socket<'_>, now_ns: u64) -> Option<u64> {
+    /// Looks whether the peer has acknowledged something; when to send again what it has not. A peer that
+    /// has not for too long is forgotten: a reset could not reach it either.
+    pub(super) fn watch(
+        &mut self,
+        socket: &mut tcp::Socket<'_>,
+        port: u16,
+        now_ns: u64,
+    ) -> Option<u64> {
         self.watch.observe(waits_for(socket, self.written), now_ns);
         if self.watch.is_hopeless() {
-            self.drop_it(socket);
-            self.watch = Watch::Quiet;
+            socket.abort();
+            self.listen_again(socket, port);
         }
         self.watch.due_ns()
     }
@@ -161,10 +169,7 @@ impl Connection {
 
     fn listen_again(&mut self, socket: &mut tcp::Socket<'_>, port: u16) {
         *self = Self { charged: self.charged, ..Self::new(self.handle) };
-        // A socket that was aborted has a reset to send first; it cannot listen before.
-        if socket.remote_endpoint().is_none() {
-            socket.listen(port).expect("a closed socket can listen on a port that is not 0");
-        }
+        socket.listen(port).expect("a closed socket can listen on a port that is not 0");
     }
 
     /// Moves bytes from the socket to the inbox, up to one more than a request may have.

@@ -152,20 +152,23 @@ impl Server {
         let mut retransmit_ns: Option<u64> = None;
         for connection in &mut self.connections {
             let socket = self.sockets.get_mut::<tcp::Socket<'_>>(connection.handle());
-            let state = socket.state();
-            if state == tcp::State::Listen {
+            if socket.state() != tcp::State::Listen {
+                self.power_off |=
+                    connection.serve(socket, self.port, &mut self.parser, node, now_ns);
+            }
+            self.buffered = self.buffered - connection.charged() + connection.recharge();
+            if socket.state() == tcp::State::Listen {
                 self.listening += 1;
+                connection.watch(socket, self.port, now_ns);
                 continue;
             }
-            self.power_off |= connection.serve(socket, self.port, &mut self.parser, node, now_ns);
-            self.buffered = self.buffered - connection.charged() + connection.recharge();
             if self.buffered > node.memory().buffers {
                 node.stats().connections_dropped += 1;
                 connection.drop_it(socket);
                 self.buffered = self.buffered - connection.charged() + connection.recharge();
             }
             open += u64::from(connection.is_open());
-            let due_ns = connection.watch(socket, now_ns);
+            let due_ns = connection.watch(socket, self.port, now_ns);
             if due_ns.is_some_and(|due_ns| due_ns <= now_ns) {
                 node.stats().retransmits += 1;
                 self.rewinder.rewind(

@@ -89,9 +89,9 @@ pub(super) fn waits_for(socket: &tcp::Socket<'_>, written: u64) -> Option<Mark> 
     let state = socket.state();
     let queued = socket.send_queue() as u64;
     let waits = match state {
-        tcp::State::Closed | tcp::State::Listen | tcp::State::TimeWait | tcp::State::FinWait2 => {
-            false
-        }
+        tcp::State::Closed | tcp::State::Listen | tcp::State::TimeWait => false,
+        // Nothing of ours is on its way, but a peer that never ends its half must not keep the socket.
+        tcp::State::FinWait2 => true,
         // The SYN or FIN is unacknowledged for as long as the state lasts.
         tcp::State::SynSent
         | tcp::State::SynReceived

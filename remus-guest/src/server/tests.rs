@@ -209,6 +209,27 @@ fn a_lost_handshake_is_taken_up_again() {
 }
 
 #[test]
+fn a_peer_that_is_gone_gives_its_socket_back() {
+    let mut arena = [];
+    let mut world = World::new(&mut arena);
+    let client = world.connect(40_000);
+    let half_open = world.connect(40_001);
+    world.run(20);
+    world.ask(half_open, b"QUIT\r\n");
+    world.run(20);
+    assert_eq!(world.socket(half_open).state(), tcp::State::CloseWait, "and never closes");
+    world.cut = true;
+    world.ask(client, b"PING\r\n");
+    world.run(1);
+    assert_eq!(world.server.listening, Memory::SOCKETS - 2);
+    for _ in 0..6_000 {
+        world.now_ns += 100 * MS;
+        world.step();
+    }
+    assert_eq!(world.server.listening, Memory::SOCKETS);
+}
+
+#[test]
 fn more_clients_than_sockets_wait_and_none_is_refused() {
     let mut arena = [];
     let mut world = World::new(&mut arena);
