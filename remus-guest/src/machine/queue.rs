@@ -8,8 +8,8 @@
 //! behind what was seen, so that no interrupt comes until 65,535 more buffers are used; asking puts it just
 //! before the next one. Doorbells are rung only when the device asked by `avail_event`.
 //!
-//! The `virtio-drivers` crate is not used here because it asks for an interrupt after each used buffer
-//! and copies through queues of its own: on a machine where an interrupt costs 35 us that is the wrong way round.
+//! The `virtio-drivers` crate is not used because it asks for an interrupt after every buffer it takes
+//! back: on a machine where an interrupt costs 35 us that is the wrong way round.
 //!
 //! The device is the VMM, which could do anything to this memory anyway: what it writes is checked only as
 //! far as Rust's own rules need it.
