@@ -12,7 +12,7 @@ use remus_abi::beacon;
 use rig::{
     client::{Client, connection::Connection},
     guest::Guest,
-    host::{Death, Host},
+    host::{Death, Host, Share},
     links::Links,
     sniffer::{Seen, Sniffer},
     topology::{BACKUP, BACKUP_PORT, BRIDGE, GUEST, PRIMARY_PORT, Topology},
@@ -37,7 +37,7 @@ async fn without_a_guest() -> Topology {
 fn idler(host: &Host, folder: &Path) -> rig::host::Process {
     let mut command = Command::new("sleep");
     command.arg("1000");
-    host.spawn(command, &folder.join("log")).unwrap()
+    host.spawn(command, Share::Load, &folder.join("log")).unwrap()
 }
 
 async fn sniffer(topology: &Topology) -> Sniffer {
@@ -208,7 +208,7 @@ fn the_sniffer_tells_the_ports_apart_and_hears_only_what_leaves_the_hosts() {
 fn redis_server(host: &Host, folder: &Path) -> rig::host::Process {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "hosts::be_the_server", "--nocapture"]).env("RIG_TEST_SERVER", "1");
-    host.spawn(command, &folder.join("log")).unwrap()
+    host.spawn(command, Share::Load, &folder.join("log")).unwrap()
 }
 
 #[test]

@@ -36,6 +36,17 @@ pub enum Death {
     Stop,
 }
 
+/// What a process may have of a machine that three hosts share.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Share {
+    /// All of it: the process says itself what runs where.
+    Host,
+    /// What the rig itself has (not CPU 0, see [`sys::leave_cpu_0`]), and the hosts first.
+    Load,
+}
+
+const LOAD_NICENESS: libc::c_int = 5;
+
 #[derive(Debug)]
 pub struct Host {
     name: &'static str,
@@ -74,7 +85,7 @@ impl Host {
     }
 
     /// Starts `command` on this host, what it prints appended to `log`. It dies with the thread that called.
-    pub fn spawn(&self, mut command: Command, log: &Path) -> Result<Process> {
+    pub fn spawn(&self, mut command: Command, share: Share, log: &Path) -> Result<Process> {
         let log_file = OpenOptions::new().create(true).append(true).open(log);
         let log_file = log_file.with_context(|| format!("open {}", log.display()))?;
         let program = command.get_program().to_owned();
@@ -82,14 +93,13 @@ impl Host {
             .stdin(Stdio::null())
             .stdout(log_file.try_clone().context("duplicate the log")?)
             .stderr(log_file);
-        let child = self.enter_and_spawn(&mut command);
+        let child = self.enter_and_spawn(&mut command, share);
         let child =
             child.with_context(|| format!("start {} on {}", program.display(), self.name))?;
         Ok(Process { child })
     }
 
-    /// Starts `command` on this host with the input and output that it was given.
-    pub fn enter_and_spawn(&self, command: &mut Command) -> io::Result<Child> {
+    fn enter_and_spawn(&self, command: &mut Command, share: Share) -> io::Result<Child> {
         let (netns, mounts) = (self.netns.as_fd().as_raw_fd(), self.mounts.as_raw_fd());
         let enter = move || {
             sys::die_with_parent(libc::SIGKILL)?;
@@ -98,7 +108,10 @@ impl Host {
                 let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
                 sys::setns(fd, kind)?;
             }
-            Ok(())
+            match share {
+                Share::Host => sys::use_every_cpu(),
+                Share::Load => sys::be_nice(LOAD_NICENESS),
+            }
         };
         // SAFETY: between fork and exec the closure makes system calls only; it neither allocates nor locks.
         unsafe { command.pre_exec(enter) };

@@ -19,13 +19,16 @@ use tokio::{
 };
 
 use crate::{
-    host::{Host, Process},
+    host::{Host, Process, Share},
     sys,
     topology::{BACKUP, BRIDGE, GUEST, GUEST_MAC},
 };
 
 const VM: &str = "demo";
 const TAP: &str = "tap0";
+/// CPUs of the vCPU and of all other threads. The vCPU has CPU 0 to itself: whichever host runs the guest, the
+/// other's vCPU is idle, and everything else of the rig stays off it (see [`Share`]).
+const PLACEMENT: (&str, &str) = ("0", "1");
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The programs, as `cargo xtask build` leaves them.
@@ -110,7 +113,8 @@ pub fn start_backup(host: &Host, programs: &Programs, folder: &Path, log: &Path)
     command.arg("--run-dir").arg(&run_dir);
     command.args(["--bridge", BRIDGE, "--tap", TAP]);
     if sys::host_cpus() > 1 {
-        command.args(["--vcpu-cpus", "0", "--io-cpus", "1"]);
+        let (vcpu, io) = PLACEMENT;
+        command.args(["--vcpu-cpus", vcpu, "--io-cpus", io]);
     }
     Daemon::start(host, command, &run_dir, log)
 }
@@ -120,10 +124,11 @@ fn primary_config(programs: &Programs, timing: Timing, run_dir: &Path) -> Result
     // Debug formatting of a string is a TOML basic string for every path without control characters.
     let quoted = |path: &Path| path.to_str().map(|text| format!("{text:?}")).context("odd path");
     let (run_dir, kernel) = (quoted(run_dir)?, quoted(&programs.guest)?);
-    // The vCPU has CPU 0 to itself; everything else of the rig stays off it (see `sys::leave_cpu_0`).
-    let placement = match sys::host_cpus() {
-        0 | 1 => "",
-        _ => "\n[placement]\nvcpu_cpus = [0]\nio_cpus = [1]\n",
+    let placement = if sys::host_cpus() > 1 {
+        let (vcpu, io) = PLACEMENT;
+        format!("\n[placement]\nvcpu_cpus = [{vcpu}]\nio_cpus = [{io}]\n")
+    } else {
+        String::new()
     };
     Ok(format!(
         r#"name = "{VM}"
@@ -159,11 +164,8 @@ slots = 16384
 }
 
 impl Daemon {
-    fn start(host: &Host, mut command: Command, run_dir: &Path, log: &Path) -> Result<Self> {
-        // The rig keeps off the guest's CPU; a host of its own has them all.
-        // SAFETY: what runs between fork and exec only makes system calls.
-        unsafe { command.pre_exec(sys::use_every_cpu) };
-        let process = host.spawn(command, log)?;
+    fn start(host: &Host, command: Command, run_dir: &Path, log: &Path) -> Result<Self> {
+        let process = host.spawn(command, Share::Host, log)?;
         let socket = run_dir.join(VM).join("status.sock");
         Ok(Self { process, name: host.name(), socket, log: log.to_owned() })
     }

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     client::{Client, Outcome},
     guest::Guest,
-    host::{Death, Process},
+    host::{Death, Process, Share},
     links::Links,
     nest,
     netns::NetNs,
@@ -256,7 +256,7 @@ impl RoundRun<'_> {
         command.args(["-h", &GUEST.ip().to_string(), "-p", &GUEST.port().to_string(), "-t", tests]);
         command.args(["-c", &BENCHMARK_CLIENTS.to_string(), "-n", &requests.to_string(), "--csv"]);
         command.stdin(Stdio::null());
-        self.stage.topology.client.spawn(command, &self.stage.log("client"))
+        self.stage.topology.client.spawn(command, Share::Load, &self.stage.log("client"))
     }
 
     async fn measure_idle(&mut self, primary: &Daemon, round: &mut Round) -> Result<()> {

@@ -75,19 +75,37 @@ pub fn host_cpus() -> usize {
     usize::try_from(count).unwrap_or(1)
 }
 
-/// Keeps the calling thread, and what it starts, off CPU 0, where there is another.
+/// Keeps the calling thread, and what it starts, off CPU 0, where there is another. Async-signal-safe.
 pub fn leave_cpu_0() -> io::Result<()> {
     if host_cpus() < 2 {
         return Ok(());
     }
-    // SAFETY: a cpu_set_t is a plain bit mask; all zeroes is the empty one.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the set is as large as the size says, and 0 means the calling thread.
-    check(unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) })?;
+    let mut set = every_cpu();
     // SAFETY: CPU 0 lies within every set.
     unsafe { libc::CPU_CLR(0, &mut set) };
-    // SAFETY: as for the call that filled the set.
-    check(unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) }).map(drop)
+    set_affinity(&set)
+}
+
+/// Lets the calling thread, and what it starts, run on every CPU that there is. Async-signal-safe.
+pub fn use_every_cpu() -> io::Result<()> {
+    set_affinity(&every_cpu())
+}
+
+/// The kernel passes over the bits of CPUs that are not there.
+fn every_cpu() -> libc::cpu_set_t {
+    // SAFETY: a cpu_set_t is a plain bit mask; all zeroes is the empty one.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for cpu in 0..libc::CPU_SETSIZE.unsigned_abs() as usize {
+        // SAFETY: the set has CPU_SETSIZE bits.
+        unsafe { libc::CPU_SET(cpu, &mut set) };
+    }
+    set
+}
+
+fn set_affinity(set: &libc::cpu_set_t) -> io::Result<()> {
+    let set: *const libc::cpu_set_t = set;
+    // SAFETY: the set is as large as the size says, and 0 means the calling thread.
+    check(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), set) }).map(drop)
 }
 
 /// Lets the calling thread, and what it starts, run on every CPU. Async-signal-safe.
