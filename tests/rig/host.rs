@@ -142,6 +142,8 @@ impl Host {
 
     /// A new host on the same cables. Call it when none of its processes is left.
     pub async fn reborn(&mut self) -> Result<()> {
+        // The switch forgets whom it saw on a port whose cable was pulled.
+        self.links.set_down(&self.cables).await?;
         for link in self.links.list().await? {
             if !self.cables.contains(&link) {
                 self.links.delete(&link).await?;

@@ -37,7 +37,6 @@ impl Display {
     /// A step of the story.
     pub fn step(&mut self, text: &str) {
         self.clear();
-        self.last = None;
         println!("[{:6.2}s] {text}", self.began.elapsed().as_secs_f64());
     }
 
@@ -51,22 +50,29 @@ impl Display {
             }
             sleep_until(next).await;
             // A daemon that does not answer is noticed by those who need its answer.
-            if let Ok(status) = status(socket, None).await
-                && (self.living || tick % TICKS_A_PLAIN_LINE == 0)
-            {
-                self.show(&status);
+            if let Ok(status) = status(socket, None).await {
+                let rate = self.rate(&status);
+                if self.living || tick % TICKS_A_PLAIN_LINE == 0 {
+                    self.show(&status, rate);
+                }
             }
         }
         sleep_until(until).await;
         self.clear();
     }
 
-    fn show(&mut self, status: &Status) {
-        let now = Instant::now();
-        let rate = self.last.map_or(0.0, |(then, epoch)| {
-            status.epochs.acked.saturating_sub(epoch) as f64 / (now - then).as_secs_f64()
-        });
-        self.last = Some((now, status.epochs.acked));
+    /// Epochs committed a second since it was last asked.
+    fn rate(&mut self, status: &Status) -> f64 {
+        let (now, acked) = (Instant::now(), status.epochs.acked);
+        match self.last.replace((now, acked)) {
+            Some((then, before)) => {
+                acked.saturating_sub(before) as f64 / (now - then).as_secs_f64()
+            }
+            None => 0.0,
+        }
+    }
+
+    fn show(&self, status: &Status, rate: f64) {
         let protection = format!("{:?}", status.protection).to_lowercase();
         let text = format!(
             "          {protection:<11} {rate:5.1} epochs/s  pause {:4} us  {:5} dirty pages  {:4} frames \

@@ -37,10 +37,12 @@ pub struct Round {
     pub detect_ms: Option<f64>,
     /// From the decision to the guest's first instruction.
     pub activate_ms: Option<f64>,
-    /// From the first link that went down to the open gate.
+    /// From the first link that went down until the gate is open and the guest runs.
     pub service_back_ms: Option<f64>,
     /// The longest time without a reply on any connection of the checking client.
     pub client_gap_ms: f64,
+    /// The same for each connection.
+    pub gaps: Vec<ReplyGap>,
     pub connections_kept: u64,
     pub connections_lost: u64,
     pub replies: u64,
@@ -50,6 +52,14 @@ pub struct Round {
     pub beacons: Beacons,
     /// Contradictions and reasons for lost connections, in words.
     pub findings: Vec<String>,
+}
+
+/// A connection's longest time without a reply.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct ReplyGap {
+    /// When it began, after the death (negative: before it), or after the load began.
+    pub from_ms: f64,
+    pub ms: f64,
 }
 
 /// redis-benchmark, which ran over the death.

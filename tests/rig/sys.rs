@@ -107,15 +107,3 @@ fn set_affinity(set: &libc::cpu_set_t) -> io::Result<()> {
     // SAFETY: the set is as large as the size says, and 0 means the calling thread.
     check(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), set) }).map(drop)
 }
-
-/// Lets the calling thread, and what it starts, run on every CPU. Async-signal-safe.
-pub fn use_every_cpu() -> io::Result<()> {
-    // SAFETY: a cpu_set_t is a plain bit mask.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    for cpu in 0..host_cpus().min(libc::CPU_SETSIZE.unsigned_abs() as usize) {
-        // SAFETY: within the set.
-        unsafe { libc::CPU_SET(cpu, &mut set) };
-    }
-    // SAFETY: the set is as large as the size says, and 0 means the calling thread.
-    check(unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) }).map(drop)
-}

@@ -23,7 +23,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::history::{Exchange, History, Request, Verdict};
+use super::history::{Exchange, Gap, History, Request, Verdict};
 use crate::{
     netns::NetNs,
     resp::{self, Reply},
@@ -91,7 +91,8 @@ pub struct Outcome {
     /// Why each lost connection was lost.
     pub connections_lost: Vec<String>,
     pub verdict: Verdict,
-    pub longest_gap_ns: u64,
+    /// Each connection's longest time without a reply.
+    pub gaps: Vec<Gap>,
 }
 
 struct Worker {
@@ -140,8 +141,7 @@ impl Client {
         let mut outcome = Outcome::default();
         while let Some(worker) = self.workers.join_next().await {
             let mut worker = worker.expect("a worker does not panic");
-            let gap = worker.history.longest_gap_ns(worker.ended_ns);
-            outcome.longest_gap_ns = outcome.longest_gap_ns.max(gap);
+            outcome.gaps.push(worker.history.longest_gap(worker.ended_ns));
 
             if worker.connection.is_ok() {
                 worker.read_back().await;

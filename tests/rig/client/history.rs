@@ -176,18 +176,34 @@ impl History {
         self.exchanges.iter().filter(|exchange| of(&exchange.request)).count()
     }
 
-    /// The longest time without a reply, in nanoseconds, up to `end_ns`: a connection that never answers
-    /// again has a gap until then.
-    pub fn longest_gap_ns(&self, end_ns: u64) -> u64 {
-        let mut longest = 0;
+    /// The longest time without a reply up to `end_ns`: a connection that never answers again has a gap until
+    /// then.
+    pub fn longest_gap(&self, end_ns: u64) -> Gap {
         let mut last = self.exchanges.first().map_or(end_ns, |exchange| exchange.asked_ns);
-        for &(answered, _) in self.exchanges.iter().filter_map(|exchange| exchange.answer.as_ref())
-        {
-            longest = longest.max(answered.saturating_sub(last));
-            last = answered;
-        }
+        let mut longest = Gap { from_ns: last, to_ns: last };
+        let answered = self.exchanges.iter().filter_map(|exchange| exchange.answer.as_ref());
         let waits = self.exchanges.last().is_some_and(|exchange| exchange.answer.is_none());
-        if waits { longest.max(end_ns.saturating_sub(last)) } else { longest }
+        for to_ns in answered.map(|&(time, _)| time).chain(waits.then_some(end_ns)) {
+            let gap = Gap { from_ns: last, to_ns };
+            if gap.length_ns() > longest.length_ns() {
+                longest = gap;
+            }
+            last = to_ns;
+        }
+        longest
+    }
+}
+
+/// A time in which a connection got no reply.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gap {
+    pub from_ns: u64,
+    pub to_ns: u64,
+}
+
+impl Gap {
+    pub fn length_ns(self) -> u64 {
+        self.to_ns.saturating_sub(self.from_ns)
     }
 }
 
@@ -387,8 +403,8 @@ mod tests {
     fn the_longest_gap_counts_a_silence_that_has_not_ended() {
         let mut server = Server::new();
         server.work(1);
-        assert_eq!(server.history.longest_gap_ns(1_000), 10);
+        assert_eq!(server.history.longest_gap(1_000).length_ns(), 10);
         server.leave_unanswered(Request::Increment, false);
-        assert_eq!(server.history.longest_gap_ns(1_000), 960);
+        assert_eq!(server.history.longest_gap(1_000), Gap { from_ns: 40, to_ns: 1_000 });
     }
 }

@@ -8,4 +8,4 @@ pub mod connection;
 pub mod history;
 
 pub use connection::{Client, Outcome};
-pub use history::{Contradiction, History, Request, Verdict};
+pub use history::{Contradiction, Gap, History, Request, Verdict};
