@@ -7,9 +7,9 @@
 //! Within a pause, in this order:
 //! 1. vCPUs are out of KVM_RUN, and each has captured its own state.
 //! 2. The open epoch is raised ([`Gate::seal`]): what the guest sends from now on belongs to the next.
-//! 3. The dirty log is harvested, then every reported page is copied, then pages that cooled are protected
-//!    again. Protected first, a page could change between the two and stay unreported.
-//! 4. State of devices and interrupt controllers is captured; the guest goes on.
+//! 3. State of devices and interrupt controllers is captured, while the vCPUs still capture themselves.
+//! 4. The dirty log is harvested, then every reported page is copied, then pages that cooled are protected
+//!    again: protected without having been copied, what was written would be in no checkpoint.
 //!
 //! Encoding and sending are the sender's, off the pause path. Nothing here waits for the network: with no
 //! buffer or no place in the pipeline the epoch just lasts longer.
@@ -394,6 +394,7 @@ impl Engine {
         } else {
             gate.seal(sealed.open.epoch());
         }
+        paused.capture(&mut shipment.state)?;
         paused.harvest(harvest)?;
         book.owe(harvest);
         let pages = book.capture(sealed.checkpoint.epoch());
@@ -402,7 +403,6 @@ impl Engine {
         paused.copy(pages.iter(), &mut shipment.staging)?;
         hot.poll_cool(pages, cool);
         paused.reprotect(cool)?;
-        paused.capture(&mut shipment.state)?;
         drop(paused);
         let pause = boot_now().since(begun);
 
