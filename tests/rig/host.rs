@@ -126,9 +126,9 @@ impl Host {
         Ok(Armed { links })
     }
 
-    /// The host dies with `process` on it. Returns when it began, in CLOCK_BOOTTIME nanoseconds.
-    pub async fn die(&self, death: Death, armed: &Armed, process: &mut Process) -> Result<u64> {
-        let began = sys::boottime_ns();
+    /// The host dies with `process` on it.
+    pub async fn die(&self, death: Death, armed: &Armed, process: &mut Process) -> Result<Died> {
+        let began_ns = sys::boottime_ns();
         match death {
             Death::Host => {
                 self.links.set_down(&armed.links).await?;
@@ -137,7 +137,7 @@ impl Host {
             Death::Process => process.signal(libc::SIGKILL)?,
             Death::Stop => process.signal(libc::SIGSTOP)?,
         }
-        Ok(began)
+        Ok(Died { began_ns, over_ns: sys::boottime_ns() })
     }
 
     /// A new host on the same cables. Call it when none of its processes is left.
@@ -163,6 +163,15 @@ impl Host {
              --mount=/proc/{rig_pid}/fd/{mounts}"
         )
     }
+}
+
+/// When a host died, in CLOCK_BOOTTIME nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Died {
+    /// Just before the first link went down or the signal was sent.
+    pub began_ns: u64,
+    /// All links are down, the signal is sent.
+    pub over_ns: u64,
 }
 
 /// The links that a death takes down.

@@ -33,6 +33,8 @@ pub struct Round {
     pub guest_work_ratio: f64,
     /// How long the load had run when the host died.
     pub death_after_ms: Option<f64>,
+    /// From the first link that went down until the last had, and the signal was sent.
+    pub death_took_ms: Option<f64>,
     /// From the first link that went down to the decision to promote.
     pub detect_ms: Option<f64>,
     /// From the decision to the guest's first instruction.
@@ -243,7 +245,10 @@ impl Report {
             none("connections_lost", self.connections_lost, "connections"),
             none(
                 "redis_benchmark_failed",
-                count(|round| u64::from(round.benchmark.exit_code != Some(0))),
+                count(|round| {
+                    let over = round.benchmark.ran_over_the_death || round.death_after_ms.is_none();
+                    u64::from(round.benchmark.exit_code != Some(0) || !over)
+                }),
                 "rounds",
             ),
             none("frames_refused_by_lock", self.frames_refused_by_lock, "frames"),

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     client::{Client, Outcome},
     guest::Guest,
-    host::{Death, Process, Share},
+    host::{Death, Died, Process, Share},
     links::Links,
     nest,
     netns::NetNs,
@@ -153,7 +153,7 @@ struct Load {
 
 /// What is known of a death once the guest runs again.
 struct Takeover {
-    died_ns: u64,
+    died: Died,
     after: Duration,
     failover: Failover,
     /// The last that the primary said of itself.
@@ -200,7 +200,7 @@ impl RoundRun<'_> {
             }
             Some(death) => {
                 let takeover = self.death(death, &mut load, &mut primary, &mut backup).await?;
-                let died_ns = takeover.died_ns;
+                let died_ns = takeover.died.began_ns;
                 takeover.measure(&mut round);
                 self.aftermath(death, &mut primary, &backup).await?;
                 self.judge_load(load, Some(died_ns), &mut round).await?;
@@ -355,7 +355,7 @@ impl RoundRun<'_> {
         let last_words = primary.status(None).await?;
         load.benchmark_ran = load.benchmark.ended()?.is_none();
         let after = load.began.elapsed();
-        let died_ns = host.die(death, &armed, &mut primary.process).await?;
+        let died = host.die(death, &armed, &mut primary.process).await?;
         self.display.step(&format!(
             "the primary dies ({death:?}), {} replies so far",
             load.client.replies()
@@ -376,12 +376,12 @@ impl RoundRun<'_> {
                 Ok(_) | Err(_) => sleep(Duration::from_millis(10)).await,
             }
         };
-        let takeover = Takeover { died_ns, after, failover, last_words };
+        let takeover = Takeover { died, after, failover, last_words };
         self.display.step(&format!(
             "the backup has taken over at epoch {}: decided {:.0} ms after the death, gate open {:.1} ms \
              later, guest runs {:.1} ms later",
             failover.epoch,
-            ms(failover.decided_ns, died_ns),
+            ms(failover.decided_ns, died.began_ns),
             ms(failover.open_ns, failover.decided_ns),
             ms(failover.running_ns, failover.decided_ns),
         ));
@@ -473,12 +473,13 @@ pub fn print_entrances(topology: &Topology) {
 
 impl Takeover {
     fn measure(&self, round: &mut Round) {
-        let Self { died_ns, after, failover, last_words } = self;
+        let Self { died: Died { began_ns, over_ns }, after, failover, last_words } = self;
+        round.death_took_ms = Some(ms(*over_ns, *began_ns));
         round.death_after_ms = Some(after.as_secs_f64() * 1e3);
-        round.detect_ms = Some(ms(failover.decided_ns, *died_ns));
+        round.detect_ms = Some(ms(failover.decided_ns, *began_ns));
         round.activate_ms = Some(ms(failover.running_ns, failover.decided_ns));
         let serves_ns = failover.open_ns.max(failover.running_ns);
-        round.service_back_ms = Some(ms(serves_ns, *died_ns));
+        round.service_back_ms = Some(ms(serves_ns, *began_ns));
         count(round, last_words);
     }
 }
