@@ -16,12 +16,12 @@ use crate::{
 };
 
 const PRIVILEGED: &str = "--features=remus-tests/privileged";
-const PACKAGES: [&str; 4] = ["remus-abi", "remus-user", "remus-tests", "xtask"];
+/// The guest is there for its library, which runs anywhere; its binary has no tests and is not built.
+const PACKAGES: [&str; 5] = ["remus-abi", "remus-guest", "remus-user", "remus-tests", "xtask"];
 
 pub(crate) fn run(tree: &Tree, toolchain: &Toolchain, filter: Option<&str>) -> Result<()> {
     build::run(tree, toolchain)?;
     let runner = Runner::find(tree);
-    guest(tree, &runner, filter)?;
     if is_root()? {
         return invoke::run(select(runner.command(tree).arg(PRIVILEGED), filter));
     }
@@ -45,19 +45,9 @@ pub(crate) fn run(tree: &Tree, toolchain: &Toolchain, filter: Option<&str>) -> R
     }
 }
 
-/// The guest's pure half runs on the host too. It has a pass of its own: together with the other packages
-/// cargo would want to build its bare-metal binary for the host.
-fn guest(tree: &Tree, runner: &Runner, filter: Option<&str>) -> Result<()> {
-    let folder = matches!(filter, Some("sim" | "netns" | "kvm"));
-    if folder || !tree.root().join("remus-guest/src/lib.rs").exists() {
-        return Ok(());
-    }
-    invoke::run(runner.command(tree).args(["--package=remus-guest", "--lib"]).args(filter))
-}
-
 /// Always the same packages, also where only one has the tests asked for: cargo unites the features of those
 /// that are named, and others would be another build of everything they depend on.
-fn packages() -> [String; 4] {
+fn packages() -> [String; 5] {
     PACKAGES.map(|package| format!("--package={package}"))
 }
 
