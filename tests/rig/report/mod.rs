@@ -4,11 +4,16 @@
 //! performance is the median of the rounds' values, except a maximum, which is the greatest; every round's
 //! own figures are in `rounds`.
 
-use std::{fmt::Write, fs, path::Path};
+mod claims;
+mod table;
+
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
 use remus::observe::status::Distribution;
 use serde::Serialize;
+
+pub use claims::{Claim, Relation};
 
 use crate::{host::Death, remus::Timing};
 
@@ -87,27 +92,6 @@ pub struct Beacons {
     pub frames_of_the_dead: u64,
     pub kinds_missing: Vec<&'static str>,
     pub missed_by_sniffer: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-pub enum Relation {
-    #[serde(rename = "<=")]
-    AtMost,
-    #[serde(rename = ">=")]
-    AtLeast,
-}
-
-/// One thing that Remus says of itself, and whether it was so.
-#[derive(Clone, Debug, Serialize)]
-pub struct Claim {
-    pub id: &'static str,
-    pub measured: f64,
-    pub relation: Relation,
-    pub bound: f64,
-    pub unit: &'static str,
-    pub holds: bool,
-    /// Whether a failure means that something was lost, not that it was slow.
-    pub correctness: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, Serialize)]
@@ -219,80 +203,6 @@ impl Report {
         report
     }
 
-    fn claim(&self) -> Vec<Claim> {
-        let at_most = |id, measured: f64, bound: f64, unit| Claim {
-            id,
-            measured,
-            relation: Relation::AtMost,
-            bound,
-            unit,
-            holds: measured <= bound,
-            correctness: false,
-        };
-        let at_least = |id, measured: f64, bound: f64, unit| Claim {
-            relation: Relation::AtLeast,
-            holds: measured >= bound,
-            ..at_most(id, measured, bound, unit)
-        };
-        let none = |id, measured: u64, unit| Claim {
-            correctness: true,
-            ..at_most(id, measured as f64, 0.0, unit)
-        };
-        let count = |field: fn(&Round) -> u64| self.rounds.iter().map(field).sum::<u64>();
-        let mut claims = vec![
-            none("replies_lost", self.replies_lost, "replies"),
-            none("replies_contradicted", self.replies_contradicted, "replies"),
-            none("connections_lost", self.connections_lost, "connections"),
-            none(
-                "redis_benchmark_failed",
-                count(|round| {
-                    let over = round.benchmark.ran_over_the_death || round.death_after_ms.is_none();
-                    u64::from(round.benchmark.exit_code != Some(0) || !over)
-                }),
-                "rounds",
-            ),
-            none("frames_refused_by_lock", self.frames_refused_by_lock, "frames"),
-        ];
-        if self.death.is_some() {
-            claims.extend([
-                none(
-                    "output_ahead_of_commit",
-                    count(|round| round.beacons.ahead_of_promoted),
-                    "beacons",
-                ),
-                none(
-                    "frames_of_the_dead",
-                    count(|round| round.beacons.frames_of_the_dead),
-                    "frames",
-                ),
-                none(
-                    "sniffer_blind",
-                    count(|round| {
-                        round.beacons.missed_by_sniffer + round.beacons.kinds_missing.len() as u64
-                    }),
-                    "frames and kinds",
-                ),
-                at_most("client_gap_p50", self.client_gap_ms_p50, 650.0, "ms"),
-                at_most("client_gap_max", self.client_gap_ms, 1500.0, "ms"),
-            ]);
-        }
-        // Bounds are stated for the paper's epoch and for a thousand pages.
-        if self.timing.epoch_ms == 25 {
-            claims.push(at_least("checkpoint_rate", self.checkpoints_per_second, 39.0, "1/s"));
-            claims.push(at_most("pause_idle_p50", self.pause_idle_us.p50 as f64, 250.0, "us"));
-            if self.dirty_pages_asked == 1000 {
-                claims.push(at_most("pause_p50", self.pause_us.p50 as f64, 800.0, "us"));
-                claims.push(at_least("guest_work_ratio", self.guest_work_ratio, 0.9, "ratio"));
-            }
-        }
-        claims
-    }
-
-    /// Whether nothing was lost, contradicted or let out too early.
-    pub fn nothing_lost(&self) -> bool {
-        self.claims.iter().all(|claim| claim.holds || !claim.correctness)
-    }
-
     /// Writes `report.json` into the run's folder and, as the last run's, beside it.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self).context("encode the report")?;
@@ -301,75 +211,6 @@ impl Report {
             fs::write(&file, &text).with_context(|| format!("write {}", file.display()))?;
         }
         Ok(())
-    }
-
-    /// The figures for people.
-    pub fn table(&self) -> String {
-        let mut text = String::new();
-        let mut row = |name: &str, value: String| {
-            writeln!(text, "  {name:<28} {value}").expect("a string takes any text");
-        };
-        let ms = |value: Option<f64>| value.map_or("-".into(), |ms| format!("{ms:.1} ms"));
-        let spread = |p: &Percentiles, unit| {
-            format!("p50 {}  p90 {}  p99 {}  max {} {unit}", p.p50, p.p90, p.p99, p.max)
-        };
-        let [rounds, soon] = [self.rounds.len() as u64, self.service_back_within_200_ms];
-        row("rounds", rounds.to_string());
-        row("checkpoints", format!("{} ({:.1}/s)", self.checkpoints, self.checkpoints_per_second));
-        row("pause, guest idle", spread(&self.pause_idle_us, "us"));
-        row("pause, guest at work", spread(&self.pause_us, "us"));
-        row("dirty pages", spread(&self.dirty_pages, ""));
-        row("seal to commit", spread(&self.commit_us, "us"));
-        row("sent / as whole pages", format!("{} / {}", mib(self.bytes_sent), mib(self.bytes_raw)));
-        row(
-            "guest's own work rate",
-            format!("{:.1} % of unprotected", self.guest_work_ratio * 100.0),
-        );
-        row(
-            "frames held, released",
-            format!(
-                "{}, {} ({} refused by the second lock)",
-                self.frames_held, self.frames_released, self.frames_refused_by_lock
-            ),
-        );
-        if self.death.is_some() {
-            row("detection", ms(self.detect_ms));
-            row("activation", ms(self.activate_ms));
-            row(
-                "service back",
-                format!("{}, within 200 ms in {soon} of {rounds}", ms(self.service_back_ms)),
-            );
-        }
-        row(
-            "client's longest gap",
-            format!("p50 {:.0} ms  max {:.0} ms", self.client_gap_ms_p50, self.client_gap_ms),
-        );
-        row(
-            "connections",
-            format!("{} kept, {} lost", self.connections_kept, self.connections_lost),
-        );
-        row(
-            "replies",
-            format!(
-                "{}, {} lost, {} contradicted",
-                self.replies, self.replies_lost, self.replies_contradicted
-            ),
-        );
-        text.push('\n');
-        for claim in &self.claims {
-            let relation = match claim.relation {
-                Relation::AtMost => "<=",
-                Relation::AtLeast => ">=",
-            };
-            let verdict = if claim.holds { "holds" } else { "FAILS" };
-            let Claim { id, measured, bound, unit, .. } = claim;
-            writeln!(text, "  {verdict}  {id:<28} {measured:.3} {relation} {bound} {unit}")
-                .expect("a string takes any text");
-        }
-        for finding in self.rounds.iter().flat_map(|round| &round.findings).take(20) {
-            writeln!(text, "  ! {finding}").expect("a string takes any text");
-        }
-        text
     }
 }
 
@@ -398,10 +239,6 @@ fn median(mut values: Vec<f64>) -> f64 {
         n if n % 2 == 1 => values[n / 2],
         n => values[n / 2 - 1].midpoint(values[n / 2]),
     }
-}
-
-fn mib(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 fn kernel() -> String {

@@ -1,0 +1,102 @@
+//! What Remus says of itself, as inequalities over what a run measured.
+
+use serde::Serialize;
+
+use super::{Report, Round};
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub enum Relation {
+    #[serde(rename = "<=")]
+    AtMost,
+    #[serde(rename = ">=")]
+    AtLeast,
+}
+
+/// One thing that Remus says of itself, and whether it was so.
+#[derive(Clone, Debug, Serialize)]
+pub struct Claim {
+    pub id: &'static str,
+    pub measured: f64,
+    pub relation: Relation,
+    pub bound: f64,
+    pub unit: &'static str,
+    pub holds: bool,
+    /// Whether a failure means that something was lost, not that it was slow.
+    pub correctness: bool,
+}
+
+impl Report {
+    pub(super) fn claim(&self) -> Vec<Claim> {
+        let at_most = |id, measured: f64, bound: f64, unit| Claim {
+            id,
+            measured,
+            relation: Relation::AtMost,
+            bound,
+            unit,
+            holds: measured <= bound,
+            correctness: false,
+        };
+        let at_least = |id, measured: f64, bound: f64, unit| Claim {
+            relation: Relation::AtLeast,
+            holds: measured >= bound,
+            ..at_most(id, measured, bound, unit)
+        };
+        let none = |id, measured: u64, unit| Claim {
+            correctness: true,
+            ..at_most(id, measured as f64, 0.0, unit)
+        };
+        let count = |field: fn(&Round) -> u64| self.rounds.iter().map(field).sum::<u64>();
+        let mut claims = vec![
+            none("replies_lost", self.replies_lost, "replies"),
+            none("replies_contradicted", self.replies_contradicted, "replies"),
+            none("connections_lost", self.connections_lost, "connections"),
+            none(
+                "redis_benchmark_failed",
+                count(|round| {
+                    let over = round.benchmark.ran_over_the_death || round.death_after_ms.is_none();
+                    u64::from(round.benchmark.exit_code != Some(0) || !over)
+                }),
+                "rounds",
+            ),
+            none("frames_refused_by_lock", self.frames_refused_by_lock, "frames"),
+        ];
+        if self.death.is_some() {
+            claims.extend([
+                none(
+                    "output_ahead_of_commit",
+                    count(|round| round.beacons.ahead_of_promoted),
+                    "beacons",
+                ),
+                none(
+                    "frames_of_the_dead",
+                    count(|round| round.beacons.frames_of_the_dead),
+                    "frames",
+                ),
+                none(
+                    "sniffer_blind",
+                    count(|round| {
+                        round.beacons.missed_by_sniffer + round.beacons.kinds_missing.len() as u64
+                    }),
+                    "frames and kinds",
+                ),
+                at_most("client_gap_p50", self.client_gap_ms_p50, 650.0, "ms"),
+                at_most("client_gap_max", self.client_gap_ms, 1500.0, "ms"),
+            ]);
+        }
+        // Bounds are stated for the paper's epoch and for a thousand pages.
+        if self.timing.epoch_ms == 25 {
+            claims.push(at_least("checkpoint_rate", self.checkpoints_per_second, 39.0, "1/s"));
+            claims.push(at_most("pause_idle_p50", self.pause_idle_us.p50 as f64, 250.0, "us"));
+            if self.dirty_pages_asked == 1000 {
+                claims.push(at_most("pause_p50", self.pause_us.p50 as f64, 800.0, "us"));
+                claims.push(at_least("guest_work_ratio", self.guest_work_ratio, 0.9, "ratio"));
+            }
+        }
+        claims
+    }
+
+    /// Whether nothing was lost, contradicted or let out too early.
+    pub fn nothing_lost(&self) -> bool {
+        self.claims.iter().all(|claim| claim.holds || !claim.correctness)
+    }
+}
