@@ -32,7 +32,10 @@ const INNER: &str = "REMUS_RIG_INNER";
 /// code. In the inner process: `None`, after the last preparations.
 pub fn enter() -> Result<Option<ExitCode>> {
     if std::env::var_os(INNER).is_some() {
-        settle().context("prepare the rig's namespaces")?;
+        settle().context(
+            "prepare the rig's namespaces (in a chroot its root must be a mount point, or mounts would \
+             escape: mount --bind ROOT ROOT before entering it)",
+        )?;
         return Ok(None);
     }
     let myself = fs::read_link("/proc/self/exe").context("find the rig's own file")?;
