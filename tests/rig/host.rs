@@ -5,7 +5,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::process::CommandExt,
     },
     path::Path,
@@ -51,7 +51,7 @@ const LOAD_NICENESS: libc::c_int = 5;
 pub struct Host {
     name: &'static str,
     netns: NetNs,
-    mounts: OwnedFd,
+    mounts: Mounts,
     links: Links,
     /// The links it was built with; all others were made by its processes.
     cables: Vec<Link>,
@@ -100,14 +100,15 @@ impl Host {
     }
 
     fn enter_and_spawn(&self, command: &mut Command, share: Share) -> io::Result<Child> {
-        let (netns, mounts) = (self.netns.as_fd().as_raw_fd(), self.mounts.as_raw_fd());
+        let fds = [self.netns.as_fd(), self.mounts.namespace.as_fd(), self.mounts.root.as_fd()];
+        let fds = fds.map(|fd| fd.as_raw_fd());
         let enter = move || {
+            // SAFETY: the host holds these descriptors, and the child has a copy of its table.
+            let [netns, mounts, root] = fds.map(|fd| unsafe { BorrowedFd::borrow_raw(fd) });
             sys::die_with_parent(libc::SIGKILL)?;
-            for (fd, kind) in [(netns, libc::CLONE_NEWNET), (mounts, libc::CLONE_NEWNS)] {
-                // SAFETY: the host holds both descriptors, and the child has a copy of its table.
-                let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
-                sys::setns(fd, kind)?;
-            }
+            sys::setns(netns, libc::CLONE_NEWNET)?;
+            sys::setns(mounts, libc::CLONE_NEWNS)?;
+            sys::change_root(root)?;
             match share {
                 Share::Host => sys::use_every_cpu(),
                 Share::Load => sys::be_nice(LOAD_NICENESS),
@@ -157,7 +158,7 @@ impl Host {
 
     /// Options with which nsenter enters this host from outside, given our PID there.
     pub fn nsenter(&self, rig_pid: u32) -> String {
-        let (netns, mounts) = (self.netns.as_fd().as_raw_fd(), self.mounts.as_raw_fd());
+        let (netns, mounts) = (self.netns.as_fd().as_raw_fd(), self.mounts.namespace.as_raw_fd());
         format!(
             "nsenter --target {rig_pid} --pid --net=/proc/{rig_pid}/fd/{netns} \
              --mount=/proc/{rig_pid}/fd/{mounts}"
@@ -227,14 +228,23 @@ impl Drop for Process {
     }
 }
 
+/// A mount namespace, and the root directory in it. Whoever enters the namespace begins at its very root,
+/// which is not ours where the rig runs in a chroot.
+#[derive(Debug)]
+struct Mounts {
+    namespace: OwnedFd,
+    root: OwnedFd,
+}
+
 /// A mount namespace in which /sys shows the links of `netns`.
-fn mounts_for(netns: &NetNs) -> Result<OwnedFd> {
-    let make = || -> io::Result<OwnedFd> {
+fn mounts_for(netns: &NetNs) -> Result<Mounts> {
+    let make = || -> io::Result<Mounts> {
         sys::setns(netns, libc::CLONE_NEWNET)?;
         sys::unshare(libc::CLONE_NEWNS)?;
         sys::make_mounts_private()?;
         sys::mount(c"sysfs", c"/sys")?;
-        Ok(File::open("/proc/thread-self/ns/mnt")?.into())
+        let namespace = File::open("/proc/thread-self/ns/mnt")?.into();
+        Ok(Mounts { namespace, root: File::open("/")?.into() })
     };
     let made = thread::scope(|scope| scope.spawn(make).join());
     made.expect("does not panic").context("make a mount namespace")

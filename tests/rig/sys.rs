@@ -33,6 +33,14 @@ pub fn setns(fd: impl AsFd, kind: libc::c_int) -> io::Result<()> {
     check(unsafe { libc::setns(fd.as_fd().as_raw_fd(), kind) }).map(drop)
 }
 
+/// Makes the directory that `fd` holds the calling process's root. Async-signal-safe.
+pub fn change_root(fd: impl AsFd) -> io::Result<()> {
+    // SAFETY: takes no pointers; the descriptor is open for the length of the borrow.
+    check(unsafe { libc::fchdir(fd.as_fd().as_raw_fd()) })?;
+    // SAFETY: the path is terminated and outlives the call.
+    check(unsafe { libc::chroot(c".".as_ptr()) }).map(drop)
+}
+
 /// Mounts a file system of a kind that needs no source and no data.
 pub fn mount(kind: &CStr, target: &CStr) -> io::Result<()> {
     // SAFETY: all strings are terminated and outlive the call; no data is passed.
