@@ -18,6 +18,7 @@ pub mod backup;
 mod failover;
 mod os;
 pub mod primary;
+mod standby;
 
 // What an operator touches.
 pub mod cli;

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     checkpoint::MachineState,
     config::{self, LinkName},
-    failover::{Plan, Standby},
+    failover,
     link::{self, Arrived, Polled},
     machine::{self, CpuProfile},
     observe::{
@@ -27,8 +27,9 @@ use crate::{
     replication::{
         Backup, Detector, NotPromotable, Pipeline, Policy, Promotion, Readiness, Suspicion,
     },
+    standby::{Plan, Standby},
     store::{Record, Standing, Store},
-    wire::{Hello, Lane, Refusal, Refuse, Session, Timing, ToBackup, ToPrimary, VmName},
+    wire::{Hello, Instance, Lane, Refusal, Refuse, Session, Timing, ToBackup, ToPrimary, VmName},
 };
 
 /// Numbers of the links, for the detector.
@@ -44,8 +45,9 @@ const IDLE: Duration = Duration::from_secs(1);
 pub(super) fn start(vm: VmName, options: Arc<BackupOptions>) -> Result<Mailbox> {
     let name = config::VmName::new(vm.as_str()).map_err(|e| anyhow!("VM {vm}: {e}"))?;
     let directory = VmDir::claim(&options.run_dir, &name)?;
-    let store = Store::at(&Store::beside(&options.run_dir))?;
-    let newest = newest_known(vm.as_str(), store.read(vm.as_str())?)?;
+    let store = Store::at(&options.state_dir)?;
+    let (newest, owner) = newest_known(vm.as_str(), store.read(vm.as_str())?)?;
+    let me = store.instance(fresh_instance)?;
     let shared = Shared::new(vm.as_str(), Role::Backup, newest);
     let socket = StatusSocket::bind(&directory)?;
     let status = tokio::spawn(socket.serve(Arc::clone(&shared))).abort_handle();
@@ -57,7 +59,7 @@ pub(super) fn start(vm: VmName, options: Arc<BackupOptions>) -> Result<Mailbox> 
         letters,
         store,
         shared,
-        brain: Backup::new(fresh_instance(), newest, None),
+        brain: Backup::new(me, newest, owner),
         standby: None,
         session: None,
         state: MachineState::default(),
@@ -79,18 +81,15 @@ fn end_status(status: &AbortHandle) {
     status.abort();
 }
 
-/// What this host's record says: the newest term it has heard of.
+/// What this host's record says: the newest term it has heard of, and who speaks in it.
 ///
 /// # Errors
 /// When this host has itself spoken for the guest last: it cannot follow before that is settled.
-fn newest_known(vm: &str, record: Option<Record>) -> Result<Term> {
-    match record {
-        None => Ok(Term::NONE),
-        Some(Record { term, standing: Standing::Backup | Standing::Ended }) => Ok(term),
-        Some(Record {
-            term,
-            standing: Standing::Unprotected | Standing::Protected | Standing::Promoted,
-        }) => bail!(
+fn newest_known(vm: &str, record: Option<Record>) -> Result<(Term, Option<Instance>)> {
+    let Some(Record { term, standing, owner }) = record else { return Ok((Term::NONE, None)) };
+    match standing {
+        Standing::Backup | Standing::Ended => Ok((term, owner)),
+        Standing::Unprotected | Standing::Protected | Standing::Promoted => bail!(
             "this host spoke for VM {vm} last, in term {term}: if no guest of it runs here any more, remove {vm}.json \
              from this host's state directory"
         ),
@@ -269,7 +268,11 @@ impl Follower {
         welcome: &ToPrimary,
     ) -> Result<()> {
         // On disk before it is answered: after a crash this host must not believe that it knows of no term.
-        let record = Record { term: self.brain.newest(), standing: Standing::Backup };
+        let record = Record {
+            term: self.brain.newest(),
+            standing: Standing::Backup,
+            owner: self.brain.owner(),
+        };
         if let Err(e) = self.store.write(self.vm.as_str(), record) {
             self.brain.handle_session_lost();
             warn!("VM {}: a primary is refused: {e:#}", self.vm);
@@ -417,13 +420,13 @@ impl Follower {
         );
         letters.set_promoted(promoted);
         let mut standby = standby.expect("a session has one");
-        standby.take_over(&state, &fenced, &store)?;
+        failover::take_over(&mut standby, &state, &fenced, &store)?;
         let open = boot_now();
 
         let term = fenced.term();
         let (inbox, post) = inbox()?;
         let policy = Policy::new(&timing);
-        let Standby { machine, gate, tap, .. } = standby;
+        let Standby { machine, gate, wiring, .. } = standby;
         let engine = Engine::start(Parts {
             vm: vm.as_str().to_owned(),
             machine,
@@ -456,9 +459,10 @@ impl Follower {
         );
         match engine.run()? {
             (Stopped::Ended(why), gate) => {
-                store.write(vm.as_str(), Record { term, standing: Standing::Ended })?;
+                store
+                    .write(vm.as_str(), Record { term, standing: Standing::Ended, owner: None })?;
                 info!("VM {vm} has ended: {why:?}");
-                Standby::remove(gate, tap)
+                wiring.remove(gate)
             }
             (Stopped::StoodDown(newer), _) => {
                 bail!("another host speaks for it now, in term {newer}")
@@ -469,14 +473,11 @@ impl Follower {
     /// The guest ended on purpose.
     fn end(self) -> Result<()> {
         let Self { vm, store, brain, standby, .. } = self;
-        store.write(vm.as_str(), Record { term: brain.newest(), standing: Standing::Ended })?;
-        match standby {
-            Some(Standby { machine, gate, tap, .. }) => {
-                drop(machine);
-                Standby::remove(gate, tap)
-            }
-            None => Ok(()),
-        }
+        store.write(
+            vm.as_str(),
+            Record { term: brain.newest(), standing: Standing::Ended, owner: None },
+        )?;
+        standby.map_or(Ok(()), Standby::remove)
     }
 }
 

@@ -28,6 +28,7 @@ use crate::{
 pub struct BackupOptions {
     pub listen: SocketAddr,
     pub run_dir: PathBuf,
+    pub state_dir: PathBuf,
     /// The tap to use here; else the one that the primary announces.
     pub tap: Option<LinkName>,
     /// The bridge to join here; else the one that the primary announces.

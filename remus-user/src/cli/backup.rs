@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use super::{Failure, preflight};
 use crate::{
     backup::{self, BackupOptions},
-    config::{LinkName, Placement, RUN_DIR_DEFAULT},
+    config::{LinkName, Placement, RUN_DIR_DEFAULT, state_dir_beside},
 };
 
 #[derive(clap::Args)]
@@ -17,6 +17,9 @@ pub(super) struct Args {
     /// Where VMs keep their sockets and pins
     #[arg(long, value_name = "DIR", default_value = RUN_DIR_DEFAULT)]
     run_dir: PathBuf,
+    /// Where records that must outlive a reboot are kept [default: /var/lib/remus, or RUN_DIR/state for another RUN_DIR]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
     /// The tap to use here [default: what the primary's config says]
     #[arg(long, value_name = "NAME")]
     tap: Option<LinkName>,
@@ -32,9 +35,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
-    let Args { listen, run_dir, tap, bridge, vcpu_cpus, io_cpus } = args;
+    let Args { listen, run_dir, state_dir, tap, bridge, vcpu_cpus, io_cpus } = args;
     let placement = Placement { vcpu_cpus, io_cpus };
-    let options = BackupOptions { listen, run_dir, tap, bridge, placement };
+    let state_dir = state_dir.unwrap_or_else(|| state_dir_beside(&run_dir));
+    let options = BackupOptions { listen, run_dir, state_dir, tap, bridge, placement };
     let report = preflight::backup(&options);
     report.log_warnings();
     if !report.passed() {

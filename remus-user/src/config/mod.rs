@@ -26,6 +26,17 @@ use crate::net::Mac;
 pub const EXAMPLE: &str = include_str!("example.toml");
 /// Where VMs keep their sockets and pins when nothing else is configured.
 pub const RUN_DIR_DEFAULT: &str = "/run/remus";
+const STATE_DIR_DEFAULT: &str = "/var/lib/remus";
+
+/// Where records are kept when nothing else is said. They must outlive a reboot, which /run does not; but whoever
+/// names another RUN_DIR makes a trial, and its records stay with it.
+pub fn state_dir_beside(run_dir: &Path) -> PathBuf {
+    if run_dir == Path::new(RUN_DIR_DEFAULT) {
+        STATE_DIR_DEFAULT.into()
+    } else {
+        run_dir.join("state")
+    }
+}
 /// The lease ends at least this long before the backup may promote: for clocks that drift, timer slack, and
 /// a flush that passed its check just before the end.
 pub const LEASE_MARGIN: Duration = Duration::from_millis(20);
@@ -35,6 +46,8 @@ pub const LEASE_MARGIN: Duration = Duration::from_millis(20);
 pub struct Config {
     pub name: VmName,
     pub run_dir: PathBuf,
+    /// Records that outlive a reboot.
+    pub state_dir: PathBuf,
     pub machine: Machine,
     pub net: Net,
     pub protection: Protection,

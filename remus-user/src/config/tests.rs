@@ -33,6 +33,7 @@ fn message(from: &str, to: &str) -> String {
 fn what_is_left_out_has_its_documented_default() {
     let c = parse(GOOD).unwrap();
     assert_eq!(c.run_dir, Path::new("/run/remus"));
+    assert_eq!(c.state_dir, Path::new("/var/lib/remus"));
     assert_eq!(c.machine.kernel, Path::new("/etc/remus/guest.elf"), "beside the config");
     assert_eq!((c.machine.vcpus, c.machine.cmdline.as_str()), (1, ""));
     assert_eq!(c.net.bridge, None);

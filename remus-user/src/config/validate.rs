@@ -1,14 +1,18 @@
 //! From TOML to a [`Config`]: first that every key is known and none is missing, then types, then ranges and
 //! how values fit each other.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use remus_abi::gate::{SLOTS_DEFAULT, SLOTS_MAX};
 use serde::Deserialize;
 
 use super::{
     Config, ConfigError, Gate, LEASE_MARGIN, LinkName, Machine, Net, Placement, Protection,
-    RUN_DIR_DEFAULT, Start, VmName, document::Document, nearest::nearest,
+    RUN_DIR_DEFAULT, Start, VmName, document::Document, nearest::nearest, state_dir_beside,
 };
 use crate::net::Mac;
 
@@ -16,6 +20,7 @@ use crate::net::Mac;
 const KEYS: &[(&str, &str, bool)] = &[
     ("name", "name = \"demo\"", true),
     ("run_dir", "run_dir = \"/run/remus\"", false),
+    ("state_dir", "state_dir = \"/var/lib/remus\"", false),
     ("machine", "[machine]", true),
     ("machine.memory_mib", "memory_mib = 256", true),
     ("machine.vcpus", "vcpus = 1", false),
@@ -48,6 +53,7 @@ const CMDLINE_BYTES_MAX: usize = 2048;
 struct Raw {
     name: String,
     run_dir: Option<String>,
+    state_dir: Option<String>,
     machine: RawMachine,
     net: RawNet,
     protection: RawProtection,
@@ -178,20 +184,30 @@ impl Check<'_, '_> {
         let name = VmName::new(&raw.name).map_err(|e| {
             self.wrong("name", e.to_string(), "the name becomes a directory: name = \"demo\"")
         })?;
-        let run_dir = raw.run_dir.as_deref().unwrap_or(RUN_DIR_DEFAULT);
-        if !run_dir.starts_with('/') || run_dir.contains('\0') {
-            return Err(self.wrong(
-                "run_dir",
-                format!("{run_dir:?} is not an absolute path"),
-                "begin it with a slash: run_dir = \"/run/remus\"",
-            ));
-        }
+        let run_dir =
+            self.absolute("run_dir", raw.run_dir.as_deref().unwrap_or(RUN_DIR_DEFAULT))?;
+        let state_dir = match raw.state_dir.as_deref() {
+            Some(named) => self.absolute("state_dir", named)?,
+            None => state_dir_beside(&run_dir),
+        };
         let machine = self.machine(&raw.machine)?;
         let net = self.net(&raw.net)?;
         let protection = self.protection(&raw.protection)?;
         let gate = self.gate(raw.gate.as_ref())?;
         let placement = self.placement(raw.placement.as_ref(), machine.vcpus)?;
-        Ok(Config { name, run_dir: run_dir.into(), machine, net, protection, gate, placement })
+        Ok(Config { name, run_dir, state_dir, machine, net, protection, gate, placement })
+    }
+
+    /// A directory, by a path that means the same wherever the process is.
+    fn absolute(&self, key: &str, path: &str) -> Result<PathBuf, ConfigError> {
+        if !path.starts_with('/') || path.contains('\0') {
+            return Err(self.wrong(
+                key,
+                format!("{path:?} is not an absolute path"),
+                format!("begin it with a slash: {key} = \"/run/remus\""),
+            ));
+        }
+        Ok(path.into())
     }
 
     fn machine(&self, raw: &RawMachine) -> Result<Machine, ConfigError> {

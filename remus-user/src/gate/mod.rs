@@ -88,7 +88,7 @@ impl Gate {
         let counters = CounterMap::take(&mut loaded)?;
         let logger = EbpfLogger::init(&mut loaded)?;
         let pins = Pins::at(pins)?;
-        let programs = Programs::attach(loaded, &tap, &pins)?;
+        let programs = Programs::attach(loaded, &tap, pins)?;
         let gate = Self { tap, control, ring, counters, programs, logger };
         gate.verify()?;
         Ok(gate)

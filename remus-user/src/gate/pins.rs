@@ -45,6 +45,22 @@ impl Pins {
     }
 }
 
+impl Pins {
+    /// Removes all pins, and the bpffs and the directory with them if the directory is ours alone.
+    pub(super) fn clear(&self, names: &[&str]) -> Result<()> {
+        for name in names {
+            self.remove(name)?;
+        }
+        let path = c_path(&self.dir)?;
+        // SAFETY: a terminated path that lives during the call.
+        if unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) } != 0 {
+            // A directory within somebody else's bpffs: the pins were all that was ours.
+            return Ok(());
+        }
+        fs::remove_dir(&self.dir).with_context(|| format!("remove {}", self.dir.display()))
+    }
+}
+
 fn is_bpffs(dir: &Path) -> Result<bool> {
     let path = c_path(dir)?;
     // SAFETY: statfs is plain data; zero is a valid value.

@@ -1,7 +1,5 @@
 //! The two programs in the kernel: loading, attaching, asking whether they are still there, running `flush`.
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
@@ -31,7 +29,7 @@ pub(super) struct Programs {
     loaded: Ebpf,
     hold_id: u32,
     link: PinnedLink,
-    pinned: Vec<PathBuf>,
+    pins: Pins,
 }
 
 /// See [`super::Gate::guards`].
@@ -57,7 +55,7 @@ pub(super) fn load(slots: u32) -> Result<Ebpf> {
 impl Programs {
     /// Attaches `hold` to the tap's ingress before whatever is there, and pins all. An older gate on this
     /// tap stays attached until this one is first in the chain.
-    pub(super) fn attach(mut loaded: Ebpf, tap: &Tap, pins: &Pins) -> Result<Self> {
+    pub(super) fn attach(mut loaded: Ebpf, tap: &Tap, pins: Pins) -> Result<Self> {
         let hold = classifier(&mut loaded, HOLD)?;
         let hold_id = hold.info().context("ask for the id of hold")?.id();
         let order = TcAttachOptions::TcxOrder(LinkOrder::first());
@@ -68,21 +66,18 @@ impl Programs {
             hold.take_link(link)?.try_into().context("hold is attached by a link")?;
 
         // From here on the new gate rules; the old one may go.
-        let mut pinned = vec![pins.path(HOLD)];
         pins.remove(HOLD)?;
         let link = link.pin(pins.path(HOLD)).context("pin the link of hold")?;
         pins.remove(FLUSH)?;
         classifier(&mut loaded, FLUSH)?.pin(pins.path(FLUSH)).context("pin flush")?;
-        pinned.push(pins.path(FLUSH));
         for name in PINNED_MAPS {
             pins.remove(name)?;
             let map = loaded
                 .map_mut(name)
                 .with_context(|| format!("the gate's object has no map {name}"))?;
             map.pin(pins.path(name)).with_context(|| format!("pin the map {name}"))?;
-            pinned.push(pins.path(name));
         }
-        Ok(Self { loaded, hold_id, link, pinned })
+        Ok(Self { loaded, hold_id, link, pins })
     }
 
     pub(super) fn run_flush(&mut self) -> Result<FlushResult> {
@@ -117,12 +112,11 @@ impl Programs {
     }
 
     pub(super) fn detach(self) -> Result<()> {
-        for path in &self.pinned[1..] {
-            std::fs::remove_file(path)
-                .with_context(|| format!("remove the pin {}", path.display()))?;
-        }
-        let link = self.link.unpin().context("unpin the link of hold")?;
+        let Self { loaded, link, pins, .. } = self;
+        // The link goes when neither a descriptor nor a pin refers to it.
         drop(link);
+        pins.clear(&[&[HOLD, FLUSH][..], &PINNED_MAPS].concat())?;
+        drop(loaded);
         Ok(())
     }
 }

@@ -37,9 +37,9 @@ use crate::checkpoint::VcpuState;
 /// How long a stopped vCPU looks out for the end of the pause before it sleeps: about a pause, since being
 /// woken takes the guest another 50 us.
 const PARKED_SPIN: Duration = Duration::from_micros(600);
-/// How long the pausing thread looks out for a vCPU to leave the guest before it sleeps. Hardly: the vCPU
-/// may need this very core to do so.
-const LEAVE_SPIN: Duration = Duration::from_micros(10);
+/// How long the pausing thread looks out for a vCPU to leave the guest before it sleeps: longer than a kick
+/// takes, since its own wake-up would be part of the pause. Not at all where the vCPU needs this very core.
+const LEAVE_SPIN: Duration = Duration::from_micros(200);
 /// And for its state, which follows by some 110 us: the thread that is woken by the one is awake for the
 /// other.
 const CAPTURE_SPIN: Duration = Duration::from_micros(300);

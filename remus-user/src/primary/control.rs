@@ -14,13 +14,16 @@ use crate::{
     link::{Control, open_bulk},
     os::{boot_now, fresh_session},
     wire::{
-        Attach, Goodbye, GoodbyeWhy, Heartbeat, Hello, Refusal, Session, ToBackup, ToPrimary,
-        Welcome,
+        Attach, Goodbye, GoodbyeWhy, Heartbeat, Hello, Refusal, Session, Timing, ToBackup,
+        ToPrimary,
     },
 };
 
 /// Between two tries to make a session.
 const RETRY_EVERY: Duration = Duration::from_millis(200);
+/// After a session that was made and lost. Soon: to the backup two closed links look like a death, and unless
+/// it hears from this host again before the lease is over, it takes over.
+const AGAIN_AFTER: Duration = Duration::from_millis(10);
 /// A control connection on which nothing is answered for so long is given up. Long: until then the lease has
 /// long ended, and a backup that is only slow need not be synced again.
 const SILENT_FOR: Duration = Duration::from_secs(3);
@@ -51,13 +54,24 @@ pub(crate) async fn keep_sessions(
     loop {
         let session = fresh_session();
         let hello = Hello { session, ..hello.clone() };
-        match one_session(backup, hello, &post, &mut orders).await {
-            Ok(Ended::ForGood) => return,
-            Ok(Ended::Again) => {}
-            Err(e) => post.send(Input::Lost { session, why: format!("{e:#}") }),
-        }
+        let (term, timing) = (hello.term, hello.timing);
+        let pause = match make_session(backup, hello, &post).await {
+            Ok(Some(control)) => {
+                match keep_session(control, session, term, timing, &post, &mut orders).await {
+                    Ok(Ended::ForGood) => return,
+                    Ok(Ended::Again) => {}
+                    Err(e) => post.send(Input::Lost { session, why: format!("{e:#}") }),
+                }
+                AGAIN_AFTER
+            }
+            Ok(None) => RETRY_EVERY,
+            Err(e) => {
+                post.send(Input::NoSession { why: format!("{e:#}") });
+                RETRY_EVERY
+            }
+        };
         tokio::select! {
-            () = sleep(RETRY_EVERY) => {}
+            () = sleep(pause) => {}
             order = orders.recv() => match order {
                 Some(Order::Drop(_)) => {}
                 Some(Order::Goodbye { .. }) | None => return,
@@ -66,19 +80,44 @@ pub(crate) async fn keep_sessions(
     }
 }
 
-async fn one_session(
-    backup: SocketAddr,
-    hello: Hello,
+/// Hello, its answer, and the bulk connection. `None` when the backup refuses for now; why was posted.
+async fn make_session(backup: SocketAddr, hello: Hello, post: &Post) -> Result<Option<Control>> {
+    let (session, term) = (hello.session, hello.term);
+    let mut control = Control::connect(backup).await?;
+    control.send(&ToBackup::Hello(hello)).await?;
+    let refused = match control.answer().await? {
+        ToPrimary::Welcome(welcome) => {
+            let bulk = open_bulk(backup, Attach { session }).await?;
+            post.send(Input::Connected { session, welcome, bulk });
+            return Ok(Some(control));
+        }
+        ToPrimary::Refuse(refuse)
+            if refuse.newest > term
+                || matches!(refuse.why, Refusal::OutdatedTerm | Refusal::Promoted) =>
+        {
+            Input::StandDown { newer: newer_than(term, refuse.newest) }
+        }
+        ToPrimary::Refuse(refuse) => {
+            Input::NoSession { why: format!("the backup refuses: {}", refuse.text) }
+        }
+        ToPrimary::StandDown(stand_down) => Input::StandDown { newer: stand_down.newer },
+        ToPrimary::HeartbeatAck(_) | ToPrimary::GoodbyeAck(_) => {
+            bail!("the backup said something out of place")
+        }
+    };
+    post.send(refused);
+    Ok(None)
+}
+
+/// Exchanges heartbeats until the session is over.
+async fn keep_session(
+    mut control: Control,
+    session: Session,
+    term: Term,
+    timing: Timing,
     post: &Post,
     orders: &mut UnboundedReceiver<Order>,
 ) -> Result<Ended> {
-    let (session, term, timing) = (hello.session, hello.term, hello.timing);
-    let Some((mut control, welcome)) = greet(backup, hello, post).await? else {
-        return Ok(Ended::Again);
-    };
-    let bulk = open_bulk(backup, Attach { session }).await?;
-    post.send(Input::Connected { session, welcome, bulk });
-
     let mut beat = interval(timing.heartbeat);
     beat.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut seq = 0;
@@ -116,43 +155,6 @@ async fn one_session(
                 }
                 None => return Ok(Ended::ForGood),
             },
-        }
-    }
-}
-
-/// Hello and its answer. `None` when the backup refuses for now; why was posted.
-async fn greet(
-    backup: SocketAddr,
-    hello: Hello,
-    post: &Post,
-) -> Result<Option<(Control, Welcome)>> {
-    let term = hello.term;
-    let mut control = match Control::connect(backup).await {
-        Ok(control) => control,
-        Err(e) => {
-            post.send(Input::NoSession { why: format!("{e:#}") });
-            return Ok(None);
-        }
-    };
-    control.send(&ToBackup::Hello(hello)).await?;
-    match control.answer().await? {
-        ToPrimary::Welcome(welcome) => Ok(Some((control, welcome))),
-        ToPrimary::Refuse(refuse) => {
-            if refuse.newest > term
-                || matches!(refuse.why, Refusal::OutdatedTerm | Refusal::Promoted)
-            {
-                post.send(Input::StandDown { newer: newer_than(term, refuse.newest) });
-            } else {
-                post.send(Input::NoSession { why: format!("the backup refuses: {}", refuse.text) });
-            }
-            Ok(None)
-        }
-        ToPrimary::StandDown(stand_down) => {
-            post.send(Input::StandDown { newer: stand_down.newer });
-            Ok(None)
-        }
-        ToPrimary::HeartbeatAck(_) | ToPrimary::GoodbyeAck(_) => {
-            bail!("the backup said something out of place")
         }
     }
 }

@@ -322,7 +322,7 @@ impl Engine {
         sync.begin_round(|pages| self.book.take_for_sync(pages));
         self.sync = Some(sync);
         info!("session {session}: syncing {ram_pages} pages");
-        self.report.standing(&self.brain);
+        self.report_standing();
         Ok(())
     }
 
@@ -337,7 +337,7 @@ impl Engine {
         self.sync = None;
         self.sealed_at.clear();
         self.order(Order::Drop(session));
-        self.report.standing(&self.brain);
+        self.report_standing();
         self.report.reason(why);
     }
 
@@ -539,8 +539,12 @@ impl Engine {
 
     fn publish(&mut self) -> Result<()> {
         self.report.gate(&self.gate)?;
-        self.report.standing(&self.brain);
+        self.report_standing();
         Ok(())
+    }
+
+    fn report_standing(&mut self) {
+        self.report.standing(&self.brain, self.lease.holds(boot_now()));
     }
 
     fn order(&self, order: Order) {
@@ -552,7 +556,7 @@ impl Engine {
 
     /// Writes the record, if it says something new.
     fn record(&mut self, term: Term, standing: store::Standing) -> Result<()> {
-        let record = Record { term, standing };
+        let record = Record { term, standing, owner: None };
         if self.recorded != Some(record) {
             self.store.write(&self.vm, record)?;
             self.recorded = Some(record);

@@ -18,13 +18,18 @@ mod sender;
 mod start;
 mod sync;
 
-use std::{thread, time::Duration};
+use std::{net::SocketAddr, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
+use remus_abi::Term;
 use tokio::{
+    runtime::{Builder, Runtime},
     select,
     signal::unix::{SignalKind, signal},
-    sync::{mpsc, oneshot},
+    sync::{
+        mpsc::{self, UnboundedReceiver},
+        oneshot,
+    },
 };
 use tracing::info;
 
@@ -34,21 +39,22 @@ pub(crate) use self::{
     inbox::inbox,
     report::Report,
 };
-use self::{control::keep_sessions, inbox::Input, start::Permission};
+use self::{
+    control::{Order, keep_sessions},
+    inbox::{Input, Post},
+    start::Permission,
+};
 use crate::{
-    config::{Config, LEASE_MARGIN, LinkName},
-    gate::{self, Gate},
-    machine::{self, CpuProfile, Prepared, Shape},
-    net::{Links, Mac, Tap, TapSpec},
+    config::{Config, LEASE_MARGIN},
+    gate::Gate,
+    machine::{self, CpuProfile, Shape},
     observe::{Shared, StatusSocket, VmDir, status::Role},
     os::{boot_now, fresh_instance, run_on},
-    replication::{Pipeline, Policy},
+    replication::{Fenced, Pipeline, Policy},
+    standby::{Plan, Standby, Wiring},
     store::{Record, Standing, Store},
     wire::{Hello, Session, Timing, VmName},
 };
-
-/// MTU of the tap: what a gate's slot takes.
-pub(crate) const MTU_BYTES: u32 = 1500;
 
 /// What `remus run` was asked for, checked.
 #[derive(Clone, Debug)]
@@ -62,127 +68,40 @@ pub struct PrimaryOptions {
 /// When it cannot be started, cannot go on, or another host speaks for it; with what to do.
 pub fn run(options: PrimaryOptions) -> Result<()> {
     let config = options.config;
-    let vm = config.name.as_str().to_owned();
     let directory = VmDir::claim(&config.run_dir, &config.name)?;
-    let store = Store::at(&Store::beside(&config.run_dir))?;
+    let store = Store::at(&config.state_dir)?;
+    let vm = config.name.as_str();
     let Permission { fenced, open } =
-        start::permission(&vm, store.read(&vm)?, config.protection.start)?;
+        start::permission(vm, store.read(vm)?, config.protection.start)?;
     let term = fenced.term();
 
-    let links = Links::open()?;
-    let tap = make_tap(&links, &config.net.tap, config.net.mac, &vm)?;
-    let guarded = gate::Tap { name: config.net.tap.to_string(), ifindex: tap.index.0 };
-    let pins = directory.path().join("bpf");
-    let mut gate = Gate::install(guarded, &pins, config.gate.slots, term)?;
-
-    let shape = shape_of(&config)?;
-    let cpu = CpuProfile::of_host()?;
-    let mut machine = Prepared::new(&shape, &cpu, &placement_of(&config), tap.fd)?;
-    machine.load_elf(&config.machine.kernel, &config.machine.cmdline)?;
-    let ram_pages = machine.memory().layout().pages();
-    if let Some(bridge) = &config.net.bridge {
-        links.join(tap.index, links.bridge(bridge.as_str())?.index)?;
+    let mut standby = Standby::prepare(plan_of(&config, term)?, &directory.path().join("bpf"))?;
+    let loaded = standby.machine.load_elf(&config.machine.kernel, &config.machine.cmdline);
+    if let Err(e) = loaded.and_then(|()| standby.wiring.connect()) {
+        standby.remove()?;
+        return Err(e);
     }
-    links.up(tap.index)?;
-
-    let timing = timing_of(&config);
-    let policy = Policy { depth: config.protection.depth, ..Policy::new(&timing) };
-    let brain = if open {
+    if open {
         // On disk before the guest is heard.
-        store.write(&vm, Record { term, standing: Standing::Unprotected })?;
-        gate.open(&fenced);
-        Pipeline::start_unprotected(fenced, policy, boot_now())
-    } else {
-        Pipeline::start_shut(fenced, policy, boot_now())
-    };
-    let announced = Announced {
-        shape,
-        tap: config.net.tap.to_string(),
-        bridge: config.net.bridge.as_ref().map(ToString::to_string),
-        slots: config.gate.slots,
-    };
-    let hello = Hello {
-        vm: VmName::new(&vm).map_err(|_| anyhow!("{vm} is no name for a VM on the wire"))?,
-        session: Session::new(1).expect("a template; each session gets its own"),
-        primary: fresh_instance(),
-        term,
-        ram_pages,
-        timing,
-        shape: announced.encode()?,
-        cpu: encode_cpu(&cpu)?,
-    };
-    let shared = Shared::new(&vm, Role::Primary, term);
-    let socket = StatusSocket::bind(&directory)?;
-    let (inbox, post) = inbox()?;
-    let (orders, orders_in) = mpsc::unbounded_channel();
-    let parts = Parts {
-        vm: vm.clone(),
-        machine,
-        gate,
-        brain,
-        lease: timing.lease,
-        depth: config.protection.depth,
-        store: store.clone(),
-        report: Report::new(shared.clone()),
-        inbox,
-        post: post.clone(),
-        orders: Some(orders),
-    };
-    let backup = config.protection.backup;
-    let io_cpus = config.placement.io_cpus.clone();
-
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start tokio")?;
-    let (ended_in, ended) = oneshot::channel();
-    let engine_cpus = io_cpus.clone();
-    let engine = move || {
-        let result = Engine::start(parts).and_then(|engine| {
-            // After the vCPU threads were started: they are placed apart.
-            run_on(&engine_cpus).context("place the engine thread")?;
-            engine.run()
-        });
-        // The receiver waits for it as long as the process lives.
-        ended_in.send(result).ok();
-    };
-    let engine = thread::Builder::new()
-        .name("engine".to_owned())
-        .spawn(engine)
-        .context("start the engine thread")?;
-    run_on(&io_cpus).context("place the control thread")?;
+        store.write(vm, Record { term, standing: Standing::Unprotected, owner: None })?;
+        standby.gate.open(&fenced);
+        standby.wiring.announce();
+    }
     info!(
         "VM {vm} runs in term {term}, its gate {}",
         if open { "open until a backup is there" } else { "shut" }
     );
-    let result = runtime.block_on(async {
-        tokio::spawn(socket.serve(shared));
-        tokio::spawn(keep_sessions(backup, hello, post.clone(), orders_in));
-        let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
-        let mut ended = ended;
-        loop {
-            select! {
-                result = &mut ended => return result.map_err(|_| anyhow!("the engine thread has panicked"))?,
-                _ = terminate.recv() => post.send(Input::Stop),
-                _ = interrupt.recv() => post.send(Input::Stop),
-            }
-        }
-    });
-    runtime.shutdown_timeout(Duration::from_millis(100));
-    let (stopped, gate) = result?;
-    engine.join().map_err(|_| anyhow!("the engine thread has panicked"))?;
+    let (stopped, gate, wiring) =
+        Shell::new(&config, &directory, &store, standby, fenced, open)?.run()?;
     match stopped {
         Stopped::Ended(why) => {
-            store.write(&vm, Record { term, standing: Standing::Ended })?;
-            gate.remove()?;
-            links.delete(tap.index)?;
+            store.write(vm, Record { term, standing: Standing::Ended, owner: None })?;
+            wiring.remove(gate)?;
             info!("VM {vm} has ended: {why:?}");
             Ok(())
         }
         Stopped::StoodDown(newer) => {
-            links.down(tap.index)?;
-            links.leave(tap.index)?;
+            wiring.disconnect()?;
             bail!(
                 "another host speaks for VM {vm} now, in term {newer} (this one was in {term}): nothing of it runs \
                  or speaks here any more. Use this host as that one's backup"
@@ -191,15 +110,141 @@ pub fn run(options: PrimaryOptions) -> Result<()> {
     }
 }
 
-/// The tap, adopted if it is the one that an earlier instance of this VM left with its gate.
-pub(crate) fn make_tap(links: &Links, name: &LinkName, mac: Mac, vm: &str) -> Result<Tap> {
-    let spec = TapSpec { name: name.as_str(), guest_mac: mac, mtu_bytes: MTU_BYTES, vm };
-    links.ensure_tap(&spec, |found| Gate::guards(&found.name))
+/// The threads of a primary and what goes between them.
+struct Shell {
+    runtime: Runtime,
+    parts: Parts,
+    wiring: Wiring,
+    io_cpus: Vec<u32>,
+    socket: StatusSocket,
+    shared: Arc<Shared>,
+    backup: SocketAddr,
+    hello: Hello,
+    post: Post,
+    orders: UnboundedReceiver<Order>,
 }
 
-fn shape_of(config: &Config) -> Result<Shape> {
+impl Shell {
+    fn new(
+        config: &Config,
+        directory: &VmDir,
+        store: &Store,
+        standby: Standby,
+        fenced: Fenced,
+        open: bool,
+    ) -> Result<Self> {
+        let vm = config.name.as_str();
+        let (term, timing) = (fenced.term(), timing_of(config));
+        let hello = hello_of(config, &standby, term)?;
+        let policy = Policy { depth: config.protection.depth, ..Policy::new(&timing) };
+        let brain = if open {
+            Pipeline::start_unprotected(fenced, policy, boot_now())
+        } else {
+            Pipeline::start_shut(fenced, policy, boot_now())
+        };
+        let shared = Shared::new(vm, Role::Primary, term);
+        let (inbox, post) = inbox()?;
+        let (orders_out, orders) = mpsc::unbounded_channel();
+        let Standby { machine, gate, wiring, .. } = standby;
+        let parts = Parts {
+            vm: vm.to_owned(),
+            machine,
+            gate,
+            brain,
+            lease: timing.lease,
+            depth: policy.depth,
+            store: store.clone(),
+            report: Report::new(Arc::clone(&shared)),
+            inbox,
+            post: post.clone(),
+            orders: Some(orders_out),
+        };
+        Ok(Self {
+            runtime: Builder::new_current_thread().enable_all().build().context("start tokio")?,
+            parts,
+            wiring,
+            io_cpus: config.placement.io_cpus.clone(),
+            socket: StatusSocket::bind(directory)?,
+            shared,
+            backup: config.protection.backup,
+            hello,
+            post,
+            orders,
+        })
+    }
+
+    /// Starts the engine, and is the control thread until that has stopped.
+    fn run(self) -> Result<(Stopped, Gate, Wiring)> {
+        let Self { runtime, parts, wiring, io_cpus, socket, shared, backup, hello, post, orders } =
+            self;
+        let (ended_in, mut ended) = oneshot::channel();
+        let engine_cpus = io_cpus.clone();
+        let engine = move || {
+            let result = Engine::start(parts).and_then(|engine| {
+                // After the vCPU threads were started: they are placed apart.
+                run_on(&engine_cpus).context("place the engine thread")?;
+                engine.run()
+            });
+            // The receiver waits for it as long as the process lives.
+            ended_in.send(result).ok();
+        };
+        let engine = thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(engine)
+            .context("start the engine")?;
+        run_on(&io_cpus).context("place the control thread")?;
+        let result = runtime.block_on(async {
+            tokio::spawn(socket.serve(shared));
+            tokio::spawn(keep_sessions(backup, hello, post.clone(), orders));
+            let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+            let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+            loop {
+                select! {
+                    result = &mut ended => return result.map_err(|_| anyhow!("the engine has panicked"))?,
+                    _ = terminate.recv() => post.send(Input::Stop),
+                    _ = interrupt.recv() => post.send(Input::Stop),
+                }
+            }
+        });
+        runtime.shutdown_timeout(Duration::from_millis(100));
+        let (stopped, gate) = result?;
+        engine.join().map_err(|_| anyhow!("the engine has panicked"))?;
+        Ok((stopped, gate, wiring))
+    }
+}
+
+fn plan_of(config: &Config, term: Term) -> Result<Plan> {
     let vcpus = u8::try_from(config.machine.vcpus).context("machine.vcpus is too many")?;
-    Ok(Shape { memory_mib: config.machine.memory_mib, vcpus, mac: config.net.mac.0 })
+    Ok(Plan {
+        vm: config.name.as_str().to_owned(),
+        shape: Shape { memory_mib: config.machine.memory_mib, vcpus, mac: config.net.mac.0 },
+        cpu: CpuProfile::of_host()?,
+        placement: placement_of(config),
+        tap: config.net.tap.clone(),
+        bridge: config.net.bridge.clone(),
+        slots: config.gate.slots,
+        term,
+    })
+}
+
+fn hello_of(config: &Config, standby: &Standby, term: Term) -> Result<Hello> {
+    let Plan { vm, shape, cpu, tap, bridge, slots, .. } = standby.plan();
+    let announced = Announced {
+        shape: *shape,
+        tap: tap.to_string(),
+        bridge: bridge.as_ref().map(ToString::to_string),
+        slots: *slots,
+    };
+    Ok(Hello {
+        vm: VmName::new(vm).map_err(|_| anyhow!("{vm} is no name for a VM on the wire"))?,
+        session: Session::new(1).expect("a template; each session gets its own"),
+        primary: fresh_instance(),
+        term,
+        ram_pages: standby.machine.memory().layout().pages(),
+        timing: timing_of(config),
+        shape: announced.encode()?,
+        cpu: encode_cpu(cpu)?,
+    })
 }
 
 fn placement_of(config: &Config) -> machine::Placement {

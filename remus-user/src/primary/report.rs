@@ -28,10 +28,12 @@ impl Report {
     }
 
     /// How the VM stands, if that has changed.
-    pub(crate) fn standing(&mut self, brain: &Pipeline) {
+    /// Protected means now: a backup that has not answered for a lease may be gone, whatever TCP thinks.
+    pub(crate) fn standing(&mut self, brain: &Pipeline, lease_holds: bool) {
         let protection = match brain.standing() {
             Standing::Waiting => Protection::Waiting,
             Standing::Syncing => Protection::Syncing,
+            Standing::Protected if !lease_holds => Protection::Stalled,
             Standing::Protected | Standing::Ending => Protection::Protected,
             Standing::Stalled => Protection::Stalled,
             Standing::Unprotected => match brain.fenced_by() {
@@ -44,8 +46,17 @@ impl Report {
         };
         if self.standing != Some(protection) {
             self.standing = Some(protection);
-            if protection == Protection::Protected {
-                self.reason.clear();
+            match protection {
+                Protection::Protected => self.reason.clear(),
+                Protection::Stalled if self.reason.is_empty() => {
+                    "the backup does not answer".clone_into(&mut self.reason)
+                }
+                Protection::Waiting
+                | Protection::Syncing
+                | Protection::Stalled
+                | Protection::Unprotected
+                | Protection::Promoted
+                | Protection::Stopped => {}
             }
             self.shared.stand(protection, &self.reason);
         }

@@ -28,13 +28,14 @@ pub(super) fn permission(vm: &str, record: Option<Record>, start: Start) -> Resu
         Some(Record {
             term,
             standing: Standing::Ended | Standing::Unprotected | Standing::Promoted,
+            ..
         }) => Fenced::restart(term),
-        Some(Record { term, standing: Standing::Protected }) => bail!(
+        Some(Record { term, standing: Standing::Protected, .. }) => bail!(
             "VM {vm} last ran here protected by a backup, in term {term}, and did not end on purpose: the backup \
              may have taken over. Look there (remus status); if it has not, and is not running it, remove {vm}.json \
              from the state directory to start the VM anew here"
         ),
-        Some(Record { term, standing: Standing::Backup }) => bail!(
+        Some(Record { term, standing: Standing::Backup, .. }) => bail!(
             "another host spoke for VM {vm} last, in term {term}. End it there first, then remove {vm}.json from \
              the state directory to start it here"
         ),
@@ -49,7 +50,11 @@ mod tests {
     use super::*;
 
     fn after(standing: Standing) -> Result<Permission> {
-        permission("a", Some(Record { term: Term::FIRST, standing }), Start::Unprotected)
+        permission(
+            "a",
+            Some(Record { term: Term::FIRST, standing, owner: None }),
+            Start::Unprotected,
+        )
     }
 
     #[test]

@@ -18,10 +18,7 @@ use anyhow::{Context, Result, bail};
 use remus_abi::Term;
 use serde::{Deserialize, Serialize};
 
-use crate::config::RUN_DIR_DEFAULT;
-
-/// Where records are kept when nothing else is configured.
-const STATE_DIR: &str = "/var/lib/remus";
+use crate::wire::Instance;
 
 /// How the VM stood on this host when the record was written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -43,6 +40,8 @@ pub enum Standing {
 pub struct Record {
     pub term: Term,
     pub standing: Standing,
+    /// For a backup: the primary that speaks in this term.
+    pub owner: Option<Instance>,
 }
 
 /// The directory of records: `STATE_DIR`.
@@ -56,15 +55,11 @@ pub struct Store {
 struct OnDisk {
     term: u32,
     standing: Standing,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owner: Option<u64>,
 }
 
 impl Store {
-    /// Where records are kept for a given RUN_DIR: records must outlive a reboot, which /run does not. Another
-    /// RUN_DIR than the usual one is somebody's trial, and keeps its records to itself.
-    pub fn beside(run_dir: &Path) -> PathBuf {
-        if run_dir == Path::new(RUN_DIR_DEFAULT) { STATE_DIR.into() } else { run_dir.join("state") }
-    }
-
     /// # Errors
     /// When the directory cannot be made.
     pub fn at(dir: &Path) -> Result<Self> {
@@ -85,7 +80,8 @@ impl Store {
         };
         let on_disk: OnDisk = serde_json::from_str(&text).with_context(|| damaged(&path))?;
         let Some(term) = Term::new(on_disk.term) else { bail!("{}", damaged(&path)) };
-        Ok(Some(Record { term, standing: on_disk.standing }))
+        let owner = on_disk.owner.and_then(Instance::new);
+        Ok(Some(Record { term, standing: on_disk.standing, owner }))
     }
 
     /// Writes the record of `vm`; it is on disk when this returns.
@@ -93,16 +89,39 @@ impl Store {
     /// # Errors
     /// When it may not be on disk; the old record is then still whole.
     pub fn write(&self, vm: &str, record: Record) -> Result<()> {
-        let path = self.path(vm);
+        let Record { term, standing, owner } = record;
+        let on_disk = OnDisk { term: term.get(), standing, owner: owner.map(Instance::get) };
+        self.replace(&self.path(vm), &serde_json::to_vec(&on_disk).context("a record as JSON")?)
+    }
+
+    /// Who this host is, to primaries: the same for as long as the records are there. A primary takes no other
+    /// backup beside one that may hold a checkpoint of its term, and must know that one again.
+    ///
+    /// # Errors
+    /// When it cannot be read, or not be written the first time.
+    pub fn instance(&self, fresh: impl FnOnce() -> Instance) -> Result<Instance> {
+        let path = self.dir.join("instance");
+        match fs::read_to_string(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let instance = fresh();
+                self.replace(&path, format!("{:016x}\n", instance.get()).as_bytes())?;
+                Ok(instance)
+            }
+            text => {
+                let text = text.with_context(|| format!("read {}", path.display()))?;
+                let number = u64::from_str_radix(text.trim(), 16).ok().and_then(Instance::new);
+                number.with_context(|| damaged(&path))
+            }
+        }
+    }
+
+    fn replace(&self, path: &Path, text: &[u8]) -> Result<()> {
         let aside = path.with_extension("new");
-        let text =
-            serde_json::to_vec(&OnDisk { term: record.term.get(), standing: record.standing })
-                .context("write a record as JSON")?;
         let write = || -> io::Result<()> {
             let mut file = File::create(&aside)?;
-            file.write_all(&text)?;
+            file.write_all(text)?;
             file.sync_all()?;
-            fs::rename(&aside, &path)?;
+            fs::rename(&aside, path)?;
             File::open(&self.dir)?.sync_all()
         };
         write().with_context(|| format!("write {}", path.display()))
@@ -129,14 +148,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::at(dir.path()).unwrap();
         assert_eq!(store.read("a").unwrap(), None);
-        for (term, standing) in
-            [(Term::FIRST, Standing::Unprotected), (Term::MAX, Standing::Promoted)]
-        {
-            store.write("a", Record { term, standing }).unwrap();
-            assert_eq!(store.read("a").unwrap(), Some(Record { term, standing }));
+        let owner = Instance::new(7);
+        for record in [
+            Record { term: Term::FIRST, standing: Standing::Backup, owner },
+            Record { term: Term::MAX, standing: Standing::Promoted, owner: None },
+        ] {
+            store.write("a", record).unwrap();
+            assert_eq!(store.read("a").unwrap(), Some(record));
         }
         assert_eq!(store.read("b").unwrap(), None);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left aside");
+    }
+
+    #[test]
+    fn a_host_is_the_same_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Store::at(dir.path()).unwrap().instance(|| Instance::new(42).unwrap()).unwrap();
+        let again = Store::at(dir.path()).unwrap().instance(|| Instance::new(43).unwrap()).unwrap();
+        assert_eq!((first, again), (Instance::new(42).unwrap(), first));
     }
 
     #[test]

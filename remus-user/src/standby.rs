@@ -1,0 +1,175 @@
+//! A machine that is whole, behind its closed gate, and does not run yet.
+//!
+//! Both roles begin with one: the primary loads a guest into it and starts it; the backup fills its memory from
+//! checkpoints for as long as the primary lives, and starts it when that dies. Everything slow is done here.
+//!
+//! The order, and why: the tap is made down and in no bridge; the gate is put on it, closed; only then is it
+//! connected. At no moment can a frame pass without a gate.
+
+use std::{fs::File, io::Write, path::Path, thread, time::Duration};
+
+use anyhow::{Context, Result};
+use remus_abi::Term;
+use tracing::warn;
+
+use crate::{
+    config::LinkName,
+    gate::{self, Gate},
+    machine::{CpuProfile, Placement, Prepared, Shape},
+    net::{IfIndex, Links, Mac, Station, TapSpec, VNET_HEADER_BYTES, announce},
+};
+
+/// MTU of the tap: what a gate's slot takes.
+const MTU_BYTES: u32 = 1500;
+/// The announcement is repeated: a switch that is busy with the death of a link may miss the first.
+const ANNOUNCE_AGAIN: [Duration; 3] =
+    [Duration::from_millis(50), Duration::from_millis(200), Duration::from_millis(1000)];
+
+/// What it is built from.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Plan {
+    pub(crate) vm: String,
+    pub(crate) shape: Shape,
+    pub(crate) cpu: CpuProfile,
+    pub(crate) placement: Placement,
+    pub(crate) tap: LinkName,
+    pub(crate) bridge: Option<LinkName>,
+    /// Slots of the gate.
+    pub(crate) slots: u32,
+    /// The term in which this host speaks, or would.
+    pub(crate) term: Term,
+}
+
+/// See the module.
+pub(crate) struct Standby {
+    pub(crate) machine: Prepared,
+    pub(crate) gate: Gate,
+    pub(crate) wiring: Wiring,
+    plan: Plan,
+}
+
+/// The guest's connection to this host's network.
+pub(crate) struct Wiring {
+    links: Links,
+    tap: IfIndex,
+    bridge: Option<IfIndex>,
+    mac: Mac,
+    /// The guest's end of the tap, for announcements in its name.
+    voice: File,
+}
+
+impl Standby {
+    /// Builds everything. `pins` is where the gate's programs are pinned. On an error nothing is left behind.
+    ///
+    /// # Errors
+    /// When this host cannot run such a machine, or not on this tap and bridge; says what is missing.
+    pub(crate) fn prepare(plan: Plan, pins: &Path) -> Result<Self> {
+        let links = Links::open()?;
+        let bridge = match &plan.bridge {
+            Some(bridge) => Some(links.bridge(bridge.as_str())?.index),
+            None => None,
+        };
+        let mac = Mac(plan.shape.mac);
+        let spec =
+            TapSpec { name: plan.tap.as_str(), guest_mac: mac, mtu_bytes: MTU_BYTES, vm: &plan.vm };
+        let tap = links.ensure_tap(&spec, |found| Gate::guards(&found.name))?;
+        let index = tap.index;
+        let built = || -> Result<(Gate, Prepared, File)> {
+            let guarded = gate::Tap { name: plan.tap.to_string(), ifindex: index.0 };
+            let gate = Gate::install(guarded, pins, plan.slots, plan.term)?;
+            let voice = File::from(tap.fd.try_clone().context("share the tap")?);
+            match Prepared::new(&plan.shape, &plan.cpu, &plan.placement, tap.fd) {
+                Ok(machine) => Ok((gate, machine, voice)),
+                Err(e) => {
+                    remove_gate(gate);
+                    Err(e)
+                }
+            }
+        };
+        match built() {
+            Ok((gate, machine, voice)) => {
+                let wiring = Wiring { links, tap: index, bridge, mac, voice };
+                Ok(Self { machine, gate, wiring, plan })
+            }
+            Err(e) => {
+                links.delete(index)?;
+                Err(e)
+            }
+        }
+    }
+
+    /// Whether it is what `plan` asks for.
+    pub(crate) fn serves(&self, plan: &Plan) -> bool {
+        self.plan == *plan
+    }
+
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Takes everything down again.
+    ///
+    /// # Errors
+    /// When the tap cannot be deleted.
+    pub(crate) fn remove(self) -> Result<()> {
+        drop(self.machine);
+        self.wiring.remove(self.gate)
+    }
+}
+
+impl Wiring {
+    /// Joins the bridge and raises the tap.
+    ///
+    /// # Errors
+    /// When either is gone, or the kernel refuses.
+    pub(crate) fn connect(&self) -> Result<()> {
+        if let Some(bridge) = self.bridge {
+            self.links.join(self.tap, bridge)?;
+        }
+        self.links.up(self.tap)
+    }
+
+    /// Takes the guest's address off this host's network, for whoever speaks for the guest now.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn disconnect(&self) -> Result<()> {
+        self.links.down(self.tap)?;
+        self.links.leave(self.tap)
+    }
+
+    /// Tells switches where the guest's address is, now and a few times more. Neighbours need not be told: the
+    /// address is the same. The gate must be open, or it keeps the announcement in.
+    pub(crate) fn announce(&self) {
+        let mut frame = vec![0; VNET_HEADER_BYTES];
+        frame.extend(announce::rarp(Station { mac: self.mac, vlan: None }));
+        let mut voice = &self.voice;
+        // A frame that is not taken is repeated below, and the guest will speak for itself.
+        voice.write_all(&frame).ok();
+        let Ok(voice) = self.voice.try_clone() else { return };
+        let again = move || {
+            for pause in ANNOUNCE_AGAIN {
+                thread::sleep(pause);
+                (&voice).write_all(&frame).ok();
+            }
+        };
+        if let Err(e) = thread::Builder::new().name("announce".to_owned()).spawn(again) {
+            warn!("the announcement is not repeated: {e}");
+        }
+    }
+
+    /// Takes the gate and the tap away: the guest has ended.
+    ///
+    /// # Errors
+    /// When the tap cannot be deleted.
+    pub(crate) fn remove(self, gate: Gate) -> Result<()> {
+        remove_gate(gate);
+        self.links.delete(self.tap)
+    }
+}
+
+fn remove_gate(gate: Gate) {
+    if let Err(e) = gate.remove() {
+        warn!("the gate's pins are left behind: {e:#}");
+    }
+}
