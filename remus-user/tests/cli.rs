@@ -66,7 +66,7 @@ fn a_wrong_config_exits_2_with_one_error_that_points() {
         assert_eq!(output.status.code(), Some(2));
         assert_eq!(text(&output.stdout), "");
         let expected = format!(
-            "remus: error: {}:2:1: memory: there is no such key\n  help: known here: name, run_dir, machine, net, \
+            "remus: error: {}:2:1: memory: there is no such key\n  help: known here: name, run_dir, state_dir, machine, net, \
              protection, gate, placement\n",
             path(&file)
         );
