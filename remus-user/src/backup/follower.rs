@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     checkpoint::MachineState,
-    config::{self, LinkName},
+    config::LinkName,
     failover,
     link::{self, Arrived, Polled},
     machine::{self, CpuProfile},
@@ -43,8 +43,7 @@ const IDLE: Duration = Duration::from_secs(1);
 /// # Errors
 /// When another process on this host has the VM, or its record cannot be read.
 pub(super) fn start(vm: VmName, options: Arc<BackupOptions>) -> Result<Mailbox> {
-    let name = config::VmName::new(vm.as_str()).map_err(|e| anyhow!("VM {vm}: {e}"))?;
-    let directory = VmDir::claim(&options.run_dir, &name)?;
+    let directory = VmDir::claim(&options.run_dir, &vm)?;
     let store = Store::at(&options.state_dir)?;
     let (newest, owner) = newest_known(vm.as_str(), store.read(vm.as_str())?)?;
     let me = store.instance(fresh_instance)?;

@@ -18,7 +18,9 @@ use std::{
 };
 
 pub use document::ConfigError;
-pub use name::{BadName, LinkName, VmName};
+pub use name::{BadName, LinkName};
+
+pub use crate::wire::VmName;
 
 use crate::net::Mac;
 

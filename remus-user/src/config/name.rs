@@ -1,11 +1,7 @@
-//! Names that become part of paths and of kernel objects: their characters are limited here, once.
+//! Names of network links: they become part of paths and of kernel objects, so their characters are limited. (The
+//! name of a VM also crosses the wire, and is `wire::VmName`.)
 
 use std::fmt;
-
-/// The name of a VM. It becomes a directory under the run directory, so it is 1 to 32 of `a-z A-Z 0-9 - _ .`
-/// and begins with a letter or digit (which leaves out `.`, `..` and hidden names).
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct VmName(String);
 
 /// The name of a network link, as the kernel takes it: 1 to 15 bytes, here limited to `a-z A-Z 0-9 - _ .`
 /// and a letter or digit first.
@@ -19,20 +15,6 @@ pub enum BadName {
     TooLong { max: usize },
     First(char),
     Character(char),
-}
-
-impl VmName {
-    pub const MAX: usize = 32;
-
-    /// # Errors
-    /// Says which rule `name` breaks.
-    pub fn new(name: &str) -> Result<Self, BadName> {
-        check(name, Self::MAX).map(|()| Self(name.to_owned()))
-    }
-
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
 }
 
 impl LinkName {
@@ -76,23 +58,9 @@ impl fmt::Display for BadName {
 
 impl std::error::Error for BadName {}
 
-impl fmt::Display for VmName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
 impl fmt::Display for LinkName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
-    }
-}
-
-impl std::str::FromStr for VmName {
-    type Err = BadName;
-
-    fn from_str(s: &str) -> Result<Self, BadName> {
-        Self::new(s)
     }
 }
 
@@ -111,11 +79,9 @@ mod tests {
     #[test]
     fn names_that_would_leave_their_directory_are_refused() {
         for bad in ["", ".", "..", "../x", "a/b", "a b", "a\0", "-rf", "é"] {
-            assert!(VmName::new(bad).is_err(), "{bad:?}");
             assert!(LinkName::new(bad).is_err(), "{bad:?}");
         }
-        assert!(VmName::new(&"a".repeat(33)).is_err());
         assert!(LinkName::new(&"a".repeat(16)).is_err());
-        assert_eq!(VmName::new("web-1.lan").unwrap().as_str(), "web-1.lan");
+        assert_eq!(LinkName::new("tap-1.lan").unwrap().as_str(), "tap-1.lan");
     }
 }

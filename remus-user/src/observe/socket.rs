@@ -28,7 +28,7 @@ use super::{
     status::Status,
     vm_dir::{below, open_directory},
 };
-use crate::config::VmName;
+use crate::wire::VmName;
 
 pub(super) const NAME: &str = "status.sock";
 const REQUEST_BYTES_MAX: u64 = 64;

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::config::VmName;
+use crate::wire::VmName;
 
 const LOCK: &str = "lock";
 

@@ -53,7 +53,7 @@ use crate::{
     replication::{Fenced, Pipeline, Policy},
     standby::{Plan, Standby, Wiring},
     store::{Record, Standing, Store},
-    wire::{Hello, Session, Timing, VmName},
+    wire::{Hello, Session, Timing},
 };
 
 /// What `remus run` was asked for, checked.
@@ -228,7 +228,7 @@ fn plan_of(config: &Config, term: Term) -> Result<Plan> {
 }
 
 fn hello_of(config: &Config, standby: &Standby, term: Term) -> Result<Hello> {
-    let Plan { vm, shape, cpu, tap, bridge, slots, .. } = standby.plan();
+    let Plan { shape, cpu, tap, bridge, slots, .. } = standby.plan();
     let announced = Announced {
         shape: *shape,
         tap: tap.to_string(),
@@ -236,7 +236,7 @@ fn hello_of(config: &Config, standby: &Standby, term: Term) -> Result<Hello> {
         slots: *slots,
     };
     Ok(Hello {
-        vm: VmName::new(vm).map_err(|_| anyhow!("{vm} is no name for a VM on the wire"))?,
+        vm: config.name.clone(),
         session: Session::new(1).expect("a template; each session gets its own"),
         primary: fresh_instance(),
         term,

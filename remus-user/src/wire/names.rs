@@ -117,6 +117,14 @@ impl fmt::Display for NameError {
 
 impl std::error::Error for NameError {}
 
+impl std::str::FromStr for VmName {
+    type Err = NameError;
+
+    fn from_str(name: &str) -> Result<Self, NameError> {
+        Self::new(name)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -51,15 +51,10 @@ pub(super) fn kernel_version() -> Check {
     let release = release.trim();
     match version(release) {
         Some(v) if v >= (6, 6) => Check::ok(NAME, format!("{release}: the gate attaches by TCX")),
-        Some(v) if v >= (5, 15) => Check::warning(
-            NAME,
-            format!("{release}: no TCX, the gate attaches by clsact"),
-            "6.6 or later lets the gate hold its place as the first program of its tap",
-        ),
         Some(_) => Check::refused(
             NAME,
-            format!("{release} is too old for the gate"),
-            "use 5.15 or later, best 6.6 or later",
+            format!("{release} has no TCX, by which the gate is first on its tap"),
+            "use Linux 6.6 or later",
         ),
         None => {
             Check::warning(NAME, format!("cannot read a version in {release:?}"), "mount /proc")
