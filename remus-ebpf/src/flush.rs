@@ -22,7 +22,7 @@ use remus_abi::{
 
 use crate::{
     hold::fitting,
-    maps::{ControlWords, RingWords, count, slot_at, try_lock, unlock},
+    maps::{ControlWords, RingWords, count, number_at, slot_at, try_lock, unlock},
 };
 
 #[inline(always)]
@@ -56,7 +56,9 @@ fn locked(ctx: &TcContext, control: ControlWords, ring: RingWords) -> FlushResul
     }
     let slots = control.word(Control::Slots);
     reclaim(ring, slots, now);
-    send(ctx, ring, slots, control.word(Control::Tap) as u32, committed, now)
+    #[expect(clippy::cast_possible_truncation, reason = "an interface index has 32 bits")]
+    let tap = control.word(Control::Tap) as u32;
+    send(ctx, ring, slots, tap, committed, now)
 }
 
 /// Moves the tail over freed slots. Where the first that is left has been under way for too long it is lost,
@@ -121,9 +123,7 @@ fn send(
                     count(Counter::Resent);
                 }
                 // SAFETY: a live slot that holds a frame.
-                unsafe {
-                    send_one(ctx, slot, (next as u32) & (slots as u32).wrapping_sub(1), tap, now)
-                };
+                unsafe { send_one(ctx, slot, number_at(next, slots), tap, now) };
             }
         }
         ring.set(Ring::Next, next + 1);

@@ -121,6 +121,7 @@ fn store(ctx: &TcContext, control: ControlWords) -> Counter {
 /// # Safety
 /// `slot` and `skb` are live.
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "16-bit fields, in words of 32 bits")]
 unsafe fn keep_vlan_tag(slot: *mut Slot, skb: *mut __sk_buff) {
     // SAFETY: by contract.
     unsafe {
@@ -141,5 +142,7 @@ pub fn fitting(len: u32) -> Option<u32> {
     if len < ETH_HLEN || len > SLOT_DATA as u64 {
         return None;
     }
-    Some(len as u32)
+    #[expect(clippy::cast_possible_truncation, reason = "it came from 32 bits")]
+    let len = len as u32;
+    Some(len)
 }

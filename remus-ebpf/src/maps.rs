@@ -75,7 +75,17 @@ impl RingWords {
 /// The slot of ring position `at`. `slots` is a power of two; what lies beyond the map is `None`.
 #[inline(always)]
 pub fn slot_at(at: u64, slots: u64) -> Option<*mut Slot> {
-    slot(at as u32 & (slots as u32).wrapping_sub(1))
+    slot(number_at(at, slots))
+}
+
+/// The number of the slot of ring position `at`.
+#[inline(always)]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "slots is a power of two of 32 bits: only the low bits of a position tell its slot"
+)]
+pub fn number_at(at: u64, slots: u64) -> u32 {
+    at as u32 & (slots as u32).wrapping_sub(1)
 }
 
 #[inline(always)]
@@ -94,7 +104,7 @@ pub fn count(which: Counter) {
 /// Takes the flush lock, unless another flush has it. A program runs to its end: the lock is never orphaned.
 #[inline(always)]
 pub fn try_lock() -> bool {
-    FLUSHING.insert(&0, &1, BPF_NOEXIST as u64).is_ok()
+    FLUSHING.insert(0, 1, BPF_NOEXIST as u64).is_ok()
 }
 
 #[inline(always)]
@@ -103,5 +113,5 @@ pub fn unlock() {
         clippy::let_underscore_must_use,
         reason = "only the holder comes here, so the key is there"
     )]
-    let _ = FLUSHING.remove(&0);
+    let _ = FLUSHING.remove(0);
 }

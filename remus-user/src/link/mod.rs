@@ -29,6 +29,7 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let timeout_ms = 5_000i32;
+    let size = libc::socklen_t::try_from(size_of_val(&timeout_ms)).map_err(io::Error::other)?;
     // SAFETY: an int option on a descriptor that lives during the call.
     let result = unsafe {
         libc::setsockopt(
@@ -36,7 +37,7 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
             libc::IPPROTO_TCP,
             libc::TCP_USER_TIMEOUT,
             (&raw const timeout_ms).cast(),
-            size_of::<i32>() as libc::socklen_t,
+            size,
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

@@ -99,6 +99,7 @@ pub(crate) struct Engine {
     harvest: PageSet,
     cool: PageSet,
     stride: Vec<Page>,
+    #[expect(clippy::vec_box, reason = "they travel in their boxes, and come back in them")]
     spare: Vec<Box<Shipment>>,
     /// How many there are in all. None before the first session: a takeover does not wait for their memory.
     shipments: usize,
