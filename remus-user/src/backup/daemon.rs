@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     net::{SocketAddr, TcpStream},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -26,14 +26,34 @@ const OPENING_MAX: usize = 32;
 /// VMs that one daemon follows.
 const FOLLOWED_MAX: usize = 64;
 
+/// How long guests that run here have to end, once the daemon is told to.
+const END_WITHIN: Duration = Duration::from_secs(4);
+
 /// Who follows which VM, and the session that it was last asked for.
-type Followers = BTreeMap<VmName, (Mailbox, Session)>;
+pub(super) type Followers = BTreeMap<VmName, (Mailbox, Session)>;
+
+/// Ends the guests that run here, on purpose and in order.
+pub(super) async fn end_guests(followers: &Mutex<Followers>) {
+    let has_guests = || lock(followers).values().any(|(mailbox, _)| mailbox.has_guest());
+    lock(followers).values().for_each(|(mailbox, _)| mailbox.end_guest());
+    let until = tokio::time::Instant::now() + END_WITHIN;
+    while has_guests() && tokio::time::Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Whoever panicked with the lock left the map whole: every change of it is one insertion or removal.
+fn lock(followers: &Mutex<Followers>) -> MutexGuard<'_, Followers> {
+    followers.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Serves until the listener cannot be had.
-pub(super) async fn serve(options: Arc<BackupOptions>) -> Result<()> {
+pub(super) async fn serve(
+    options: Arc<BackupOptions>,
+    followers: Arc<Mutex<Followers>>,
+) -> Result<()> {
     let listener = listen(options.listen).await?;
     info!("waiting for primaries at {}", options.listen);
-    let followers = Arc::new(Mutex::new(Followers::default()));
     let opening = Arc::new(Semaphore::new(OPENING_MAX));
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -74,8 +94,7 @@ fn hand_over(
     options: &Arc<BackupOptions>,
     followers: &Mutex<Followers>,
 ) -> Result<()> {
-    // Whoever panicked with the lock left the map whole: every change of it is one insertion or removal.
-    let mut followers = followers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut followers = lock(followers);
     match opening {
         Opening::Hello(hello) => greet(hello, stream, options, &mut followers),
         Opening::Attach(Attach { session }) => {

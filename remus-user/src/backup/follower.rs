@@ -35,6 +35,8 @@ use crate::{
 /// Numbers of the links, for the detector.
 const CONTROL: u8 = 0;
 const BULK: u8 = 1;
+/// Reads of the bulk connection before the other is looked at again.
+const READS_MAX: usize = 64;
 /// Without a session there is nothing to keep time for.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -364,7 +366,8 @@ impl Follower {
         }
         if let Some(bulk) = bulk {
             let memory = standby.machine.memory();
-            loop {
+            // Not without end: heartbeats are to be answered while a primary sends as fast as this host reads.
+            for _ in 0..READS_MAX {
                 while let Some(frame) = bulk.frames.next_frame()? {
                     let ack = image.take(&frame, brain, memory, state)?;
                     detector.handle_heard(boot_now(), BULK);
@@ -424,6 +427,7 @@ impl Follower {
 
         let term = fenced.term();
         let (inbox, post) = inbox()?;
+        letters.set_engine(post.clone());
         let policy = Policy::new(&timing);
         let Standby { machine, gate, wiring, .. } = standby;
         let engine = Engine::start(Parts {

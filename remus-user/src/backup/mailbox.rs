@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::{
+    primary::{Input, Post},
     replication::Promoted,
     wire::{Hello, Session},
 };
@@ -31,6 +32,7 @@ pub(super) struct Mailbox {
     letters: Sender<Letter>,
     bell: Arc<EventFd>,
     promoted: Arc<OnceLock<Promoted>>,
+    engine: Arc<OnceLock<Post>>,
     alive: Weak<()>,
 }
 
@@ -39,20 +41,26 @@ pub(super) struct Letters {
     letters: Receiver<Letter>,
     bell: Arc<EventFd>,
     promoted: Arc<OnceLock<Promoted>>,
+    engine: Arc<OnceLock<Post>>,
     _alive: Arc<()>,
 }
 
 pub(super) fn mailbox() -> Result<(Mailbox, Letters)> {
     let bell = Arc::new(EventFd::new(EFD_NONBLOCK).context("make an eventfd")?);
     let (sender, receiver) = mpsc::channel();
-    let (promoted, alive) = (Arc::new(OnceLock::new()), Arc::new(()));
+    let (promoted, engine) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
+    let alive = Arc::new(());
     let letters = Letters {
         letters: receiver,
         bell: Arc::clone(&bell),
         promoted: Arc::clone(&promoted),
+        engine: Arc::clone(&engine),
         _alive: Arc::clone(&alive),
     };
-    Ok((Mailbox { letters: sender, bell, promoted, alive: Arc::downgrade(&alive) }, letters))
+    Ok((
+        Mailbox { letters: sender, bell, promoted, engine, alive: Arc::downgrade(&alive) },
+        letters,
+    ))
 }
 
 impl Mailbox {
@@ -68,6 +76,18 @@ impl Mailbox {
         self.promoted.get().copied()
     }
 
+    /// Ends the guest that runs here on purpose, if one does.
+    pub(super) fn end_guest(&self) {
+        if let Some(engine) = self.engine.get() {
+            engine.send(Input::Stop);
+        }
+    }
+
+    /// A guest runs here.
+    pub(super) fn has_guest(&self) -> bool {
+        self.is_open() && self.engine.get().is_some()
+    }
+
     /// The follower is there, or has become the guest's engine.
     pub(super) fn is_open(&self) -> bool {
         self.alive.strong_count() > 0
@@ -78,6 +98,12 @@ impl Letters {
     pub(super) fn next(&self) -> Option<Letter> {
         self.bell.read().ok();
         self.letters.try_recv().ok()
+    }
+
+    /// From now on this thread is the guest's engine, and hears this.
+    pub(super) fn set_engine(&self, post: Post) {
+        // A follower is promoted once.
+        self.engine.set(post).ok();
     }
 
     /// From now on the daemon refuses by itself.

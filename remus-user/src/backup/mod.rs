@@ -9,7 +9,12 @@ mod follower;
 mod image;
 mod mailbox;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use tokio::{
@@ -36,7 +41,7 @@ pub struct BackupOptions {
     pub placement: Placement,
 }
 
-/// Serves until it is told to end. Guests that run here then end with it.
+/// Serves until it is told to end. Guests that run here by then are ended on purpose.
 ///
 /// # Errors
 /// When it cannot listen.
@@ -49,11 +54,14 @@ pub fn run(options: BackupOptions) -> Result<()> {
     let result = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
-        select! {
-            result = daemon::serve(Arc::new(options)) => result,
+        let followers = Arc::new(Mutex::new(daemon::Followers::default()));
+        let result = select! {
+            result = daemon::serve(Arc::new(options), Arc::clone(&followers)) => result,
             _ = terminate.recv() => Ok(()),
             _ = interrupt.recv() => Ok(()),
-        }
+        };
+        daemon::end_guests(&followers).await;
+        result
     });
     runtime.shutdown_timeout(Duration::from_millis(100));
     info!("the backup ends");

@@ -127,7 +127,9 @@ struct Link {
 /// The guest has ended; the backup is being told.
 struct Ending {
     why: GoodbyeWhy,
-    said: bool,
+    /// Its last checkpoint is captured, if it was protected.
+    is_sealed: bool,
+    is_said: bool,
     give_up: Moment,
 }
 
@@ -212,6 +214,7 @@ impl Engine {
             if now >= self.next_tick {
                 self.tick(now)?;
             }
+            self.go_on_ending()?;
             if let Some(stopped) = self.poll_stopped(now) {
                 self.gate.close();
                 self.publish()?;
@@ -246,11 +249,13 @@ impl Engine {
             Event::Served => Ok(()),
             Event::Ended(End::PowerOff) => {
                 info!("the guest has powered off");
-                self.end(GoodbyeWhy::PowerOff)
+                self.end(GoodbyeWhy::PowerOff);
+                Ok(())
             }
             Event::Ended(End::Crash) => {
                 warn!("the guest says that it cannot go on; its last words are above");
-                self.end(GoodbyeWhy::Crashed)
+                self.end(GoodbyeWhy::Crashed);
+                Ok(())
             }
             Event::Ended(End::Fault(why)) => bail!("the guest cannot run on on this host: {why}"),
         }
@@ -284,7 +289,10 @@ impl Engine {
                 self.brain.handle_goodbye_answered();
                 Ok(())
             }
-            Input::Stop => self.end(GoodbyeWhy::Stopped),
+            Input::Stop => {
+                self.end(GoodbyeWhy::Stopped);
+                Ok(())
+            }
         }
     }
 
@@ -482,41 +490,48 @@ impl Engine {
         Ok(())
     }
 
-    /// The guest ends on purpose: what it said last is sealed, committed and released, then the backup is told.
-    fn end(&mut self, why: GoodbyeWhy) -> Result<()> {
-        if self.ending.is_some() {
-            return Ok(());
-        }
-        if self.brain.standing() == Standing::Protected
-            && self.brain.in_flight() < self.depth
-            && !self.spare.is_empty()
+    /// The guest ends on purpose.
+    fn end(&mut self, why: GoodbyeWhy) {
+        let give_up = boot_now() + GOODBYE_WITHIN;
+        self.ending.get_or_insert(Ending { why, is_sealed: false, is_said: false, give_up });
+    }
+
+    /// The steps of an end, one after another as each becomes possible: what the guest said last is sealed,
+    /// committed and released; then the backup is told.
+    fn go_on_ending(&mut self) -> Result<()> {
+        let Some(ending) = &mut self.ending else { return Ok(()) };
+        let why = ending.why;
+        if !ending.is_sealed {
+            let is_protected = self.brain.standing() == Standing::Protected;
+            if is_protected && (self.brain.in_flight() >= self.depth || self.spare.is_empty()) {
+                return Ok(());
+            }
+            ending.is_sealed = true;
+            if is_protected {
+                self.seal()?;
+            }
+            self.brain.handle_guest_ended(why);
+        } else if !ending.is_said
+            && self.brain.released() == self.brain.acked()
+            && let Some(goodbye) = self.brain.poll_goodbye()
         {
-            self.seal()?;
+            ending.is_said = true;
+            self.order(Order::Goodbye { epoch: goodbye.epoch, why });
         }
-        self.brain.handle_guest_ended(why);
-        self.ending = Some(Ending { why, said: false, give_up: boot_now() + GOODBYE_WITHIN });
         Ok(())
     }
 
-    fn poll_stopped(&mut self, now: Moment) -> Option<Stopped> {
+    fn poll_stopped(&self, now: Moment) -> Option<Stopped> {
         if let Some(newer) = self.stood_down {
             return Some(Stopped::StoodDown(newer));
         }
-        let ending = self.ending.as_mut()?;
+        let ending = self.ending.as_ref()?;
         if self.brain.standing() == Standing::Stopped {
             return Some(Stopped::Ended(ending.why));
         }
         if now >= ending.give_up {
             warn!("the backup did not hear the goodbye: it will take over");
             return Some(Stopped::Ended(ending.why));
-        }
-        let all_out = self.brain.released() == self.brain.acked();
-        if all_out
-            && !ending.said
-            && let Some(goodbye) = self.brain.poll_goodbye()
-        {
-            ending.said = true;
-            self.order(Order::Goodbye { epoch: goodbye.epoch, why: goodbye.why });
         }
         None
     }

@@ -80,7 +80,7 @@ impl AsRawFd for Inbox {
 
 impl Post {
     /// Tells the engine. Once the engine is gone there is nobody to tell.
-    pub(super) fn send(&self, input: Input) {
+    pub(crate) fn send(&self, input: Input) {
         if self.inputs.send(input).is_ok() {
             // Only a counter at its limit refuses, and then the engine is rung for already.
             self.bell.write(1).ok();

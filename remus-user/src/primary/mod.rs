@@ -36,12 +36,11 @@ use tracing::info;
 pub(crate) use self::{
     announced::{Announced, decode_cpu, encode_cpu},
     engine::{Engine, Parts, Stopped},
-    inbox::inbox,
+    inbox::{Input, Post, inbox},
     report::Report,
 };
 use self::{
     control::{Order, keep_sessions},
-    inbox::{Input, Post},
     start::Permission,
 };
 use crate::{
