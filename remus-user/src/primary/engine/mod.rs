@@ -14,30 +14,33 @@
 //! Encoding and sending are the sender's, off the pause path. Nothing here waits for the network: with no
 //! buffer or no place in the pipeline the epoch just lasts longer.
 
-use std::{collections::VecDeque, io, net::TcpStream, os::fd::AsRawFd, thread, time::Duration};
+mod ending;
+mod session;
+
+use std::{collections::VecDeque, io, os::fd::AsRawFd, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use remus_abi::{Stamp, Term};
 use tokio::sync::mpsc::UnboundedSender;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use self::{ending::Ending, session::Link};
 use super::{
     control::Order,
     inbox::{Inbox, Input, Post},
     report::Report,
-    sender::{Cargo, Sender, Shipment},
+    sender::{Cargo, Shipment},
     sync::Sync,
 };
 use crate::{
-    checkpoint::{DirtyBook, HotSet, Page, PageSet, QUIET_EPOCHS_DEFAULT, Staging},
+    checkpoint::{DirtyBook, HotSet, Page, PageSet, QUIET_EPOCHS_DEFAULT},
     gate::{Flushed, Gate},
-    link::{AckIn, hang_up},
     machine::{End, Event, Machine, Prepared},
     os::boot_now,
-    replication::{Pipeline, PrimaryLease, SealWhen, Standing, SyncNext},
+    replication::{Pipeline, PrimaryLease, SealWhen},
     store::{self, Record, Store},
-    wire::{Ack, GoodbyeWhy, Moment, Session, Welcome},
+    wire::{GoodbyeWhy, Moment},
 };
 
 /// Pages that a fresh staging has room for; it grows when an epoch dirties more.
@@ -48,8 +51,6 @@ const SPARE_SHIPMENTS: usize = 2;
 const TICK: Duration = Duration::from_millis(10);
 /// How soon frames that are still under way are looked after.
 const FLUSH_AGAIN: Duration = Duration::from_millis(1);
-/// How long a guest that ended may take to say goodbye.
-const GOODBYE_WITHIN: Duration = Duration::from_secs(3);
 /// The two descriptors of the event loop.
 const INBOX: u64 = 0;
 const MACHINE: u64 = 1;
@@ -115,22 +116,6 @@ pub(crate) struct Engine {
     next_tick: Moment,
     ending: Option<Ending>,
     stood_down: Option<Term>,
-}
-
-/// The session that is going on.
-struct Link {
-    session: Session,
-    sender: Sender,
-    bulk: TcpStream,
-}
-
-/// The guest has ended; the backup is being told.
-struct Ending {
-    why: GoodbyeWhy,
-    /// Its last checkpoint is captured, if it was protected.
-    is_sealed: bool,
-    is_said: bool,
-    give_up: Moment,
 }
 
 impl Engine {
@@ -296,86 +281,6 @@ impl Engine {
         }
     }
 
-    /// A backup has welcomed a session: the live sync begins.
-    fn connected(&mut self, session: Session, welcome: &Welcome, bulk: TcpStream) -> Result<()> {
-        if let Some(link) = &self.link {
-            let replaced = link.session;
-            self.lost(replaced, "another session took its place");
-        }
-        if let Err(e) = self.brain.handle_welcome(session, welcome) {
-            warn!("the session is of no use: {e}");
-            self.order(Order::Drop(session));
-            return self.newer_term(welcome.newest);
-        }
-        // From the first committed checkpoint on the backup may take over: a restart here must know of it.
-        self.record(self.brain.term(), store::Standing::Protected)?;
-        let ram_pages = self.harvest.ram_pages();
-        let places = self.depth + SPARE_SHIPMENTS;
-        while self.shipments < places {
-            self.spare.push(Box::new(Shipment::new(Staging::new(STAGING_PAGES))));
-            self.shipments += 1;
-        }
-        let ours = bulk.try_clone().context("share the bulk connection")?;
-        let acks = bulk.try_clone().context("share the bulk connection")?;
-        start_ack_reader(session, acks, self.post.clone())?;
-        let sender = Sender::start(session, bulk, ram_pages, places, self.post.clone())?;
-        self.link = Some(Link { session, sender, bulk: ours });
-
-        if !self.tracking {
-            self.machine.track_dirty(true)?;
-            self.tracking = true;
-        }
-        self.hot.clear();
-        self.book.owe_everything();
-        let mut sync = Sync::new(ram_pages);
-        sync.begin_round(|pages| self.book.take_for_sync(pages));
-        self.sync = Some(sync);
-        info!("session {session}: syncing {ram_pages} pages");
-        self.report_standing();
-        Ok(())
-    }
-
-    /// The session is over. Buffers that are with its sender come back by themselves.
-    fn lost(&mut self, session: Session, why: &str) {
-        let Some(link) = self.link.take_if(|link| link.session == session) else { return };
-        hang_up(&link.bulk);
-        drop(link);
-        warn!("session {session} is lost: {why}");
-        self.brain.handle_session_lost();
-        self.book.put_back();
-        self.sync = None;
-        self.sealed_at.clear();
-        self.order(Order::Drop(session));
-        self.report_standing();
-        self.report.reason(why);
-    }
-
-    /// The next pages of the live sync, if there is a buffer to put them into.
-    fn sync_stride(&mut self) -> Result<()> {
-        let (Some(sync), Some(link)) = (&mut self.sync, &self.link) else { return Ok(()) };
-        if self.spare.is_empty() {
-            return Ok(());
-        }
-        if sync.next_stride(&mut self.stride) {
-            let mut shipment = self.spare.pop().expect("just looked");
-            shipment.cargo = Cargo::Sync;
-            shipment.staging.clear();
-            self.machine.copy_live(self.stride.iter().copied(), &mut shipment.staging)?;
-            link.sender.ship(shipment);
-            return Ok(());
-        }
-        // Cleared before it is copied: a page that the guest dirties meanwhile is reported again.
-        self.machine.harvest_and_clear_live(&mut self.harvest)?;
-        self.book.owe(&self.harvest);
-        let left = self.book.owed().len();
-        debug!("a round of the sync is sent, {left} pages were dirtied meanwhile");
-        match self.brain.handle_sync_round(left) {
-            SyncNext::Round => sync.begin_round(|pages| self.book.take_for_sync(pages)),
-            SyncNext::Seal => self.sync = None,
-        }
-        Ok(())
-    }
-
     /// Ends the open epoch with a checkpoint; see the module for the order.
     fn seal(&mut self) -> Result<()> {
         let Self {
@@ -426,51 +331,6 @@ impl Engine {
         Ok(())
     }
 
-    fn acked(&mut self, ack: &Ack) -> Result<()> {
-        if self.link.as_ref().is_none_or(|link| link.session != ack.session) {
-            // From a reader of a session that is over.
-            return Ok(());
-        }
-        let now = boot_now();
-        let committed = match self.brain.handle_ack(now, ack) {
-            Ok(Some(committed)) => committed,
-            Ok(None) => return Ok(()),
-            Err(e) => {
-                self.lost(ack.session, &e.to_string());
-                return Ok(());
-            }
-        };
-        self.answered(ack.session, ack.sent)?;
-        self.gate.commit(&committed);
-        self.book.commit(ack.epoch);
-        while let Some((stamp, at)) =
-            self.sealed_at.pop_front_if(|(stamp, _)| *stamp <= committed.stamp())
-        {
-            self.report.committed(stamp, now.since(at));
-            self.committed = Some((stamp, at));
-        }
-        self.flush()
-    }
-
-    /// The backup answered what was sent at `sent`: the gate may release for a while.
-    fn answered(&mut self, session: Session, sent: Moment) -> Result<()> {
-        if self.link.as_ref().is_none_or(|link| link.session != session) {
-            return Ok(());
-        }
-        let term = self.brain.term();
-        if let Err(e) = self.lease.handle_answer(boot_now(), term, sent) {
-            self.lost(session, &format!("the backup gave an answer that cannot be one: {e:?}"));
-            return Ok(());
-        }
-        if let Some(until) = self.lease.until() {
-            self.gate.renew_lease(until.0);
-        }
-        if self.brain.released() < self.brain.acked() {
-            self.flush()?;
-        }
-        Ok(())
-    }
-
     fn flush(&mut self) -> Result<()> {
         let acked = self.brain.acked();
         match self.gate.flush()? {
@@ -488,52 +348,6 @@ impl Engine {
             Flushed::Refused => self.flush_again = false,
         }
         Ok(())
-    }
-
-    /// The guest ends on purpose.
-    fn end(&mut self, why: GoodbyeWhy) {
-        let give_up = boot_now() + GOODBYE_WITHIN;
-        self.ending.get_or_insert(Ending { why, is_sealed: false, is_said: false, give_up });
-    }
-
-    /// The steps of an end, one after another as each becomes possible: what the guest said last is sealed,
-    /// committed and released; then the backup is told.
-    fn go_on_ending(&mut self) -> Result<()> {
-        let Some(ending) = &mut self.ending else { return Ok(()) };
-        let why = ending.why;
-        if !ending.is_sealed {
-            let is_protected = self.brain.standing() == Standing::Protected;
-            if is_protected && (self.brain.in_flight() >= self.depth || self.spare.is_empty()) {
-                return Ok(());
-            }
-            ending.is_sealed = true;
-            if is_protected {
-                self.seal()?;
-            }
-            self.brain.handle_guest_ended(why);
-        } else if !ending.is_said
-            && self.brain.released() == self.brain.acked()
-            && let Some(goodbye) = self.brain.poll_goodbye()
-        {
-            ending.is_said = true;
-            self.order(Order::Goodbye { epoch: goodbye.epoch, why });
-        }
-        Ok(())
-    }
-
-    fn poll_stopped(&self, now: Moment) -> Option<Stopped> {
-        if let Some(newer) = self.stood_down {
-            return Some(Stopped::StoodDown(newer));
-        }
-        let ending = self.ending.as_ref()?;
-        if self.brain.standing() == Standing::Stopped {
-            return Some(Stopped::Ended(ending.why));
-        }
-        if now >= ending.give_up {
-            warn!("the backup did not hear the goodbye: it will take over");
-            return Some(Stopped::Ended(ending.why));
-        }
-        None
     }
 
     /// Another host speaks for the guest: nothing more leaves from here, ever.
@@ -579,21 +393,6 @@ impl Engine {
         }
         Ok(())
     }
-}
-
-/// Reads acks until the connection ends.
-fn start_ack_reader(session: Session, bulk: TcpStream, post: Post) -> Result<()> {
-    let mut acks = AckIn::new(bulk);
-    let read = move || {
-        loop {
-            match acks.next_ack() {
-                Ok(ack) => post.send(Input::Acked(ack)),
-                Err(e) => return post.send(Input::Lost { session, why: format!("{e:#}") }),
-            }
-        }
-    };
-    thread::Builder::new().name("acks".to_owned()).spawn(read).context("start the ack reader")?;
-    Ok(())
 }
 
 /// Waits for events for at most `span`, to the nanosecond: `epoll_wait` only counts milliseconds.
