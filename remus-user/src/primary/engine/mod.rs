@@ -124,8 +124,21 @@ impl Engine {
     /// # Errors
     /// When its gate is not in front of its tap, or a part of the machine does not start.
     pub(crate) fn start(parts: Parts) -> Result<Self> {
-        let Parts { vm, machine, gate, brain, lease, depth, store, report, inbox, post, orders } =
-            parts;
+        let Parts {
+            vm,
+            machine,
+            mut gate,
+            brain,
+            lease,
+            depth,
+            store,
+            report,
+            inbox,
+            post,
+            orders,
+        } = parts;
+        // Lines that nobody would see are not written in the kernel either.
+        gate.set_debug(tracing::enabled!(tracing::Level::DEBUG));
         fine_timers()?;
         gate.verify()?;
         let machine = machine.start()?;
