@@ -17,7 +17,7 @@ use crate::{
     config::LinkName,
     failover,
     link::{self, Arrived, Polled},
-    machine::{self, CpuProfile},
+    machine::{self, CpuProfile, Layout},
     observe::{
         Shared, StatusSocket, VmDir,
         status::{Failover, Protection, Role},
@@ -217,6 +217,14 @@ impl Follower {
                 Refusal::Cpu,
                 format!("this host's CPU lacks what the guest has: {}", lacks.join(", ")),
             ));
+        }
+        let ram_pages = Layout::of_mib(plan.shape.memory_mib).pages();
+        if hello.ram_pages != ram_pages {
+            let text = format!(
+                "{} pages of RAM are announced, the shape has {ram_pages}",
+                hello.ram_pages
+            );
+            return Err(refuse(Refusal::Shape, text));
         }
         if !self.standby.as_ref().is_some_and(|standby| standby.serves(&plan)) {
             // The old one's memory goes before the new one's is asked for.
