@@ -176,7 +176,7 @@ fn detection_takes_three_heartbeats() {
 fn names_macs_and_addresses_say_what_they_should_be() {
     assert_eq!(
         message("name = \"demo\"", "name = \"../demo\""),
-        "demo.toml:1:8: name: '/' may not be in a name (only a-z A-Z 0-9 - _ . may)\n  help: the name becomes a \
+        "demo.toml:1:8: name: a VM's name is 1 to 64 ASCII letters, digits, '-' or '_'\n  help: the name becomes a \
          directory: name = \"demo\""
     );
     assert_eq!(
