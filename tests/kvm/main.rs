@@ -1,4 +1,6 @@
-//! Tests with guests of their own on /dev/kvm.
+//! Tests with guests of their own on /dev/kvm: of the machine alone, and of whole hosts that run `remus`.
 
 mod machine;
+mod pair;
 mod small_guest;
+mod takeover;

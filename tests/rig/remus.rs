@@ -23,8 +23,8 @@ use crate::{
     topology::{BACKUP, BRIDGE, GUEST, GUEST_MAC},
 };
 
-const VM: &str = "demo";
-const TAP: &str = "tap0";
+pub const VM: &str = "demo";
+pub const TAP: &str = "tap0";
 /// CPUs of the vCPU and of all other threads. The vCPU has CPU 0 to itself: whichever host runs the guest, the
 /// other's vCPU is idle, and everything else of the rig stays off it (see [`Share`]).
 const PLACEMENT: (&str, &str) = ("0", "1");
@@ -94,14 +94,30 @@ pub fn start_primary(
     folder: &Path,
     log: &Path,
 ) -> Result<Daemon> {
-    let run_dir = folder.join("primary.d");
-    let config = folder.join("primary.toml");
+    let text = primary_config(programs, timing, folder)?;
+    start_primary_with(host, programs, &text, folder, log)
+}
+
+/// Starts the primary with a config of the caller's own; its `run_dir` is [`primary_run_dir`].
+pub fn start_primary_with(
+    host: &Host,
+    programs: &Programs,
+    config: &str,
+    folder: &Path,
+    log: &Path,
+) -> Result<Daemon> {
+    let run_dir = primary_run_dir(folder);
+    let file = folder.join("primary.toml");
     fs::create_dir_all(&run_dir).with_context(|| format!("create {}", run_dir.display()))?;
-    let text = primary_config(programs, timing, &run_dir)?;
-    fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
+    fs::write(&file, config).with_context(|| format!("write {}", file.display()))?;
     let mut command = Command::new(&programs.remus);
-    command.arg("run").arg(&config);
+    command.arg("run").arg(&file);
     Daemon::start(host, command, &run_dir, log)
+}
+
+/// Where a primary whose files are in `folder` keeps its sockets.
+pub fn primary_run_dir(folder: &Path) -> PathBuf {
+    folder.join("primary.d")
 }
 
 pub fn start_backup(host: &Host, programs: &Programs, folder: &Path, log: &Path) -> Result<Daemon> {
@@ -118,11 +134,12 @@ pub fn start_backup(host: &Host, programs: &Programs, folder: &Path, log: &Path)
     Daemon::start(host, command, &run_dir, log)
 }
 
-fn primary_config(programs: &Programs, timing: Timing, run_dir: &Path) -> Result<String> {
+/// The config that [`start_primary`] writes.
+pub fn primary_config(programs: &Programs, timing: Timing, folder: &Path) -> Result<String> {
     let Timing { epoch_ms, depth, heartbeat_ms, detect_ms, lease_ms } = timing;
     // Debug formatting of a string is a TOML basic string for every path without control characters.
     let quoted = |path: &Path| path.to_str().map(|text| format!("{text:?}")).context("odd path");
-    let (run_dir, kernel) = (quoted(run_dir)?, quoted(&programs.guest)?);
+    let (run_dir, kernel) = (quoted(&primary_run_dir(folder))?, quoted(&programs.guest)?);
     let placement = if sys::host_cpus() > 1 {
         let (vcpu, io) = PLACEMENT;
         format!("\n[placement]\nvcpu_cpus = [{vcpu}]\nio_cpus = [{io}]\n")
