@@ -2,5 +2,6 @@
 
 mod machine;
 mod pair;
+mod refusals;
 mod small_guest;
 mod takeover;
