@@ -156,7 +156,7 @@ fn a_host_without_kvm_is_refused() {
         refused(&pair, &pair.config(&[]), &hidden, PREFLIGHT, &["kvm: /dev/kvm"]).await;
         let gone = "mount -t tmpfs none /dev && mkdir /dev/net && mknod /dev/net/tun c 10 200 && exec \"$@\"";
         let gone = ["unshare", "--mount", "sh", "-c", gone, "sh"];
-        let words = ["kvm: /dev/kvm is not there", "load kvm_intel or kvm_amd"];
+        let words = ["/dev/kvm is not there: load", "load kvm_intel or kvm_amd"];
         refused(&pair, &pair.config(&[]), &gone, PREFLIGHT, &words).await;
     });
 }

@@ -22,6 +22,15 @@ pub(crate) struct Wire {
     pub(crate) pins: tempfile::TempDir,
 }
 
+impl Drop for Wire {
+    fn drop(&mut self) {
+        // The gate's bpffs lies on the directory and would keep it from being removed.
+        let path = std::ffi::CString::new(self.pins.path().as_os_str().as_encoded_bytes()).unwrap();
+        // SAFETY: a terminated path that lives during the call. No mount there is as good.
+        unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
 impl Wire {
     /// Moves the calling thread into namespaces of its own for good: each test runs in a thread of its own.
     pub(crate) fn new() -> Self {

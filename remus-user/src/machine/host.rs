@@ -75,7 +75,10 @@ pub(super) fn open() -> Result<Kvm> {
     })?;
     let version = kvm.get_api_version();
     if u32::try_from(version) != Ok(KVM_API_VERSION) {
-        bail!("/dev/kvm speaks API version {version}, not {KVM_API_VERSION}");
+        bail!(
+            "/dev/kvm is not KVM, or not one of this century (API version {version}, not {KVM_API_VERSION}): see what is \
+             mounted or bound there"
+        );
     }
     Ok(kvm)
 }

@@ -6,7 +6,7 @@ use crate::machine;
 pub(super) fn checks() -> Vec<Check> {
     let host = match machine::probe() {
         Ok(host) => host,
-        Err(e) => return vec![Check::refused("kvm", format!("{e:#}"), "")],
+        Err(e) => return vec![Check::refused("kvm", "/dev/kvm cannot be used", format!("{e:#}"))],
     };
     let kvm = Check::ok("kvm", format!("/dev/kvm, {:?}, TSC at {} kHz", host.kind, host.tsc_khz));
     let capabilities = if host.missing.is_empty() {
