@@ -1,6 +1,6 @@
 //! Which pages are owed to the backup, so that no harvested dirty bit is ever lost.
 //!
-//! Invariant (DESIGN 3.7): a bit that was harvested is either *owed* (not yet in a checkpoint), or in a
+//! Invariant (ARCHITECTURE 7): a bit that was harvested is either *owed* (not yet in a checkpoint), or in a
 //! checkpoint on its way, or that checkpoint is committed. A lost session puts everything on its way back.
 
 use std::collections::VecDeque;

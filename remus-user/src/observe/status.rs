@@ -13,7 +13,7 @@ pub enum Role {
     Backup,
 }
 
-/// DESIGN's words for how a VM stands.
+/// How a VM stands: the words of docs/protocol.md.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protection {

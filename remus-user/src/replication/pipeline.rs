@@ -44,7 +44,7 @@ pub struct Policy {
     pub sync_rounds_max: u32,
 }
 
-/// How the VM stands; DESIGN's words.
+/// How the VM stands; the words of docs/protocol.md.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Standing {
     Waiting,
