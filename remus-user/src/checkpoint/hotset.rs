@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use super::{Page, PageSet, encoder::Verdict};
+use super::{PageSet, encoder::Verdict};
 
 /// K where a fault costs about 40 copies, as under KVM-PVM.
 pub const QUIET_EPOCHS_DEFAULT: u8 = 40;
@@ -63,15 +63,11 @@ impl HotSet {
     pub fn clear(&mut self) {
         self.quiet.fill(0);
     }
-
-    /// Whether a page has been found unchanged at all since it was last protected or changed.
-    pub fn is_quiet(&self, page: Page) -> bool {
-        self.quiet[page.0 as usize] != 0
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Page;
     use super::*;
 
     fn verdict(page: u32, changed: bool) -> Verdict {
