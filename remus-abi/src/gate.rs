@@ -1,39 +1,75 @@
-//! Values in the gate's maps, as `hold` and `flush` read them and the controller writes them.
+//! Values in the gate's maps, as its programs read them and the controller writes them.
+//!
+//! What is held lies in two maps. `SLOTS` has a descriptor for each frame, which only the gate writes; `DATA`
+//! has the frames' bytes, which are the guest's. Nothing in `DATA` is ever taken for anything but payload.
+//! Both are rings, used in order and freed in order, so that capacity is a matter of bytes and a small frame
+//! costs little.
 //!
 //! Layouts are `repr(C)` without padding. Zero always means nothing, or closed: a map that was never
 //! written is a closed gate.
 
-/// Largest frame a slot takes, without its VLAN tag: 1500 B of payload, 14 B of header, and slack.
-pub const SLOT_DATA: usize = 2016;
-/// Slots when nothing else is configured: 200 ms of 1500 B frames at 1 Gb/s.
-pub const SLOTS_DEFAULT: u32 = 1 << 14;
-/// At most this many slots: the slot number must fit below [`MARK_TAG`] beside the generation.
-pub const SLOTS_MAX: u32 = 1 << 18;
+/// Raised when a layout or the meaning of a word changes: a gate that another build has pinned is then
+/// replaced, not adopted.
+pub const LAYOUT: u64 = 2;
+
+/// Longest frame that is held, without its outer VLAN tag: 9000 B of payload, header, a second tag, and slack.
+pub const FRAME_MAX: usize = 9216;
+/// Data is handed out in units of this many bytes: a cache line, so that frames do not share one.
+pub const UNIT: u32 = 64;
+/// Bytes of `DATA` in one value. A frame that begins in a chunk ends in it: each has room for one frame more.
+pub const CHUNK: u32 = 256 << 10;
+/// Bytes of a value of the map `DATA`.
+pub const CHUNK_VALUE: usize = CHUNK as usize + FRAME_MAX;
+pub const UNITS_PER_CHUNK: u32 = CHUNK / UNIT;
+
+/// MiB of frames when nothing else is configured: 200 ms of 1500 B frames at 1 Gb/s are 25 MB.
+pub const BUFFER_MIB_DEFAULT: u32 = 32;
+/// At most this much: the number of a slot must leave room in the mark for a generation.
+pub const BUFFER_MIB_MAX: u32 = 256;
+
+/// Chunks of a buffer of so many MiB, a power of two.
+pub const fn chunks(buffer_mib: u32) -> u32 {
+    (buffer_mib << 20) / CHUNK
+}
+
+/// Slots of a buffer of so many MiB: one for each unit, so that slots never run out before bytes do.
+pub const fn slots(buffer_mib: u32) -> u32 {
+    (buffer_mib << 20) / UNIT
+}
+
+/// Units that a frame of `len` bytes takes.
+#[inline(always)]
+pub const fn units(len: u32) -> u32 {
+    len.div_ceil(UNIT)
+}
+
 /// Frames sent by one run of `flush`: softirqs are off meanwhile, and a CPU's backlog takes 1000
 /// (`net.core.netdev_max_backlog`, which is global and not ours).
 pub const FLUSH_BATCH: u32 = 256;
 /// Frames that may be under way between `flush` and `hold`.
 pub const IN_FLIGHT_MAX: u64 = 2 * FLUSH_BATCH as u64;
-/// A frame that has been under way for this long is lost and sent again.
-pub const RESEND_AFTER_NS: u64 = 5_000_000;
 
-/// `skb->mark` of a frame that `flush` sent: this tag in the top 8 bits, then 6 bits of the slot's
-/// generation, then 18 bits of slot number. The mark only says where to look: what counts is the slot.
+/// Times in slots are CLOCK_BOOTTIME in ticks of 2^10 ns, 32 bits of them: they go round in 73 minutes, and only
+/// differences count.
+pub const TICK_SHIFT: u32 = 10;
+/// A frame that has been under way for this long (5 ms) is lost and sent again.
+pub const RESEND_AFTER_TICKS: u32 = 5_000_000 >> TICK_SHIFT;
+
+/// `skb->mark` of a frame that `flush` sent: this tag in the top 8 bits, then the low 24 bits of the frame's
+/// number. The mark only says where to look: what counts is the slot.
 pub const MARK_TAG: u32 = 0x5e << 24;
 pub const MARK_TAG_MASK: u32 = 0xff << 24;
-pub const MARK_GENERATION_SHIFT: u32 = 18;
-pub const MARK_GENERATION_MASK: u32 = 0x3f;
-pub const MARK_SLOT_MASK: u32 = SLOTS_MAX - 1;
+pub const MARK_NUMBER_MASK: u32 = !MARK_TAG_MASK;
 
 /// What the gate does with a frame fresh from the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u64)]
 pub enum Mode {
-    /// Dropped and counted. The state of a gate that nobody has set.
+    /// Dropped and counted, and nothing that is held leaves. The state of a gate that nobody has set.
     Closed = 0,
     /// Stamped and kept in a slot until its checkpoint is committed.
     Hold = 1,
-    /// Passed: the guest runs unprotected.
+    /// Passed: the guest runs unprotected. What this term still holds leaves first.
     Open = 2,
 }
 
@@ -50,28 +86,39 @@ pub enum Control {
     Committed = 2,
     /// `bpf_ktime_get_boot_ns` (CLOCK_BOOTTIME) after which nothing may be released.
     LeaseUntil = 3,
-    /// Slots in the ring, a power of two.
-    Slots = 4,
-    /// ifindex of the tap, into whose ingress `flush` sends.
+    /// Units of data in the ring, and slots: a power of two.
+    Units = 4,
+    /// ifindex of the tap, into whose ingress `flush` sends; also the gate's name towards `guard`.
     Tap = 5,
     /// Non-zero: the programs write debug lines to the aya-log ring.
     Debug = 6,
+    /// ifindex of the interface that `flush` sends out of; 0: back into the tap.
+    Uplink = 7,
+    /// [`LAYOUT`] of the build that made the gate.
+    Layout = 8,
+    /// Units held from which on the controller is woken; see the map `EVENTS`. 0: never.
+    Watermark = 9,
 }
-pub const CONTROL_WORDS: usize = 8;
+pub const CONTROL_WORDS: usize = 16;
 
 /// Words of the one value in the map `RING`, a `u64` each. Only the programs write them. They count
-/// frames since the gate was made, so that `tail <= next <= head` and nothing ever wraps.
+/// frames, or units, since the gate was made, so that `tail <= next <= head` and nothing ever wraps.
+/// `hold` and `flush`, on different CPUs, write to different cache lines.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum Ring {
-    /// The next frame goes to slot `head % slots`.
+    /// The number of the next frame. Written by `hold`.
     Head = 0,
+    /// The unit at which its data begins. Written by `hold`.
+    HeadUnit = 1,
     /// The first frame that `flush` has not sent.
-    Next = 1,
+    Next = 8,
     /// Every slot below is free again.
-    Tail = 2,
+    Tail = 9,
+    /// Every unit below is free again.
+    TailUnit = 10,
 }
-pub const RING_WORDS: usize = 4;
+pub const RING_WORDS: usize = 16;
 
 /// Words of the map `COUNTERS`, one `u64` per CPU each. Frames, unless the name says otherwise.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,15 +126,15 @@ pub const RING_WORDS: usize = 4;
 pub enum Counter {
     /// Stored in a slot.
     Held = 0,
-    /// Came back from `flush`, were proven committed, and left.
+    /// Came back from `flush`, or passed `guard`; were proven committed, and left.
     Released = 1,
     /// Passed through an open gate.
     Passed = 2,
     /// Dropped: the gate was closed.
     DroppedClosed = 3,
-    /// Dropped: no slot was free.
+    /// Dropped: the buffer was full.
     DroppedFull = 4,
-    /// Dropped: longer than a slot, or unreadable.
+    /// Dropped: longer than [`FRAME_MAX`], or unreadable.
     DroppedUnfit = 5,
     /// Dropped on the way out: tagged, but its slot is not waiting to leave (a second arrival).
     RefusedStale = 6,
@@ -97,7 +144,7 @@ pub enum Counter {
     Sent = 8,
     /// Given to the stack again, because the first copy was lost on the way.
     Resent = 9,
-    /// The stack refused a frame of `flush`.
+    /// The stack refused a frame of `flush`; it is sent again.
     SendFailed = 10,
     /// Runs of `flush` that found the lease over. Runs, not frames.
     LeaseOver = 11,
@@ -105,11 +152,13 @@ pub enum Counter {
     CommitNotBelowOpen = 12,
     /// Held, but never to be released: of another term than the committed one, thrown away.
     Discarded = 13,
+    /// Left by an uplink on which no `guard` had judged it. 0 in a healthy run; the gate counts as lost.
+    Unguarded = 14,
 }
-pub const COUNTERS: u32 = 16;
+pub const COUNTERS: u32 = 32;
 
 impl Counter {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Held,
         Self::Released,
         Self::Passed,
@@ -124,6 +173,7 @@ impl Counter {
         Self::LeaseOver,
         Self::CommitNotBelowOpen,
         Self::Discarded,
+        Self::Unguarded,
     ];
 }
 
@@ -135,7 +185,7 @@ pub enum FlushResult {
     Done = 0,
     /// The batch was used up: run again.
     More = 1,
-    /// Sent frames have not come back yet: let softirqs run, then run again.
+    /// Sent frames have not come back yet, or the uplink takes no more: let softirqs run, then run again.
     InFlight = 2,
     /// Another flush holds the lock.
     Busy = 3,
@@ -143,6 +193,8 @@ pub enum FlushResult {
     Refused = 4,
     /// A map could not be read; the verifier wants the case, the kernel does not produce it.
     Broken = 5,
+    /// A frame left by an uplink without a `guard`.
+    Unguarded = 6,
 }
 
 /// Where a slot is in its life.
@@ -154,26 +206,167 @@ pub enum SlotState {
     Held = 1,
     /// `flush` has sent a copy; the slot is freed when the copy comes back through `hold`.
     Sent = 2,
+    /// `guard` has let the copy out; `flush` frees the slot when the uplink has taken it.
+    Passed = 3,
 }
 
-/// One held frame: 2 KiB.
-#[derive(Clone, Copy)]
+/// A [`SlotState`] and the number of the frame that is in it, in one word: a slot in its next use is known by it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub struct Life(u32);
+
+impl Life {
+    /// `number`: the frame's; its low 30 bits are kept.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the low bits tell uses of a slot apart")]
+    pub const fn new(number: u64, state: SlotState) -> Self {
+        Self((number as u32) << 2 | state as u32)
+    }
+
+    #[inline(always)]
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    #[inline(always)]
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// Whether the slot is in `state`.
+    #[inline(always)]
+    pub const fn is(self, state: SlotState) -> bool {
+        self.0 & 3 == state as u32
+    }
+
+    /// Whether the slot is in `state` with the frame that a mark names.
+    #[inline(always)]
+    pub const fn is_of(self, mark: u32, state: SlotState) -> bool {
+        self.is(state) && self.0 >> 2 & MARK_NUMBER_MASK == mark & MARK_NUMBER_MASK
+    }
+
+    /// The same use of the slot in another state.
+    #[inline(always)]
+    pub const fn become_state(self, state: SlotState) -> Self {
+        Self(self.0 & !3 | state as u32)
+    }
+}
+
+/// The mark of frame `number` on its way out.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the mark takes the low bits")]
+pub const fn mark(number: u64) -> u32 {
+    MARK_TAG | number as u32 & MARK_NUMBER_MASK
+}
+
+/// The descriptor of one held frame.
+#[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Slot {
     /// [`Stamp`](crate::Stamp) of the epoch in which the guest sent the frame.
     pub stamp: u64,
-    /// CLOCK_BOOTTIME ns at which a copy was last sent.
-    pub sent_ns: u64,
-    /// A [`SlotState`].
-    pub state: u32,
-    /// One more at each use of the slot; part of the mark, so that a copy of an earlier use is known.
-    pub generation: u32,
-    /// Bytes in `data`.
+    /// A [`Life`].
+    pub life: u32,
+    /// The unit at which its data begins, counted as [`Ring::HeadUnit`] is; the low 32 bits.
+    pub at: u32,
+    /// Bytes of data.
     pub len: u32,
     /// The VLAN tag that the stack had taken out of the bytes: TCI, and 0 or the protocol in network order.
     pub vlan_tci: u16,
     pub vlan_proto: u16,
-    pub data: [u8; SLOT_DATA],
+    /// When it came, in ticks (see [`TICK_SHIFT`]).
+    pub held_ticks: u32,
+    /// When a copy was last sent, in ticks.
+    pub sent_ticks: u32,
 }
 
-const _: () = assert!(core::mem::size_of::<Slot>() == 2048);
+const _: () = assert!(core::mem::size_of::<Slot>() == 32);
+const _: () =
+    assert!(slots(BUFFER_MIB_MAX) <= (MARK_NUMBER_MASK + 1) / 4, "two bits of generation");
+
+/// Buckets of the map `RESIDENCE`: how long frames were held, in ticks, four buckets to each power of two. The
+/// first four buckets are one tick each.
+pub const RESIDENCE_BUCKETS: usize = 4 * 31;
+
+/// The bucket of a residence of so many ticks.
+#[inline(always)]
+pub const fn residence_bucket(ticks: u32) -> u32 {
+    if ticks < 4 {
+        return ticks;
+    }
+    let mut power = 0;
+    let mut rest = ticks;
+    // Five steps instead of a count of leading zeros, which this target has no instruction for.
+    if rest >= 1 << 16 {
+        rest >>= 16;
+        power += 16;
+    }
+    if rest >= 1 << 8 {
+        rest >>= 8;
+        power += 8;
+    }
+    if rest >= 1 << 4 {
+        rest >>= 4;
+        power += 4;
+    }
+    if rest >= 1 << 2 {
+        rest >>= 2;
+        power += 2;
+    }
+    if rest >= 2 {
+        power += 1;
+    }
+    (power - 1) * 4 + ((ticks >> (power - 2)) & 3)
+}
+
+/// The longest residence, in ticks, that falls into `bucket`.
+pub const fn residence_limit(bucket: u32) -> u64 {
+    if bucket < 4 {
+        return bucket as u64;
+    }
+    let power = bucket / 4 + 1;
+    (((bucket as u64 & 3) + 5) << (power - 2)) - 1
+}
+
+/// Written to the ring buffer `EVENTS` when the buffer fills: the units that are held now. Sent when they reach
+/// [`Control::Watermark`], and again at each further eighth of the buffer.
+pub type Filling = u64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_in_its_next_use_is_not_taken_for_the_last() {
+        let slots = u64::from(slots(BUFFER_MIB_MAX));
+        let life = Life::new(5 + slots, SlotState::Sent);
+        assert!(life.is_of(mark(5 + slots), SlotState::Sent));
+        assert!(!life.is_of(mark(5), SlotState::Sent));
+        assert!(!life.is_of(mark(5 + slots), SlotState::Held));
+        assert!(life.become_state(SlotState::Free).is(SlotState::Free));
+    }
+
+    #[test]
+    fn every_residence_lies_within_the_limits_of_its_bucket() {
+        let samples =
+            (0..5000).chain((5..32).flat_map(|p| [1 << p, (1u64 << p) - 1, 3 << (p - 1)]));
+        for ticks in samples {
+            let bucket = residence_bucket(u32::try_from(ticks).unwrap());
+            assert!((bucket as usize) < RESIDENCE_BUCKETS, "{ticks}");
+            assert!(ticks <= residence_limit(bucket), "{ticks} in {bucket}");
+            assert!(bucket == 0 || ticks > residence_limit(bucket - 1), "{ticks} in {bucket}");
+        }
+    }
+
+    #[test]
+    fn the_default_takes_200_ms_of_full_frames_at_1_gbit() {
+        let frames = 1_000_000_000 / 8 / 5 / 1538;
+        assert!(frames * units(1514) <= slots(BUFFER_MIB_DEFAULT));
+    }
+
+    #[test]
+    fn zero_is_a_free_slot_and_a_closed_gate() {
+        assert!(Life::from_bits(0).is(SlotState::Free));
+        assert_eq!(Mode::Closed as u64, 0);
+    }
+}

@@ -2,6 +2,10 @@
 //!
 //! Run by the controller under BPF_PROG_TEST_RUN, whose packet is only a buffer to write frames into. A run
 //! sends at most a batch, because softirqs, and with them `hold`, wait until it returns.
+//!
+//! A frame that goes back into the tap waits in a CPU's backlog, which may lose it: its slot stays Sent until
+//! `hold` has seen it, and it is sent again when it was not seen in time. A frame that goes out of an uplink has
+//! passed `guard`, and is in the interface's queue or refused by it, before `bpf_clone_redirect` returns.
 
 use aya_ebpf::{
     bindings::BPF_F_INGRESS,
@@ -14,16 +18,19 @@ use aya_ebpf::{
 use remus_abi::{
     Stamp,
     gate::{
-        Control, Counter, FLUSH_BATCH, FlushResult, IN_FLIGHT_MAX, MARK_GENERATION_MASK,
-        MARK_GENERATION_SHIFT, MARK_SLOT_MASK, MARK_TAG, Mode, RESEND_AFTER_NS, Ring, Slot,
-        SlotState,
+        Control, Counter, FLUSH_BATCH, FlushResult, IN_FLIGHT_MAX, Life, RESEND_AFTER_TICKS, Ring,
+        Slot, SlotState, TICK_SHIFT, mark, residence_bucket, units,
     },
 };
 
 use crate::{
+    guard,
     hold::fitting,
-    maps::{ControlWords, RingWords, count, number_at, slot_at, try_lock, unlock},
+    maps::{ControlWords, HOLD, RingWords, count, data, note_residence, slot, try_lock, unlock},
 };
+
+/// -ENOMEM: the one failure of a helper that passes.
+const NO_MEMORY: i64 = -12;
 
 #[inline(always)]
 pub fn run(ctx: &TcContext) -> FlushResult {
@@ -40,140 +47,255 @@ pub fn run(ctx: &TcContext) -> FlushResult {
 
 #[inline(always)]
 fn locked(ctx: &TcContext, control: ControlWords, ring: RingWords) -> FlushResult {
-    if control.word(Control::Mode) == Mode::Closed as u64 {
-        return FlushResult::Refused;
-    }
     // SAFETY: a helper without arguments.
-    let now = unsafe { bpf_ktime_get_boot_ns() };
-    if now > control.word(Control::LeaseUntil) {
-        count(Counter::LeaseOver);
+    let now_ns = unsafe { bpf_ktime_get_boot_ns() };
+    let releasable = control.releasable();
+    if releasable == Stamp::NONE {
         return FlushResult::Refused;
     }
-    let committed = control.stamp(Control::Committed);
-    if committed >= control.stamp(Control::Open) {
-        count(Counter::CommitNotBelowOpen);
-        return FlushResult::Refused;
+    if control.word(Control::Mode) == HOLD {
+        if now_ns > control.lease_until() {
+            count(Counter::LeaseOver);
+            return FlushResult::Refused;
+        }
+        if releasable >= control.open() {
+            count(Counter::CommitNotBelowOpen);
+            return FlushResult::Refused;
+        }
     }
-    let slots = control.word(Control::Slots);
-    reclaim(ring, slots, now);
-    #[expect(clippy::cast_possible_truncation, reason = "an interface index has 32 bits")]
-    let tap = control.word(Control::Tap) as u32;
-    send(ctx, ring, slots, tap, committed, now)
-}
-
-/// Moves the tail over freed slots. Where the first that is left has been under way for too long it is lost,
-/// and with it, most likely, what was sent after it: sending starts again from there.
-#[inline(always)]
-fn reclaim(ring: RingWords, slots: u64, now: u64) {
-    let next = ring.word(Ring::Next);
-    let mut tail = ring.word(Ring::Tail);
-    for _ in 0..2 * FLUSH_BATCH {
-        if tail >= next {
-            break;
-        }
-        let Some(slot) = slot_at(tail, slots) else { break };
-        // SAFETY: a live map value.
-        let (state, sent_ns) =
-            unsafe { ((&raw const (*slot).state).read_volatile(), (*slot).sent_ns) };
-        if state != SlotState::Free as u32 {
-            if now.wrapping_sub(sent_ns) > RESEND_AFTER_NS {
-                ring.set(Ring::Next, tail);
-            }
-            break;
-        }
-        tail += 1;
-    }
-    ring.set(Ring::Tail, tail);
-}
-
-#[inline(always)]
-fn send(
-    ctx: &TcContext,
-    ring: RingWords,
-    slots: u64,
-    tap: u32,
-    committed: Stamp,
-    now: u64,
-) -> FlushResult {
-    let head = ring.word(Ring::Head);
-    let tail = ring.word(Ring::Tail);
-    for _ in 0..FLUSH_BATCH {
-        let next = ring.word(Ring::Next);
-        if next >= head {
-            return if tail < next { FlushResult::InFlight } else { FlushResult::Done };
-        }
-        if next - tail >= IN_FLIGHT_MAX {
-            return FlushResult::InFlight;
-        }
-        let Some(slot) = slot_at(next, slots) else { return FlushResult::Broken };
-        // SAFETY: a live map value in [next, head): nobody else writes to it.
-        let (state, stamp) = unsafe {
-            ((&raw const (*slot).state).read_volatile(), Stamp::from_bits((*slot).stamp))
-        };
-        if state != SlotState::Free as u32 {
-            if stamp.term() != committed.term() {
-                // What an abandoned term left behind never leaves.
-                // SAFETY: as above.
-                unsafe { (&raw mut (*slot).state).write_volatile(SlotState::Free as u32) };
-                count(Counter::Discarded);
-            } else if !stamp.is_covered_by(committed) {
-                return if tail < next { FlushResult::InFlight } else { FlushResult::Done };
-            } else {
-                if state == SlotState::Sent as u32 {
-                    count(Counter::Resent);
-                }
-                // SAFETY: a live slot that holds a frame.
-                unsafe { send_one(ctx, slot, number_at(next, slots), tap, now) };
-            }
-        }
-        ring.set(Ring::Next, next + 1);
-    }
-    FlushResult::More
-}
-
-/// Sends a copy of the frame in `slot` into the tap's ingress. A frame that cannot be sent is given up and
-/// counted: keeping it would stop everything behind it.
-///
-/// # Safety
-/// `slot` is a live map value whose state is Held or Sent.
-#[inline(always)]
-unsafe fn send_one(ctx: &TcContext, slot: *mut Slot, number: u32, tap: u32, now: u64) {
-    let skb = ctx.skb.skb;
-    // SAFETY: the slot is live by contract; the helpers check the skb; `len` is bounded for the verifier.
-    let sent = unsafe {
-        let Some(len) = fitting((*slot).len) else { return give_up(slot) };
-        if (*skb).vlan_present != 0 && bpf_skb_vlan_pop(skb) != 0 {
-            return give_up(slot);
-        }
-        if bpf_skb_change_tail(skb, len, 0) != 0
-            || bpf_skb_store_bytes(skb, 0, (&raw const (*slot).data).cast(), len, 0) != 0
-        {
-            return give_up(slot);
-        }
-        if (*slot).vlan_proto != 0
-            && bpf_skb_vlan_push(skb, (*slot).vlan_proto, (*slot).vlan_tci) != 0
-        {
-            return give_up(slot);
-        }
-        let generation = (*slot).generation & MARK_GENERATION_MASK;
-        ctx.set_mark(MARK_TAG | generation << MARK_GENERATION_SHIFT | number & MARK_SLOT_MASK);
-        (*slot).sent_ns = now;
-        (&raw mut (*slot).state).write_volatile(SlotState::Sent as u32);
-        bpf_clone_redirect(skb, tap, BPF_F_INGRESS as u64)
+    #[expect(clippy::cast_possible_truncation, reason = "ticks go round; an ifindex has 32 bits")]
+    let run = Run {
+        ring,
+        capacity: control.word(Control::Units),
+        releasable,
+        now: (now_ns >> TICK_SHIFT) as u32,
+        tap: control.word(Control::Tap) as u32,
+        uplink: control.word(Control::Uplink) as u32,
     };
-    if sent == 0 {
-        count(Counter::Sent);
-    } else {
-        // The backlog was full (NET_RX_DROP): the slot stays Sent and is sent again when its time has come.
-        count(Counter::SendFailed);
+    run.reclaim();
+    run.send(ctx)
+}
+
+/// What one run goes by.
+#[derive(Clone, Copy)]
+struct Run {
+    ring: RingWords,
+    capacity: u64,
+    releasable: Stamp,
+    now: u32,
+    tap: u32,
+    /// 0: back into the tap.
+    uplink: u32,
+}
+
+/// What became of one frame.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// On its way, or out, or given up: go on with the next.
+    GoOn,
+    /// It cannot leave now and has to be tried again.
+    Stay,
+    /// It left, and nobody judged it.
+    Unguarded,
+}
+
+impl Run {
+    /// Moves the tail over freed slots. Where the first that is left has been under way for too long it is
+    /// lost, and with it, most likely, what was sent after it: sending starts again from there.
+    #[inline(always)]
+    fn reclaim(self) {
+        let next = self.ring.word(Ring::Next);
+        let mut tail = self.ring.word(Ring::Tail);
+        let mut tail_unit = self.ring.word(Ring::TailUnit);
+        for _ in 0..2 * FLUSH_BATCH {
+            if tail >= next {
+                break;
+            }
+            let Some(slot) = slot(tail, self.capacity) else { break };
+            // SAFETY: a live map value.
+            let (life, sent, len) = unsafe { (life_of(slot), (*slot).sent_ticks, (*slot).len) };
+            if !life.is(SlotState::Free) {
+                if self.now.wrapping_sub(sent) > RESEND_AFTER_TICKS {
+                    self.ring.set(Ring::Next, tail);
+                }
+                break;
+            }
+            tail += 1;
+            tail_unit += u64::from(units(len));
+        }
+        self.ring.set(Ring::TailUnit, tail_unit);
+        self.ring.set(Ring::Tail, tail);
     }
+
+    #[inline(always)]
+    fn send(self, ctx: &TcContext) -> FlushResult {
+        let head = self.ring.word(Ring::Head);
+        let tail = self.ring.word(Ring::Tail);
+        let mut next = self.ring.word(Ring::Next);
+        let mut result = FlushResult::More;
+        for _ in 0..FLUSH_BATCH {
+            let waits = if tail < next { FlushResult::InFlight } else { FlushResult::Done };
+            if next >= head {
+                result = waits;
+                break;
+            }
+            if self.uplink == 0 && next - tail >= IN_FLIGHT_MAX {
+                result = FlushResult::InFlight;
+                break;
+            }
+            let Some(slot) = slot(next, self.capacity) else {
+                result = FlushResult::Broken;
+                break;
+            };
+            // SAFETY: a live map value in [next, head): nobody else writes to it.
+            let (life, stamp) = unsafe { (life_of(slot), Stamp::from_bits((*slot).stamp)) };
+            if !life.is(SlotState::Free) {
+                if stamp.term() != self.releasable.term() {
+                    // What an abandoned term left behind never leaves.
+                    // SAFETY: as above.
+                    unsafe { set_life(slot, life.become_state(SlotState::Free)) };
+                    count(Counter::Discarded);
+                } else if !stamp.is_covered_by(self.releasable) {
+                    result = waits;
+                    break;
+                } else {
+                    // SAFETY: a live slot that holds a frame.
+                    match unsafe { self.send_one(ctx, slot, life, next) } {
+                        Fate::GoOn => {}
+                        Fate::Stay => {
+                            result = FlushResult::InFlight;
+                            break;
+                        }
+                        Fate::Unguarded => {
+                            result = FlushResult::Unguarded;
+                            break;
+                        }
+                    }
+                }
+            }
+            next += 1;
+        }
+        self.ring.set(Ring::Next, next);
+        result
+    }
+
+    /// Sends a copy of frame `number`, which is in `slot`.
+    ///
+    /// # Safety
+    /// `slot` is a live map value in state Held or Sent.
+    #[inline(always)]
+    unsafe fn send_one(self, ctx: &TcContext, slot: *mut Slot, life: Life, number: u64) -> Fate {
+        // SAFETY: by contract.
+        let failed = unsafe { self.write_frame(ctx, slot) };
+        if failed == NO_MEMORY {
+            count(Counter::SendFailed);
+            return Fate::Stay;
+        }
+        if failed != 0 {
+            // A frame that cannot be written would stop everything behind it.
+            // SAFETY: by contract.
+            unsafe { set_life(slot, life.become_state(SlotState::Free)) };
+            count(Counter::DroppedUnfit);
+            return Fate::GoOn;
+        }
+        // SAFETY: by contract.
+        unsafe {
+            if life.is(SlotState::Held) {
+                note_residence(residence_bucket(self.now.wrapping_sub((*slot).held_ticks)));
+            } else {
+                count(Counter::Resent);
+            }
+            (*slot).sent_ticks = self.now;
+            set_life(slot, life.become_state(SlotState::Sent));
+        }
+        ctx.set_mark(mark(number));
+        if self.uplink == 0 { self.re_enter(ctx) } else { self.leave(ctx, slot, life) }
+    }
+
+    #[inline(always)]
+    fn re_enter(self, ctx: &TcContext) -> Fate {
+        // SAFETY: the context of this run.
+        let failed = unsafe { bpf_clone_redirect(ctx.skb.skb, self.tap, u64::from(BPF_F_INGRESS)) };
+        // The backlog was full (NET_RX_DROP): the slot stays Sent and is sent again when its time has come.
+        count(if failed == 0 { Counter::Sent } else { Counter::SendFailed });
+        Fate::GoOn
+    }
+
+    #[inline(always)]
+    fn leave(self, ctx: &TcContext, slot: *mut Slot, life: Life) -> Fate {
+        let skb = ctx.skb.skb;
+        // SAFETY: the context of this run, and a slot that is live by contract of the caller.
+        let (failed, after) = unsafe {
+            (*skb).cb[guard::GATE] = self.tap;
+            (bpf_clone_redirect(skb, self.uplink, 0), life_of(slot))
+        };
+        let judged = after.is(SlotState::Passed);
+        let taken = failed == 0 || failed == NET_XMIT_CN;
+        if judged && !taken {
+            // Let out, but the interface's queue is full: it is tried again when there is room.
+            // SAFETY: as above.
+            unsafe { set_life(slot, life.become_state(SlotState::Held)) };
+            count(Counter::SendFailed);
+            return Fate::Stay;
+        }
+        // SAFETY: as above. Taken, or refused by `guard`, or gone unjudged: it is not sent again.
+        unsafe { set_life(slot, life.become_state(SlotState::Free)) };
+        if taken && !judged {
+            count(Counter::Unguarded);
+            return Fate::Unguarded;
+        }
+        count(Counter::Sent);
+        Fate::GoOn
+    }
+
+    /// Makes the run's packet the frame in `slot`. The answer is 0 or the error of a helper.
+    ///
+    /// # Safety
+    /// `slot` is a live map value that holds a frame.
+    #[inline(always)]
+    unsafe fn write_frame(self, ctx: &TcContext, slot: *const Slot) -> i64 {
+        let skb = ctx.skb.skb;
+        // SAFETY: the slot is live by contract; the helpers check the skb; `len` is bounded for the verifier.
+        unsafe {
+            let (Some(len), Some(data)) =
+                (fitting((*slot).len), data(u64::from((*slot).at), self.capacity))
+            else {
+                return -1;
+            };
+            if (*skb).vlan_present != 0 {
+                let failed = bpf_skb_vlan_pop(skb);
+                if failed != 0 {
+                    return failed;
+                }
+            }
+            let failed = bpf_skb_change_tail(skb, len, 0);
+            if failed != 0 {
+                return failed;
+            }
+            let failed = bpf_skb_store_bytes(skb, 0, data.cast_const().cast(), len, 0);
+            if failed != 0 || (*slot).vlan_proto == 0 {
+                return failed;
+            }
+            bpf_skb_vlan_push(skb, (*slot).vlan_proto, (*slot).vlan_tci)
+        }
+    }
+}
+
+/// The queue has taken the frame, and dropped another (`include/linux/netdevice.h`, 6.18).
+const NET_XMIT_CN: i64 = 2;
+
+/// # Safety
+/// `slot` is a live map value.
+#[inline(always)]
+unsafe fn life_of(slot: *const Slot) -> Life {
+    // SAFETY: by contract. `hold` may write it at the same time: one read.
+    Life::from_bits(unsafe { (&raw const (*slot).life).read_volatile() })
 }
 
 /// # Safety
 /// `slot` is a live map value.
 #[inline(always)]
-unsafe fn give_up(slot: *mut Slot) {
+unsafe fn set_life(slot: *mut Slot, to: Life) {
     // SAFETY: by contract.
-    unsafe { (&raw mut (*slot).state).write_volatile(SlotState::Free as u32) };
-    count(Counter::SendFailed);
+    unsafe { (&raw mut (*slot).life).write_volatile(to.bits()) };
 }

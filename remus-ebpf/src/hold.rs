@@ -2,25 +2,22 @@
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
-    helpers::bpf_skb_load_bytes,
+    helpers::{bpf_ktime_get_boot_ns, bpf_skb_load_bytes},
     programs::TcContext,
 };
 use aya_log_ebpf::debug;
 use remus_abi::{
     Stamp,
     gate::{
-        Control, Counter, MARK_GENERATION_MASK, MARK_GENERATION_SHIFT, MARK_SLOT_MASK, MARK_TAG,
-        MARK_TAG_MASK, Mode, Ring, SLOT_DATA, Slot, SlotState,
+        Control, Counter, FRAME_MAX, Life, MARK_NUMBER_MASK, MARK_TAG, MARK_TAG_MASK, Ring, Slot,
+        SlotState, TICK_SHIFT, units,
     },
 };
 
-use crate::maps::{ControlWords, RingWords, count, slot, slot_at};
+use crate::maps::{ControlWords, HOLD, OPEN, RingWords, count, data, slot, wake};
 
 /// The shortest frame that has a whole Ethernet header.
 const ETH_HLEN: u64 = 14;
-const CLOSED: u64 = Mode::Closed as u64;
-const HOLD: u64 = Mode::Hold as u64;
-const OPEN: u64 = Mode::Open as u64;
 
 #[inline(always)]
 pub fn judge(ctx: &TcContext) -> i32 {
@@ -29,15 +26,24 @@ pub fn judge(ctx: &TcContext) -> i32 {
     // SAFETY: the context of this run; the verifier turns the read into one of skb->mark.
     let mark = unsafe { (*skb).mark };
     if mark & MARK_TAG_MASK == MARK_TAG {
-        return release(ctx, control, mark);
+        return match prove(control, mark, SlotState::Free) {
+            Ok(()) => {
+                ctx.set_mark(0);
+                count(Counter::Released);
+                TC_ACT_UNSPEC
+            }
+            Err(why) => refuse(ctx, control, why),
+        };
     }
+    let Some(ring) = RingWords::get() else { return TC_ACT_SHOT };
     match control.word(Control::Mode) {
-        OPEN => {
+        // What was held before the gate opened leaves first.
+        OPEN if ring.word(Ring::Head) == ring.word(Ring::Tail) => {
             count(Counter::Passed);
             TC_ACT_UNSPEC
         }
-        HOLD => {
-            count(store(ctx, control));
+        HOLD | OPEN => {
+            count(store(ctx, control, ring));
             TC_ACT_SHOT
         }
         // CLOSED, and whatever else may stand there.
@@ -48,39 +54,33 @@ pub fn judge(ctx: &TcContext) -> i32 {
     }
 }
 
-/// The second lock: a frame that says it comes from `flush` is proven against its slot.
+/// The second lock: a frame whose mark says that it comes from `flush` is proven against its slot, which then
+/// becomes `then`, so that the proof works once.
 #[inline(always)]
-fn release(ctx: &TcContext, control: ControlWords, mark: u32) -> i32 {
-    let Some(slot) = slot(mark & MARK_SLOT_MASK) else {
-        return refuse(ctx, control, Counter::RefusedStale);
-    };
-    let generation = mark >> MARK_GENERATION_SHIFT & MARK_GENERATION_MASK;
-    // SAFETY: a live map value. Only this program frees a Sent slot, on the one CPU whose backlog `flush`
-    // filled; until then nobody writes to it.
-    let (state, slot_generation, stamp) = unsafe {
+pub fn prove(control: ControlWords, mark: u32, then: SlotState) -> Result<(), Counter> {
+    let units = control.word(Control::Units);
+    let slot = slot(u64::from(mark & MARK_NUMBER_MASK), units).ok_or(Counter::RefusedStale)?;
+    // SAFETY: a live map value. Only the locks write to a Sent slot, on the one CPU whose backlog, or egress,
+    // `flush` used; until then nobody writes to it.
+    let (life, stamp) = unsafe {
         (
-            (&raw const (*slot).state).read_volatile(),
-            (*slot).generation,
+            Life::from_bits((&raw const (*slot).life).read_volatile()),
             Stamp::from_bits((*slot).stamp),
         )
     };
-    if state != SlotState::Sent as u32 || slot_generation & MARK_GENERATION_MASK != generation {
-        return refuse(ctx, control, Counter::RefusedStale);
+    if !life.is_of(mark, SlotState::Sent) {
+        return Err(Counter::RefusedStale);
     }
-    if control.word(Control::Mode) == CLOSED
-        || !stamp.is_covered_by(control.stamp(Control::Committed))
-    {
-        return refuse(ctx, control, Counter::RefusedByLock);
+    if !stamp.is_covered_by(control.releasable()) {
+        return Err(Counter::RefusedByLock);
     }
-    // SAFETY: as above. The state is written last: from then on the slot may be used again.
-    unsafe { (&raw mut (*slot).state).write_volatile(SlotState::Free as u32) };
-    ctx.set_mark(0);
-    count(Counter::Released);
-    TC_ACT_UNSPEC
+    // SAFETY: as above. A freed slot may be used again from here on.
+    unsafe { (&raw mut (*slot).life).write_volatile(life.become_state(then).bits()) };
+    Ok(())
 }
 
 #[inline(always)]
-fn refuse(ctx: &TcContext, control: ControlWords, why: Counter) -> i32 {
+pub fn refuse(ctx: &TcContext, control: ControlWords, why: Counter) -> i32 {
     count(why);
     if control.word(Control::Debug) != 0 {
         debug!(ctx, "refused a release: reason {}", why as u32);
@@ -88,32 +88,52 @@ fn refuse(ctx: &TcContext, control: ControlWords, why: Counter) -> i32 {
     TC_ACT_SHOT
 }
 
-/// Copies the frame into the next slot, tag and all. Says what became of it.
+/// Copies the frame into the buffer, tag and all. Says what became of it.
 #[inline(always)]
-fn store(ctx: &TcContext, control: ControlWords) -> Counter {
+#[expect(clippy::cast_possible_truncation, reason = "a slot keeps the low bits of where and when")]
+fn store(ctx: &TcContext, control: ControlWords, ring: RingWords) -> Counter {
     let skb = ctx.skb.skb;
-    let Some(ring) = RingWords::get() else { return Counter::DroppedFull };
-    let slots = control.word(Control::Slots);
+    let Some(len) = fitting(ctx.len()) else { return Counter::DroppedUnfit };
+    let capacity = control.word(Control::Units);
     let head = ring.word(Ring::Head);
-    if head.wrapping_sub(ring.word(Ring::Tail)) >= slots {
+    let at = ring.word(Ring::HeadUnit);
+    let need = u64::from(units(len));
+    let held = at.wrapping_sub(ring.word(Ring::TailUnit));
+    if held + need > capacity {
         return Counter::DroppedFull;
     }
-    let Some(slot) = slot_at(head, slots) else { return Counter::DroppedFull };
-    let Some(len) = fitting(ctx.len()) else { return Counter::DroppedUnfit };
-    // SAFETY: a live map value between `tail + slots` and `head`: free, and this run is the only producer.
-    // The verifier has seen `len` within the array.
+    let (Some(slot), Some(data)) = (slot(head, capacity), data(at, capacity)) else {
+        return Counter::DroppedFull;
+    };
+    // SAFETY: live map values. Slot and data lie between tail and head, going round: free, and this run is the
+    // only producer. The verifier has seen that `len` fits.
     unsafe {
-        if bpf_skb_load_bytes(skb.cast(), 0, (&raw mut (*slot).data).cast(), len) != 0 {
+        if bpf_skb_load_bytes(skb.cast(), 0, data.cast(), len) != 0 {
             return Counter::DroppedUnfit;
         }
-        (*slot).stamp = control.word(Control::Open);
+        (*slot).stamp = control.open().bits();
+        (*slot).at = at as u32;
         (*slot).len = len;
-        (*slot).generation = (*slot).generation.wrapping_add(1);
+        (*slot).held_ticks = (bpf_ktime_get_boot_ns() >> TICK_SHIFT) as u32;
         keep_vlan_tag(slot, skb);
-        (&raw mut (*slot).state).write_volatile(SlotState::Held as u32);
+        (&raw mut (*slot).life).write_volatile(Life::new(head, SlotState::Held).bits());
     }
+    ring.set(Ring::HeadUnit, at + need);
     ring.set(Ring::Head, head + 1);
+    report_filling(control, capacity, held, held + need);
     Counter::Held
+}
+
+/// Wakes the controller at the watermark, and at each further eighth of the buffer, in case it did not help.
+#[inline(always)]
+fn report_filling(control: ControlWords, capacity: u64, before: u64, now: u64) {
+    let watermark = control.word(Control::Watermark);
+    if now < watermark || watermark == 0 {
+        return;
+    }
+    if before < watermark || before ^ now >= capacity / 8 {
+        wake(now);
+    }
 }
 
 /// The stack has already taken the outer VLAN tag out of the bytes (`skb_vlan_untag` in net/core/dev.c, 6.18).
@@ -131,15 +151,15 @@ unsafe fn keep_vlan_tag(slot: *mut Slot, skb: *mut __sk_buff) {
     }
 }
 
-/// `len` if a slot takes it, in a form in which the verifier keeps the bounds: LLVM merges the two checks
-/// into one on a difference, unless the upper one comes first and the value passes through a 64-bit word.
+/// `len` if the gate takes such a frame, in a form in which the verifier keeps the bounds: LLVM merges the two
+/// checks into one on a difference, unless the upper one comes first and the value passes through a 64-bit word.
 #[inline(always)]
 pub fn fitting(len: u32) -> Option<u32> {
-    if len as usize > SLOT_DATA {
+    if len as usize > FRAME_MAX {
         return None;
     }
     let len = core::hint::black_box(len as u64);
-    if len < ETH_HLEN || len > SLOT_DATA as u64 {
+    if len < ETH_HLEN || len > FRAME_MAX as u64 {
         return None;
     }
     #[expect(clippy::cast_possible_truncation, reason = "it came from 32 bits")]

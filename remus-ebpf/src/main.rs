@@ -1,25 +1,28 @@
 //! The output commit gateway: what runs in the kernel.
 //!
 //! `hold` sits at the ingress of the guest's tap, where the guest's frames enter the host. A fresh frame is
-//! stamped with the open epoch, copied into a slot and dropped. `flush`, run by the controller under
+//! stamped with the open epoch, copied into the buffer and dropped. `flush`, run by the controller under
 //! BPF_PROG_TEST_RUN after a commit ack, sends what is committed back into the same ingress; `hold` sees it
 //! a second time, proves it against the slot it came from, and lets it pass to bridge, router and firewall
-//! as if it had only now arrived.
+//! as if it had only now arrived. Where the operator has named an uplink, `flush` sends straight out of it
+//! instead, and `guard` at the uplink's egress is the one who proves.
 //!
 //! ```text
-//! guest -> tap ingress -> hold --copy--> slots --committed--> flush
+//! guest -> tap ingress -> hold --copy--> buffer --committed--> flush -----> uplink egress -> guard -> wire
 //!                          ^ |                                  |
 //!                          | +--proven--> bridge                |
 //!                          +------------ BPF_F_INGRESS ---------+
 //! ```
 //!
 //! Invariants (the names are those of `remus_abi::gate`):
-//! - A frame passes `hold` only when the mode is `Open`, or when its slot is `Sent`, of the generation in
-//!   the mark, and its stamp is covered by the committed one.
+//! - A frame passes `hold` only when the mode is `Open` and nothing is held, or when its slot is `Sent`, of the
+//!   number in the mark, and its stamp is covered by the committed one. `guard` lets a frame with our mark pass
+//!   by the same proof, and does not touch any other.
 //! - Two programs judge every release: a mistake in one loses a frame, which TCP repairs; only the same
 //!   mistake in both would leak one, which nothing repairs.
 //! - `tail <= next <= head`; slots in `[tail, next)` are Free or Sent, in `[next, head)` Held. One producer
 //!   moves `head` (the one queue of the tap), one flush at a time moves `next` and `tail` (a try-lock).
+//! - The guest's bytes are in a map of their own and are only ever copied.
 //! - Zeroed maps are a closed gate.
 //!
 //! Deliberately absent: reordering, rate limits, any look into the payload. What the guest sent comes out,
@@ -32,6 +35,7 @@
 )]
 
 mod flush;
+mod guard;
 mod hold;
 mod maps;
 
@@ -45,6 +49,11 @@ pub fn hold(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn flush(ctx: TcContext) -> i32 {
     flush::run(&ctx) as i32
+}
+
+#[classifier]
+pub fn guard(ctx: TcContext) -> i32 {
+    guard::judge(&ctx)
 }
 
 #[panic_handler]

@@ -3,13 +3,14 @@
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
     macros::map,
-    maps::{Array, HashMap, PerCpuArray},
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use remus_abi::{
-    Stamp,
+    Epoch, Stamp,
     gate::{
-        CONTROL_WORDS, COUNTERS as COUNTER_WORDS, Control, Counter, RING_WORDS, Ring,
-        SLOTS_DEFAULT, Slot,
+        BUFFER_MIB_DEFAULT, CHUNK_VALUE, CONTROL_WORDS, COUNTERS as COUNTER_WORDS, Control,
+        Counter, Filling, Mode, RESIDENCE_BUCKETS, RING_WORDS, Ring, Slot, UNIT, UNITS_PER_CHUNK,
+        chunks, slots,
     },
 };
 
@@ -23,8 +24,17 @@ static RING: Array<[u64; RING_WORDS]> = Array::with_max_entries(1, BPF_F_MMAPABL
 static FLUSHING: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_WORDS, 0);
+/// Written under the flush lock: one writer at a time.
 #[map]
-static SLOTS: Array<Slot> = Array::with_max_entries(SLOTS_DEFAULT, 0);
+static RESIDENCE: Array<[u64; RESIDENCE_BUCKETS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+// The loader makes these two as large as the config says.
+#[map]
+static SLOTS: Array<Slot> = Array::with_max_entries(slots(BUFFER_MIB_DEFAULT), 0);
+#[map]
+static DATA: Array<[u8; CHUNK_VALUE]> = Array::with_max_entries(chunks(BUFFER_MIB_DEFAULT), 0);
+/// Wakes the controller when the buffer fills.
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 
 /// The controller's words, read-only here.
 #[derive(Clone, Copy)]
@@ -43,11 +53,35 @@ impl ControlWords {
         unsafe { (self.0 as *const u64).add(which as usize).read_volatile() }
     }
 
+    /// What may be outside now: every stamp that this one covers. The one answer that both locks ask for.
     #[inline(always)]
-    pub fn stamp(self, which: Control) -> Stamp {
-        Stamp::from_bits(self.word(which))
+    pub fn releasable(self) -> Stamp {
+        match self.word(Control::Mode) {
+            HOLD => self.committed(),
+            OPEN => Stamp::new(self.open().term(), Epoch::MAX),
+            // CLOSED, and whatever else may stand there.
+            _ => Stamp::NONE,
+        }
+    }
+
+    #[inline(always)]
+    pub fn open(self) -> Stamp {
+        Stamp::from_bits(self.word(Control::Open))
+    }
+
+    #[inline(always)]
+    pub fn committed(self) -> Stamp {
+        Stamp::from_bits(self.word(Control::Committed))
+    }
+
+    #[inline(always)]
+    pub fn lease_until(self) -> u64 {
+        self.word(Control::LeaseUntil)
     }
 }
+
+pub const HOLD: u64 = Mode::Hold as u64;
+pub const OPEN: u64 = Mode::Open as u64;
 
 /// The programs' own words.
 #[derive(Clone, Copy)]
@@ -72,25 +106,46 @@ impl RingWords {
     }
 }
 
-/// The slot of ring position `at`. `slots` is a power of two; what lies beyond the map is `None`.
-#[inline(always)]
-pub fn slot_at(at: u64, slots: u64) -> Option<*mut Slot> {
-    slot(number_at(at, slots))
-}
-
-/// The number of the slot of ring position `at`.
+/// The slot of frame `number`, in a ring of `units` slots, a power of two; what lies beyond the map is `None`.
 #[inline(always)]
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "slots is a power of two of 32 bits: only the low bits of a position tell its slot"
+    reason = "units is a power of two of 32 bits: only the low bits of a number tell its slot"
 )]
-pub fn number_at(at: u64, slots: u64) -> u32 {
-    at as u32 & (slots as u32).wrapping_sub(1)
+pub fn slot(number: u64, units: u64) -> Option<*mut Slot> {
+    SLOTS.get_ptr_mut(number as u32 & (units as u32).wrapping_sub(1))
 }
 
+/// Where the data of a frame that begins at unit `at` lies: room for `FRAME_MAX` bytes.
 #[inline(always)]
-pub fn slot(number: u32) -> Option<*mut Slot> {
-    SLOTS.get_ptr_mut(number)
+#[expect(clippy::cast_possible_truncation, reason = "as for slot")]
+pub fn data(at: u64, units: u64) -> Option<*mut u8> {
+    let chunk = at as u32 / UNITS_PER_CHUNK & (units as u32 / UNITS_PER_CHUNK).wrapping_sub(1);
+    let value = DATA.get_ptr_mut(chunk)?.cast::<u8>();
+    let offset = (at as u32 & (UNITS_PER_CHUNK - 1)) * UNIT;
+    // SAFETY: below CHUNK, in a live map value of CHUNK + FRAME_MAX bytes.
+    Some(unsafe { value.add(offset as usize) })
+}
+
+/// Tells the controller how many units are held.
+#[inline(always)]
+pub fn wake(units_held: Filling) {
+    // A full ring has events enough to be woken by.
+    EVENTS.output::<Filling>(&units_held, 0).ok();
+}
+
+/// Notes that a frame was held for a time of this bucket. Called under the flush lock.
+#[inline(always)]
+pub fn note_residence(bucket: u32) {
+    let Some(buckets) = RESIDENCE.get_ptr_mut(0) else { return };
+    let bucket = core::hint::black_box(bucket as usize);
+    if bucket < RESIDENCE_BUCKETS {
+        // SAFETY: a live map value of so many words; nobody else writes to it now.
+        unsafe {
+            let word = buckets.cast::<u64>().add(bucket);
+            word.write_volatile(word.read_volatile() + 1);
+        }
+    }
 }
 
 #[inline(always)]

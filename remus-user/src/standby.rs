@@ -34,8 +34,7 @@ pub(crate) struct Plan {
     pub(crate) placement: Placement,
     pub(crate) tap: LinkName,
     pub(crate) bridge: Option<LinkName>,
-    /// Slots of the gate.
-    pub(crate) slots: u32,
+    pub(crate) gate: gate::Settings,
     /// The term in which this host speaks, or would.
     pub(crate) term: Term,
 }
@@ -76,7 +75,7 @@ impl Standby {
         let index = tap.index;
         let built = || -> Result<(Gate, Prepared, File)> {
             let guarded = gate::Tap { name: plan.tap.to_string(), ifindex: index.0 };
-            let gate = Gate::install(guarded, pins, plan.slots, plan.term)?;
+            let gate = Gate::install(guarded, pins, &plan.gate, plan.term)?;
             let voice = File::from(tap.fd.try_clone().context("share the tap")?);
             match Prepared::new(&plan.shape, &plan.cpu, &plan.placement, tap.fd) {
                 Ok(machine) => Ok((gate, machine, voice)),

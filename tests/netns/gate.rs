@@ -1,16 +1,17 @@
 //! Claims about the gate, on real frames through a real tap and bridge.
 
 use remus::{
-    gate::{Flushed, Gate},
+    config::LinkName,
+    gate::{Flushed, Gate, Release, Settings},
     replication::{Committed, Fenced, Pipeline, Policy},
     wire::{Ack, Digest, Instance, Moment, Session, Timing, Welcome},
 };
 use remus_abi::{
     Epoch, Term,
-    gate::{Counter, SLOTS_DEFAULT},
+    gate::{Counter, FRAME_MAX},
 };
 
-use crate::wire::{GUEST_MAC, Wire, frame, number_in, numbered};
+use crate::wire::{GUEST_MAC, Wire, frame, number_in, numbered, numbered_long};
 
 const TERM: Term = Term::FIRST;
 
@@ -19,7 +20,7 @@ fn epoch(n: u64) -> Epoch {
 }
 
 fn gate_on(wire: &Wire) -> Gate {
-    Gate::install(wire.tap.clone(), wire.pins.path(), SLOTS_DEFAULT, TERM)
+    Gate::install(wire.tap.clone(), wire.pins.path(), &Settings::default(), TERM)
         .expect("install the gate")
 }
 
@@ -109,6 +110,7 @@ fn every_kind_of_frame_is_held_and_comes_out_as_it_went_in() {
     let frames = [
         frame(0x0806, &[1; 28]),
         frame(0x0800, &[0x45; 1500]),
+        frame(0x0800, &[0x45; 9000]),
         frame(0x86dd, &[0x60; 40]),
         frame(0x88cc, &[2; 46]),
         frame(0x1234, &[3; 1]),
@@ -148,40 +150,148 @@ fn nothing_leaves_after_the_lease() {
 }
 
 #[test]
-fn a_burst_far_beyond_the_backlog_is_released_whole_and_in_order() {
+fn a_hundred_thousand_frames_released_in_one_go_all_arrive_in_order() {
+    const FRAMES: u32 = 100_000;
     let mut wire = Wire::new();
     let mut gate = holding_gate_on(&wire);
-    // The reader's queue takes 500 frames at once: release in steps, read in between.
-    for n in 0..8_000 {
+    for n in 0..FRAMES {
         wire.send(&numbered(n));
     }
-    assert_eq!(gate.held(), 8_000);
+    assert_eq!(gate.held(), u64::from(FRAMES));
     gate.seal(epoch(2));
     gate.commit(&committed(1));
     release_all(&mut gate);
-    let counters = gate.counters().unwrap();
-    assert_eq!(counters.get(Counter::Released), 8_000);
     let out: Vec<_> = wire.arrivals().iter().map(|f| number_in(f)).collect();
+    let counters = gate.counters().unwrap();
+    assert_eq!(counters.get(Counter::Released), u64::from(FRAMES));
     assert!(out.is_sorted(), "in order");
+    assert_eq!(out.len(), FRAMES as usize, "resent: {}", counters.get(Counter::Resent));
 }
 
 #[test]
 fn a_full_gate_drops_and_counts_and_never_leaks() {
     let mut wire = Wire::new();
-    let mut gate = Gate::install(wire.tap.clone(), wire.pins.path(), 16, TERM).unwrap();
+    let settings = Settings { buffer_mib: 1, ..Settings::default() };
+    let mut gate = Gate::install(wire.tap.clone(), wire.pins.path(), &settings, TERM).unwrap();
     gate.hold_from(epoch(1));
     gate.renew_lease(u64::MAX);
-    for n in 0..20 {
-        wire.send(&numbered(n));
+    // 1500 B of payload take 24 units of 64 B.
+    let fit = (1 << 20) / (24 * 64);
+    for n in 0..fit + 4 {
+        wire.send(&numbered_long(n, 1500));
     }
     assert!(wire.arrivals().is_empty());
+    assert_eq!(gate.held(), u64::from(fit));
     assert_eq!(gate.counters().unwrap().get(Counter::DroppedFull), 4);
+    assert!(gate.take_filling(), "the controller was told in time");
+    assert!(!gate.take_filling(), "once");
     gate.seal(epoch(2));
     gate.commit(&committed(1));
     release_all(&mut gate);
-    assert_eq!(wire.arrivals().len(), 16);
+    let out: Vec<_> = wire.arrivals().iter().map(|f| number_in(f)).collect();
+    assert_eq!(out, (0..fit).collect::<Vec<_>>());
     wire.send(&numbered(20));
-    assert_eq!(gate.held(), 1, "slots are free again");
+    assert_eq!(gate.held(), 1, "there is room again");
+    assert_eq!(gate.fill().bytes, 64);
+}
+
+#[test]
+fn a_frame_longer_than_any_link_carries_is_dropped_and_counted() {
+    let mut wire = Wire::new();
+    let gate = holding_gate_on(&wire);
+    wire.send(&numbered_long(1, FRAME_MAX - 14));
+    wire.send(&numbered_long(2, FRAME_MAX - 14 + 1));
+    assert_eq!((gate.held(), gate.counters().unwrap().get(Counter::DroppedUnfit)), (1, 1));
+}
+
+#[test]
+fn small_frames_take_little_of_the_buffer() {
+    let mut wire = Wire::new();
+    let gate = holding_gate_on(&wire);
+    for n in 0..1000 {
+        wire.send(&numbered(n));
+    }
+    assert_eq!(gate.fill().bytes, 64_000);
+    assert_eq!(gate.fill().capacity_bytes, 32 << 20);
+}
+
+#[test]
+fn an_uplink_lets_out_what_is_committed_past_the_bridge() {
+    let mut wire = Wire::new();
+    let uplink = LinkName::new(wire.uplink()).unwrap();
+    let settings = Settings { release: Release::Uplink(uplink), ..Settings::default() };
+    let mut gate = Gate::install(wire.tap.clone(), wire.pins.path(), &settings, TERM).unwrap();
+    gate.hold_from(epoch(1));
+    gate.renew_lease(u64::MAX);
+    let tagged = [&frame(0x8100, &[0, 5, 0x08, 0x06])[..], &[7; 60]].concat();
+    wire.send(&numbered(1));
+    wire.send(&numbered_long(2, 9000));
+    wire.send(&tagged);
+    gate.seal(epoch(2));
+    wire.send(&numbered(3));
+    gate.flush().unwrap();
+    assert!(wire.arrivals().is_empty(), "nothing is committed yet");
+    gate.commit(&committed(1));
+    release_all(&mut gate);
+    assert_eq!(wire.arrivals(), [numbered(1), numbered_long(2, 9000), tagged]);
+    let counters = gate.counters().unwrap();
+    assert_eq!((counters.get(Counter::Released), counters.get(Counter::Unguarded)), (3, 0));
+    assert_eq!(gate.residence().count(), 3);
+    assert_eq!(gate.held(), 1);
+}
+
+#[test]
+fn what_was_held_leaves_before_what_passes_an_open_gate() {
+    let mut wire = Wire::new();
+    let mut gate = holding_gate_on(&wire);
+    for n in 0..300 {
+        wire.send(&numbered(n));
+    }
+    gate.seal(epoch(2));
+    for n in 300..400 {
+        wire.send(&numbered(n));
+    }
+    gate.open(&Fenced::first_start());
+    wire.send(&numbered(400));
+    assert_eq!(gate.held(), 401, "it queues up behind the others");
+    release_all(&mut gate);
+    wire.send(&numbered(401));
+    let out: Vec<_> = wire.arrivals().iter().map(|f| number_in(f)).collect();
+    assert_eq!(out, (0..402).collect::<Vec<_>>());
+    assert_eq!(gate.counters().unwrap().get(Counter::Passed), 1);
+}
+
+#[test]
+fn the_next_controller_adopts_a_gate_with_all_that_it_holds() {
+    let mut wire = Wire::new();
+    let mut gate = holding_gate_on(&wire);
+    wire.send(&numbered(1));
+    gate.seal(epoch(2));
+    wire.send(&numbered(2));
+    gate.commit(&committed(1));
+    drop(gate);
+    wire.send(&numbered(3));
+
+    let mut next = Gate::adopt(wire.tap.clone(), wire.pins.path()).unwrap().expect("it is there");
+    assert_eq!((next.held(), next.open_epoch().epoch()), (3, epoch(2)));
+    release_all(&mut next);
+    assert_eq!(wire.arrivals().iter().map(|f| number_in(f)).collect::<Vec<_>>(), [1]);
+    next.seal(epoch(3));
+    next.commit(&committed(2));
+    release_all(&mut next);
+    assert_eq!(wire.arrivals().iter().map(|f| number_in(f)).collect::<Vec<_>>(), [2, 3]);
+}
+
+#[test]
+fn a_gate_of_a_tap_that_was_made_anew_is_not_adopted() {
+    let mut wire = Wire::new();
+    let gate = gate_on(&wire);
+    drop(gate);
+    wire.recreate_tap();
+    let tap = remus::gate::Tap { ifindex: wire.tap_index(), ..wire.tap.clone() };
+    assert!(Gate::adopt(tap, wire.pins.path()).unwrap().is_none());
+    let nowhere = tempfile::tempdir().unwrap();
+    assert!(Gate::adopt(wire.tap.clone(), nowhere.path()).unwrap().is_none());
 }
 
 #[test]
@@ -197,7 +307,8 @@ fn a_gate_outlives_its_controller_and_the_next_one_discards_what_it_held() {
     assert!(wire.arrivals().is_empty(), "held on without a controller");
 
     let mut next =
-        Gate::install(wire.tap.clone(), wire.pins.path(), SLOTS_DEFAULT, TERM.next()).unwrap();
+        Gate::install(wire.tap.clone(), wire.pins.path(), &Settings::default(), TERM.next())
+            .unwrap();
     next.hold_from(epoch(1));
     next.renew_lease(u64::MAX);
     next.seal(epoch(2));

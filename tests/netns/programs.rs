@@ -8,8 +8,8 @@ use aya::{
 use remus_abi::{
     Epoch, Stamp, Term,
     gate::{
-        CONTROL_WORDS, Control, Counter, MARK_GENERATION_SHIFT, MARK_TAG, Mode, RING_WORDS, Ring,
-        SLOT_DATA, SLOTS_DEFAULT, SlotState,
+        BUFFER_MIB_DEFAULT, CONTROL_WORDS, Control, Counter, Life, MARK_TAG, Mode, RING_WORDS,
+        Ring, SlotState, mark, slots,
     },
 };
 
@@ -18,7 +18,7 @@ use crate::wire::numbered;
 const PASS: u32 = u32::MAX;
 const DROP: u32 = 2;
 /// The slot as the kernel keeps it, as bytes: `remus_abi::gate::Slot`.
-type SlotBytes = [u8; 2048];
+type SlotBytes = [u8; 32];
 
 struct Hold {
     loaded: Ebpf,
@@ -34,7 +34,7 @@ impl Hold {
         let hold: &mut SchedClassifier = loaded.program_mut("hold").unwrap().try_into().unwrap();
         hold.load().unwrap();
         let mut hold = Self { loaded, control: [0; CONTROL_WORDS] };
-        hold.set(Control::Slots, SLOTS_DEFAULT.into());
+        hold.set(Control::Units, slots(BUFFER_MIB_DEFAULT).into());
         hold.set(Control::Open, stamp(5).bits());
         hold.set(Control::Committed, stamp(4).bits());
         hold.set(Control::Mode, Mode::Hold as u64);
@@ -63,12 +63,11 @@ impl Hold {
     }
 
     /// Puts slot 0 into a state of its life, with the stamp of `epoch`.
-    fn set_slot(&mut self, state: SlotState, stamp: Stamp, generation: u32) {
-        let mut slot: SlotBytes = [0; 2048];
+    fn set_slot(&mut self, state: SlotState, stamp: Stamp, number: u64) {
+        let mut slot: SlotBytes = [0; 32];
         slot[0..8].copy_from_slice(&stamp.bits().to_ne_bytes());
-        slot[16..20].copy_from_slice(&(state as u32).to_ne_bytes());
-        slot[20..24].copy_from_slice(&generation.to_ne_bytes());
-        slot[24..28].copy_from_slice(&60u32.to_ne_bytes());
+        slot[8..12].copy_from_slice(&Life::new(number, state).bits().to_ne_bytes());
+        slot[16..20].copy_from_slice(&60u32.to_ne_bytes());
         let mut slots: Array<&mut MapData, SlotBytes> =
             self.loaded.map_mut("SLOTS").unwrap().try_into().unwrap();
         slots.set(0, slot, 0).unwrap();
@@ -91,13 +90,15 @@ fn stamp(epoch: u64) -> Stamp {
     Stamp::new(Term::new(2).unwrap(), Epoch::new(epoch).unwrap())
 }
 
-/// The mark of slot 0 in its third use.
-const MARK: u32 = MARK_TAG | 3 << MARK_GENERATION_SHIFT;
+/// The frame in slot 0 in its fourth use.
+const NUMBER: u64 = 3 * slots(BUFFER_MIB_DEFAULT) as u64;
+const MARK: u32 = mark(NUMBER);
+const EARLIER: u64 = NUMBER - slots(BUFFER_MIB_DEFAULT) as u64;
 
 #[test]
 fn zeroed_maps_are_a_closed_gate() {
     let mut hold = Hold::new();
-    for word in [Control::Mode, Control::Open, Control::Committed, Control::Slots] {
+    for word in [Control::Mode, Control::Open, Control::Committed, Control::Units] {
         hold.set(word, 0);
     }
     assert_eq!(hold.judge(0, &numbered(1)), DROP);
@@ -116,7 +117,7 @@ fn an_unknown_mode_is_closed() {
 #[test]
 fn a_committed_slot_passes_once() {
     let mut hold = Hold::new();
-    hold.set_slot(SlotState::Sent, stamp(4), 3);
+    hold.set_slot(SlotState::Sent, stamp(4), NUMBER);
     assert_eq!(hold.judge(MARK, &numbered(1)), PASS);
     assert_eq!(hold.judge(MARK, &numbered(1)), DROP, "a second arrival");
     assert_eq!((hold.count(Counter::Released), hold.count(Counter::RefusedStale)), (1, 1));
@@ -125,7 +126,7 @@ fn a_committed_slot_passes_once() {
 #[test]
 fn an_uncommitted_slot_does_not_pass_whatever_flush_thought() {
     let mut hold = Hold::new();
-    hold.set_slot(SlotState::Sent, stamp(5), 3);
+    hold.set_slot(SlotState::Sent, stamp(5), NUMBER);
     assert_eq!(hold.judge(MARK, &numbered(1)), DROP);
     assert_eq!(hold.count(Counter::RefusedByLock), 1);
 }
@@ -133,7 +134,7 @@ fn an_uncommitted_slot_does_not_pass_whatever_flush_thought() {
 #[test]
 fn a_slot_of_another_term_does_not_pass() {
     let mut hold = Hold::new();
-    hold.set_slot(SlotState::Sent, Stamp::new(Term::FIRST, Epoch::FIRST), 3);
+    hold.set_slot(SlotState::Sent, Stamp::new(Term::FIRST, Epoch::FIRST), NUMBER);
     assert_eq!(hold.judge(MARK, &numbered(1)), DROP);
     assert_eq!(hold.count(Counter::RefusedByLock), 1);
 }
@@ -141,25 +142,17 @@ fn a_slot_of_another_term_does_not_pass() {
 #[test]
 fn a_held_slot_or_an_earlier_use_of_it_does_not_pass() {
     let mut hold = Hold::new();
-    hold.set_slot(SlotState::Held, stamp(4), 3);
+    hold.set_slot(SlotState::Held, stamp(4), NUMBER);
     assert_eq!(hold.judge(MARK, &numbered(1)), DROP, "never sent by flush");
-    hold.set_slot(SlotState::Sent, stamp(4), 4);
-    assert_eq!(hold.judge(MARK, &numbered(1)), DROP, "a copy of the use before");
+    hold.set_slot(SlotState::Sent, stamp(4), EARLIER);
+    assert_eq!(hold.judge(MARK, &numbered(1)), DROP, "a copy of another use");
     assert_eq!(hold.count(Counter::RefusedStale), 2);
 }
 
 #[test]
 fn nothing_passes_a_gate_that_was_closed_meanwhile() {
     let mut hold = Hold::new();
-    hold.set_slot(SlotState::Sent, stamp(4), 3);
+    hold.set_slot(SlotState::Sent, stamp(4), NUMBER);
     hold.set(Control::Mode, Mode::Closed as u64);
     assert_eq!(hold.judge(MARK, &numbered(1)), DROP);
-}
-
-#[test]
-fn a_frame_longer_than_a_slot_is_dropped_and_counted() {
-    let hold = Hold::new();
-    assert_eq!(hold.judge(0, &[0xff; SLOT_DATA + 1]), DROP);
-    assert_eq!(hold.judge(0, &[0xff; SLOT_DATA]), DROP);
-    assert_eq!((hold.count(Counter::DroppedUnfit), hold.count(Counter::Held)), (1, 1));
 }

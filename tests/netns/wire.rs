@@ -9,11 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use netlink_packet_route::link::LinkAttribute;
 use remus::gate::Tap;
 use rtnetlink::{LinkBridge, LinkUnspec};
 
 /// The guest's address, source of every frame that a test sends.
 pub(crate) const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0x77, 0, 0x0a];
+
+/// Of every link here.
+const MTU: u32 = 9000;
 
 pub(crate) struct Wire {
     guest: File,
@@ -62,10 +66,16 @@ impl Wire {
                 }
                 let bridge = ifindex("br0");
                 for index in [guest_index, outside_index] {
-                    let joined = LinkUnspec::new_with_index(index).controller(bridge).up().build();
+                    let joined = LinkUnspec::new_with_index(index)
+                        .controller(bridge)
+                        .mtu(MTU)
+                        // What arrives outside waits there, however much, until the test reads it.
+                        .append_extra_attribute(LinkAttribute::TxQueueLen(1 << 18))
+                        .up()
+                        .build();
                     links.link().set(joined).execute().await.expect("join the bridge");
                 }
-                let up = LinkUnspec::new_with_index(bridge).up().build();
+                let up = LinkUnspec::new_with_index(bridge).mtu(MTU).up().build();
                 links.link().set(up).execute().await.expect("raise the bridge");
             },
         );
@@ -82,7 +92,7 @@ impl Wire {
     pub(crate) fn arrivals(&mut self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         let mut last = Instant::now();
-        let mut buffer = [0; 4096];
+        let mut buffer = [0; 10_000];
         while last.elapsed() < Duration::from_millis(30) {
             match self.outside.read(&mut buffer) {
                 Ok(n) => {
@@ -100,6 +110,16 @@ impl Wire {
         frames
     }
 
+    /// The link by which frames leave the bridge.
+    pub(crate) fn uplink(&self) -> &'static str {
+        "outside0"
+    }
+
+    /// The index of the guest's tap now.
+    pub(crate) fn tap_index(&self) -> u32 {
+        ifindex(&self.tap.name)
+    }
+
     /// Deletes the guest's tap and makes another of the same name.
     pub(crate) fn recreate_tap(&mut self) {
         self.guest = open_dev_null();
@@ -110,6 +130,13 @@ impl Wire {
 /// A broadcast frame of the experimental ethertype that carries `number`.
 pub(crate) fn numbered(number: u32) -> Vec<u8> {
     frame(0x88b5, &number.to_be_bytes())
+}
+
+/// The same with so many bytes of payload.
+pub(crate) fn numbered_long(number: u32, payload: usize) -> Vec<u8> {
+    let mut bytes = vec![0; payload];
+    bytes[..4].copy_from_slice(&number.to_be_bytes());
+    frame(0x88b5, &bytes)
 }
 
 /// A broadcast frame from the guest, padded to the shortest length that Ethernet has.

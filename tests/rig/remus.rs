@@ -171,7 +171,7 @@ detect_ms = {detect_ms}
 lease_ms = {lease_ms}
 
 [gate]
-slots = 16384
+buffer_mib = 32
 {placement}"#,
         ip = GUEST.ip(),
         gateway = crate::topology::CLIENT,

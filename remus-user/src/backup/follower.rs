@@ -247,8 +247,9 @@ impl Follower {
     }
 
     fn plan(&self, announced: Announced, cpu: CpuProfile, hello: &Hello) -> Result<Plan> {
-        let Announced { shape, tap, bridge, slots } = announced;
+        let Announced { shape, tap, bridge, gate } = announced;
         shape.validate()?;
+        gate.validate()?;
         let name = |name: String| LinkName::new(&name).map_err(|e| anyhow!("{name}: {e}"));
         let cpus = &self.options.placement;
         let of = |n| cpus.of_vcpu(n).map(|cpu| cpu as usize);
@@ -264,7 +265,7 @@ impl Follower {
                 (Some(ours), _) => Some(ours),
                 (None, theirs) => theirs.map(name).transpose()?,
             },
-            slots,
+            gate,
             term: Term::new(hello.term.get() + 1).context("terms are used up")?,
         })
     }

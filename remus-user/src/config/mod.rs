@@ -22,7 +22,7 @@ pub use name::{BadName, LinkName};
 
 pub use crate::wire::VmName;
 
-use crate::net::Mac;
+use crate::{gate, net::Mac};
 
 /// A config file with every key, for people to start from.
 pub const EXAMPLE: &str = include_str!("example.toml");
@@ -53,7 +53,7 @@ pub struct Config {
     pub machine: Machine,
     pub net: Net,
     pub protection: Protection,
-    pub gate: Gate,
+    pub gate: gate::Settings,
     pub placement: Placement,
 }
 
@@ -106,12 +106,6 @@ pub struct Protection {
     pub detect: Duration,
     /// How long after an ack output may leave.
     pub lease: Duration,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Gate {
-    /// A power of two, at most `remus_abi::gate::SLOTS_MAX`.
-    pub slots: u32,
 }
 
 /// CPUs by number. Empty means anywhere.

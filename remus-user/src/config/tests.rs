@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::gate::{Release, Settings};
 
 const GOOD: &str = r#"name = "demo"
 
@@ -41,7 +42,7 @@ fn what_is_left_out_has_its_documented_default() {
     assert_eq!((p.start, p.depth), (Start::Protected, 2));
     let ms = [p.epoch, p.heartbeat, p.detect, p.lease].map(|d| d.as_millis());
     assert_eq!(ms, [25, 10, 100, 60]);
-    assert_eq!(c.gate.slots, 16_384);
+    assert_eq!(c.gate, Settings::default());
     assert_eq!(c.placement, Placement::default());
 }
 
@@ -57,7 +58,8 @@ fn the_example_is_good_and_shows_every_key_at_its_default() {
         })
         .collect();
     let shown = parse(&all).unwrap();
-    assert_eq!(Config { placement: Placement::default(), ..shown }, example);
+    let placement = Placement::default();
+    assert_eq!(Config { placement, gate: Settings::default(), ..shown }, example);
     for key in validate::keys() {
         let name = key.rsplit('.').next().unwrap();
         assert!(all.contains(&format!("\n{name} = ")), "{key}");
@@ -135,18 +137,30 @@ fn a_number_out_of_range_shows_the_range() {
     );
     assert!(message("memory_mib = 256", "memory_mib = -1").contains("-1 is out of range"));
     assert!(
-        message("backup = ", "[gate]\nslots = 1000\n[protection]\nbackup = ").contains("duplicate"),
+        message("backup = ", "[gate]\nbuffer_mib = 8\n[protection]\nbackup = ")
+            .contains("duplicate"),
         "a section stands once"
     );
 }
 
 #[test]
-fn slots_are_a_power_of_two() {
-    let text = format!("{GOOD}[gate]\nslots = 1000\n");
+fn the_buffer_is_a_power_of_two() {
+    let text = format!("{GOOD}[gate]\nbuffer_mib = 100\n");
     assert_eq!(
         parse(&text).unwrap_err().to_string(),
-        "/etc/remus/demo.toml:14:9: gate.slots: 1000 is not a power of two\n  help: nearest: 512 or 1024"
+        "/etc/remus/demo.toml:14:14: gate.buffer_mib: 100 is not a power of two\n  help: nearest: 64 or 128"
     );
+}
+
+#[test]
+fn frames_leave_by_the_uplink_that_is_named() {
+    let text = format!("{GOOD}[gate]\nrelease = {{ uplink = \"eth0\" }}\n");
+    let uplink = LinkName::new("eth0").unwrap();
+    assert_eq!(parse(&text).unwrap().gate.release, Release::Uplink(uplink));
+    let error = parse(&text.replace("eth0", "eth/0")).unwrap_err().to_string();
+    assert!(error.contains("gate.release.uplink"), "{error}");
+    let error = parse(&text.replace("uplink", "uplinc")).unwrap_err().to_string();
+    assert!(error.contains("uplink"), "{error}");
 }
 
 #[test]

@@ -7,14 +7,17 @@ use std::{
     time::Duration,
 };
 
-use remus_abi::gate::{SLOTS_DEFAULT, SLOTS_MAX};
+use remus_abi::gate::{BUFFER_MIB_DEFAULT, BUFFER_MIB_MAX};
 use serde::Deserialize;
 
 use super::{
-    Config, ConfigError, Gate, LEASE_MARGIN, LinkName, Machine, Net, Placement, Protection,
+    Config, ConfigError, LEASE_MARGIN, LinkName, Machine, Net, Placement, Protection,
     RUN_DIR_DEFAULT, Start, VmName, document::Document, nearest::nearest, state_dir_beside,
 };
-use crate::net::Mac;
+use crate::{
+    gate::{Release, Settings},
+    net::Mac,
+};
 
 /// Every key: its dotted path, an example line, and whether it must be there.
 const KEYS: &[(&str, &str, bool)] = &[
@@ -39,7 +42,9 @@ const KEYS: &[(&str, &str, bool)] = &[
     ("protection.detect_ms", "detect_ms = 100", false),
     ("protection.lease_ms", "lease_ms = 60", false),
     ("gate", "[gate]", false),
-    ("gate.slots", "slots = 16384", false),
+    ("gate.buffer_mib", "buffer_mib = 32", false),
+    ("gate.release", "[gate.release]", false),
+    ("gate.release.uplink", "uplink = \"eth0\"", false),
     ("placement", "[placement]", false),
     ("placement.vcpu_cpus", "vcpu_cpus = [0]", false),
     ("placement.io_cpus", "io_cpus = [1]", false),
@@ -93,7 +98,15 @@ struct RawProtection {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawGate {
-    slots: Option<i64>,
+    buffer_mib: Option<i64>,
+    #[serde(default)]
+    release: RawRelease,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawRelease {
+    uplink: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -247,13 +260,8 @@ impl Check<'_, '_> {
     }
 
     fn net(&self, raw: &RawNet) -> Result<Net, ConfigError> {
-        let link = |key, name: &str| {
-            LinkName::new(name).map_err(|e| {
-                self.wrong(key, e.to_string(), "name a link as `ip link` shows it, as in tap0")
-            })
-        };
-        let tap = link("net.tap", &raw.tap)?;
-        let bridge = raw.bridge.as_deref().map(|name| link("net.bridge", name)).transpose()?;
+        let tap = self.link("net.tap", &raw.tap)?;
+        let bridge = raw.bridge.as_deref().map(|name| self.link("net.bridge", name)).transpose()?;
         if bridge.as_ref() == Some(&tap) {
             return Err(self.wrong(
                 "net.bridge",
@@ -344,18 +352,24 @@ impl Check<'_, '_> {
         })
     }
 
-    fn gate(&self, raw: Option<&RawGate>) -> Result<Gate, ConfigError> {
-        let slots = raw.and_then(|g| g.slots).unwrap_or(i64::from(SLOTS_DEFAULT));
-        let slots = self.number("gate.slots", slots, 64, SLOTS_MAX)?;
-        if !slots.is_power_of_two() {
-            let above = slots.next_power_of_two();
+    fn gate(&self, raw: Option<&RawGate>) -> Result<Settings, ConfigError> {
+        let Some(raw) = raw else { return Ok(Settings::default()) };
+        let key = "gate.buffer_mib";
+        let buffer_mib = raw.buffer_mib.unwrap_or(BUFFER_MIB_DEFAULT.into());
+        let buffer_mib = self.number(key, buffer_mib, 1, BUFFER_MIB_MAX)?;
+        if !buffer_mib.is_power_of_two() {
+            let above = buffer_mib.next_power_of_two();
             return Err(self.wrong(
-                "gate.slots",
-                format!("{slots} is not a power of two"),
+                key,
+                format!("{buffer_mib} is not a power of two"),
                 format!("nearest: {} or {above}", above / 2),
             ));
         }
-        Ok(Gate { slots })
+        let release = match &raw.release.uplink {
+            Some(uplink) => Release::Uplink(self.link("gate.release.uplink", uplink)?),
+            None => Release::ReEntry,
+        };
+        Ok(Settings { buffer_mib, release })
     }
 
     fn placement(&self, raw: Option<&RawPlacement>, vcpus: u32) -> Result<Placement, ConfigError> {
@@ -396,6 +410,12 @@ impl Check<'_, '_> {
                 format!("from {min} to {max}"),
             )),
         }
+    }
+
+    fn link(&self, key: &str, name: &str) -> Result<LinkName, ConfigError> {
+        LinkName::new(name).map_err(|e| {
+            self.wrong(key, e.to_string(), "name a link as `ip link` shows it, as in tap0")
+        })
     }
 
     fn wrong(&self, key: &str, problem: String, help: impl Into<String>) -> ConfigError {

@@ -6,8 +6,8 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use anyhow::{Context, Result, bail};
-use aya::{Ebpf, maps::Map};
+use anyhow::{Context, Result};
+use aya::maps::MapData;
 
 /// The one value of an mmapable array map, as words.
 pub(super) struct Words {
@@ -25,13 +25,9 @@ unsafe impl Sync for Words {}
 const MAPPED: usize = 4096;
 
 impl Words {
-    /// Maps the only value of the map `name`.
-    pub(super) fn map(loaded: &Ebpf, name: &str) -> Result<Self> {
-        let Some(Map::Array(map)) = loaded.map(name) else {
-            bail!("the gate's object has no array map {name}")
-        };
-        let bytes =
-            map.info().with_context(|| format!("read about map {name}"))?.value_size() as usize;
+    /// Maps the only value of `map`.
+    pub(super) fn map(map: &MapData) -> Result<Self> {
+        let bytes = map.info().context("read about a map")?.value_size() as usize;
         assert!(bytes.is_multiple_of(8) && bytes <= MAPPED, "a value of whole words on one page");
         // SAFETY: a new mapping at an address of the kernel's choice; the result is checked.
         let address = unsafe {
@@ -45,8 +41,7 @@ impl Words {
             )
         };
         if address == libc::MAP_FAILED {
-            return Err(std::io::Error::last_os_error())
-                .with_context(|| format!("map {name} into memory"));
+            return Err(std::io::Error::last_os_error()).context("map a map's value into memory");
         }
         let words = NonNull::new(address.cast()).context("mmap at address 0")?;
         Ok(Self { words, len: bytes / 8 })

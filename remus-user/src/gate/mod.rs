@@ -20,19 +20,30 @@ mod control;
 mod counters;
 mod pins;
 mod programs;
+mod settings;
 
-use std::path::Path;
+use std::{
+    os::fd::{AsRawFd, RawFd},
+    path::Path,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail};
+use aya::maps::{Map, MapData, RingBuf};
 use aya_log::EbpfLogger;
 use remus_abi::{
     Epoch, Stamp, Term,
-    gate::{Control, FlushResult, Mode, Ring, SLOTS_MAX},
+    gate::{Control, FlushResult, LAYOUT, Mode, Ring, UNIT, slots},
 };
 
-pub use self::counters::Counters;
 use self::{control::Words, counters::CounterMap, pins::Pins, programs::Programs};
-use crate::replication::{Committed, Fenced};
+pub use self::{
+    counters::{Counters, Residence},
+    settings::{Release, Settings},
+};
+use crate::{
+    config::LinkName,
+    replication::{Committed, Fenced},
+};
 
 /// Runs of `flush` in one call of [`Gate::flush`] before the caller gets its thread back.
 const RUNS_PER_FLUSH: u32 = 64;
@@ -55,14 +66,32 @@ pub enum Flushed {
     Refused,
 }
 
+/// How much a gate holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Fill {
+    pub frames: u64,
+    /// As they lie in the buffer, in multiples of 64.
+    pub bytes: u64,
+    pub capacity_bytes: u64,
+}
+
 /// A gate on one tap, in one term.
 pub struct Gate {
     tap: Tap,
     control: Words,
     ring: Words,
     counters: CounterMap,
+    residence: Words,
+    events: RingBuf<MapData>,
     programs: Programs,
     logger: EbpfLogger<&'static dyn log::Log>,
+}
+
+/// The descriptor by which a gate says that it fills.
+impl AsRawFd for Gate {
+    fn as_raw_fd(&self) -> RawFd {
+        self.events.as_raw_fd()
+    }
 }
 
 impl Gate {
@@ -71,27 +100,73 @@ impl Gate {
     /// held is discarded, since the guest that sent it is gone.
     ///
     /// # Errors
-    /// When the kernel refuses the programs (privilege, version) or the tap; each says which.
-    pub fn install(tap: Tap, pins: &Path, slots: u32, term: Term) -> Result<Self> {
-        ensure!(
-            slots.is_power_of_two() && slots <= SLOTS_MAX,
-            "gate slots must be a power of two up to {SLOTS_MAX}, not {slots}"
-        );
-        let mut loaded = programs::load(slots)?;
-        let control = Words::map(&loaded, "CONTROL")?;
-        let ring = Words::map(&loaded, "RING")?;
-        control.set(Control::Slots as usize, slots.into());
-        control.set(Control::Tap as usize, tap.ifindex.into());
-        control.set(Control::Open as usize, Stamp::new(term, Epoch::FIRST).bits());
-        control.set(Control::Committed as usize, Stamp::new(term, Epoch::NONE).bits());
-
-        let counters = CounterMap::take(&mut loaded)?;
-        let logger = EbpfLogger::init(&mut loaded)?;
-        let pins = Pins::at(pins)?;
-        let programs = Programs::attach(loaded, &tap, pins)?;
-        let gate = Self { tap, control, ring, counters, programs, logger };
+    /// When the kernel refuses the programs (privilege, version), the tap or the uplink; each says which.
+    pub fn install(tap: Tap, pins: &Path, settings: &Settings, term: Term) -> Result<Self> {
+        settings.validate()?;
+        let uplink = match &settings.release {
+            Release::ReEntry => 0,
+            Release::Uplink(name) => interface_index(name.as_str())?,
+        };
+        let loaded = programs::load(settings)?;
+        {
+            let control = programs::loaded_map(&loaded, "CONTROL")?;
+            let control = Words::map(control)?;
+            let units = slots(settings.buffer_mib);
+            for (word, value) in [
+                (Control::Units, units.into()),
+                (Control::Watermark, (units / 2).into()),
+                (Control::Tap, tap.ifindex.into()),
+                (Control::Uplink, uplink.into()),
+                (Control::Layout, LAYOUT),
+                (Control::Open, Stamp::new(term, Epoch::FIRST).bits()),
+                (Control::Committed, Stamp::new(term, Epoch::NONE).bits()),
+            ] {
+                control.set(word as usize, value);
+            }
+        }
+        let programs = Programs::attach(loaded, &tap, settings, Pins::at(pins)?)?;
+        let gate = Self::over(tap, programs)?;
         gate.verify()?;
         Ok(gate)
+    }
+
+    /// Takes over the gate that an earlier controller left on `tap`, as it stands: mode, epochs, and all that it
+    /// holds. `None` when there is none that can be trusted: none is pinned, it is of another build, its tap was
+    /// made anew, or it is not in front of the tap any more. Then [`Gate::install`] is the way.
+    ///
+    /// # Errors
+    /// When there is one, and the kernel does not let it be opened.
+    pub fn adopt(tap: Tap, pins: &Path) -> Result<Option<Self>> {
+        let Some(pins) = Pins::existing(pins)? else { return Ok(None) };
+        let Ok(control) = programs::map(&pins, "CONTROL") else { return Ok(None) };
+        let control = Words::map(&control)?;
+        let word = |which: Control| control.get(which as usize);
+        if word(Control::Layout) != LAYOUT || word(Control::Tap) != u64::from(tap.ifindex) {
+            return Ok(None);
+        }
+        let release = match word(Control::Uplink) {
+            0 => Release::ReEntry,
+            index => match interface_name(index) {
+                Some(name) => Release::Uplink(name),
+                None => return Ok(None),
+            },
+        };
+        let Ok(programs) = Programs::open(&tap, &release, pins) else { return Ok(None) };
+        let gate = Self::over(tap, programs)?;
+        Ok(gate.verify().is_ok().then_some(gate))
+    }
+
+    fn over(tap: Tap, programs: Programs) -> Result<Self> {
+        Ok(Self {
+            control: Words::map(&programs.map("CONTROL")?)?,
+            ring: Words::map(&programs.map("RING")?)?,
+            counters: CounterMap::new(programs.map("COUNTERS")?)?,
+            residence: Words::map(&programs.map("RESIDENCE")?)?,
+            events: RingBuf::try_from(Map::RingBuf(programs.map("EVENTS")?))?,
+            logger: EbpfLogger::init_from_id(programs.hold_id())?,
+            tap,
+            programs,
+        })
     }
 
     /// Whether the program in front of the link `name` is a gate's: of this build or another, of this process or
@@ -160,13 +235,16 @@ impl Gate {
                 FlushResult::Done => return Ok(Flushed::All),
                 FlushResult::More | FlushResult::InFlight | FlushResult::Busy => {}
                 FlushResult::Refused | FlushResult::Broken => return Ok(Flushed::Refused),
+                FlushResult::Unguarded => bail!(
+                    "a frame left by the uplink without passing the gate's second lock: somebody has taken it off"
+                ),
             }
         }
         Ok(Flushed::Pending)
     }
 
-    /// Lets the guest's frames pass unheld: it runs unprotected from here on. What was held and is not
-    /// committed is discarded by the next flush of a later term, never released.
+    /// Lets the guest's frames pass unheld: it runs unprotected from here on. What this term still holds leaves
+    /// first, by [`Gate::flush`], and as long as there is any, new frames queue up behind it.
     pub fn open(&mut self, _fenced: &Fenced) {
         self.set_mode(Mode::Open);
     }
@@ -176,9 +254,29 @@ impl Gate {
         self.set_mode(Mode::Closed);
     }
 
-    /// Frames in slots now.
+    /// Frames held now, those on their way out included.
     pub fn held(&self) -> u64 {
         self.ring.get(Ring::Head as usize).saturating_sub(self.ring.get(Ring::Tail as usize))
+    }
+
+    pub fn fill(&self) -> Fill {
+        let ring = |word: Ring| self.ring.get(word as usize);
+        let units = ring(Ring::HeadUnit).saturating_sub(ring(Ring::TailUnit));
+        Fill {
+            frames: self.held(),
+            bytes: units * u64::from(UNIT),
+            capacity_bytes: self.control.get(Control::Units as usize) * u64::from(UNIT),
+        }
+    }
+
+    /// Whether the gate has said, since this was last asked, that it fills: half of it is in use. Asked when the
+    /// gate's descriptor is readable.
+    pub fn take_filling(&mut self) -> bool {
+        let mut filling = false;
+        while self.events.next().is_some() {
+            filling = true;
+        }
+        filling
     }
 
     /// What becomes of a fresh frame now. Whatever is not a known mode is closed.
@@ -194,13 +292,17 @@ impl Gate {
         self.counters.read()
     }
 
+    pub fn residence(&self) -> Residence {
+        Residence::read(&self.residence)
+    }
+
     /// Asks the kernel whether `hold` is attached to the tap, and first in the chain.
     ///
     /// # Errors
     /// When it is not: the tap was deleted or recreated, or another program was put first. Frames may be
     /// passing by this gate, so the guest must not run on.
     pub fn verify(&self) -> Result<()> {
-        self.programs.verify(&self.tap)
+        self.programs.verify()
     }
 
     /// Switches the programs' debug lines on or off; [`Gate::drain_log`] brings them.
@@ -222,6 +324,10 @@ impl Gate {
         self.programs.detach()
     }
 
+    pub fn tap(&self) -> &Tap {
+        &self.tap
+    }
+
     fn term(&self) -> Term {
         self.open_epoch().term()
     }
@@ -229,4 +335,27 @@ impl Gate {
     fn set_mode(&mut self, mode: Mode) {
         self.control.set(Control::Mode as usize, mode as u64);
     }
+}
+
+fn interface_index(name: &str) -> Result<u32> {
+    let terminated = std::ffi::CString::new(name)?;
+    // SAFETY: a terminated string that lives during the call.
+    match unsafe { libc::if_nametoindex(terminated.as_ptr()) } {
+        0 => {
+            Err(std::io::Error::last_os_error()).with_context(|| format!("find the uplink {name}"))
+        }
+        index => Ok(index),
+    }
+}
+
+fn interface_name(index: u64) -> Option<LinkName> {
+    let mut name = [0u8; libc::IF_NAMESIZE];
+    let index = u32::try_from(index).ok()?;
+    // SAFETY: a buffer as long as a name can be.
+    let found = unsafe { libc::if_indextoname(index, name.as_mut_ptr().cast()) };
+    if found.is_null() {
+        return None;
+    }
+    let name = std::ffi::CStr::from_bytes_until_nul(&name).ok()?;
+    LinkName::new(name.to_str().ok()?).ok()
 }

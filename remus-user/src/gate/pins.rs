@@ -29,6 +29,11 @@ impl Pins {
         Ok(Self { dir: dir.to_owned() })
     }
 
+    /// The directory `dir`, if it is there and on a bpffs.
+    pub(super) fn existing(dir: &Path) -> Result<Option<Self>> {
+        Ok((dir.is_dir() && is_bpffs(dir)?).then(|| Self { dir: dir.to_owned() }))
+    }
+
     /// The path of the pin `name`.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)

@@ -39,9 +39,14 @@ pub fn render(s: &Status) -> String {
             g.mode, g.waiting, g.held, g.released, g.passed
         ),
     );
+    if g.residence_us.count > 0 {
+        let spread = spread(&g.residence_us, |us| format!("{:.1} ms", us as f64 / 1000.0));
+        let full = 100 * g.waiting_bytes / g.capacity_bytes.max(1);
+        line("held for", format!("{spread}; {full} % of the buffer in use"));
+    }
     let troubles = [
         ("dropped while closed", g.dropped_closed),
-        ("dropped, no slot free", g.dropped_full),
+        ("dropped, buffer full", g.dropped_full),
         ("dropped, unfit", g.dropped_unfit),
         ("refused, stale", g.refused_stale),
         ("REFUSED BY THE SECOND LOCK", g.refused_by_lock),
@@ -49,6 +54,7 @@ pub fn render(s: &Status) -> String {
         ("not sent", g.send_failed),
         ("flushes after the lease", g.lease_over),
         ("discarded", g.discarded),
+        ("LEFT UNGUARDED", g.unguarded),
     ];
     let troubles: Vec<_> =
         troubles.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{n} {what}")).collect();

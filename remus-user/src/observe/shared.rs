@@ -25,7 +25,7 @@ use remus_abi::{
 use super::{
     epochs::EpochRing,
     histogram::Histogram,
-    status::{Epochs, Failover, Gate, Protection, Role, Status},
+    status::{Distribution, Epochs, Failover, Gate, Protection, Role, Status},
 };
 
 /// See the module. Made once a VM; threads hold it in an [`Arc`].
@@ -48,7 +48,10 @@ pub struct Shared {
     commit_us: Histogram,
     dirty_pages: Histogram,
     gate_mode: AtomicU64,
-    gate_waiting: AtomicU64,
+    /// Frames, bytes, capacity in bytes.
+    gate_fill: [AtomicU64; 3],
+    /// Count, p50, p90, p99, max in microseconds.
+    gate_residence: [AtomicU64; 5],
     gate_counters: [AtomicU64; COUNTERS as usize],
 }
 
@@ -64,8 +67,13 @@ struct Standing {
 #[derive(Clone, Copy, Debug)]
 pub struct GateReading {
     pub mode: Mode,
-    /// Frames in slots now.
+    /// Frames held now.
     pub waiting: u64,
+    /// What they take of the buffer.
+    pub waiting_bytes: u64,
+    pub capacity_bytes: u64,
+    /// Of released frames, in microseconds.
+    pub residence_us: Distribution,
     /// By [`Counter`], summed over CPUs.
     pub counters: [u64; COUNTERS as usize],
 }
@@ -97,7 +105,8 @@ impl Shared {
             commit_us: Histogram::new(),
             dirty_pages: Histogram::new(),
             gate_mode: AtomicU64::new(Mode::Closed as u64),
-            gate_waiting: zero(),
+            gate_fill: std::array::from_fn(|_| zero()),
+            gate_residence: std::array::from_fn(|_| zero()),
             gate_counters: std::array::from_fn(|_| zero()),
         })
     }
@@ -159,7 +168,14 @@ impl Shared {
     /// The newest reading of the gate.
     pub fn gate(&self, reading: &GateReading) {
         self.gate_mode.store(reading.mode as u64, Relaxed);
-        self.gate_waiting.store(reading.waiting, Relaxed);
+        let fill = [reading.waiting, reading.waiting_bytes, reading.capacity_bytes];
+        let d = reading.residence_us;
+        for (word, value) in self.gate_fill.iter().zip(fill) {
+            word.store(value, Relaxed);
+        }
+        for (word, value) in self.gate_residence.iter().zip([d.count, d.p50, d.p90, d.p99, d.max]) {
+            word.store(value, Relaxed);
+        }
         for (to, from) in self.gate_counters.iter().zip(reading.counters) {
             to.store(from, Relaxed);
         }
@@ -218,14 +234,20 @@ impl Shared {
     }
 
     fn gate_status(&self) -> Gate {
-        let of = |counter: Counter| self.gate_counters[counter as usize].load(Relaxed);
+        let read = |word: &AtomicU64| word.load(Relaxed);
+        let of = |counter: Counter| read(&self.gate_counters[counter as usize]);
         let modes = [(Mode::Hold, "hold"), (Mode::Open, "open")];
         let now = self.gate_mode.load(Relaxed);
         // As the gate itself takes it: whatever is not a known mode is closed.
         let mode = modes.iter().find(|(mode, _)| *mode as u64 == now).map_or("closed", |m| m.1);
+        let [waiting, waiting_bytes, capacity_bytes] = self.gate_fill.each_ref().map(read);
+        let [count, p50, p90, p99, max] = self.gate_residence.each_ref().map(read);
         Gate {
             mode: mode.to_owned(),
-            waiting: self.gate_waiting.load(Relaxed),
+            waiting,
+            waiting_bytes,
+            capacity_bytes,
+            residence_us: Distribution { count, p50, p90, p99, max },
             held: of(Counter::Held),
             released: of(Counter::Released),
             passed: of(Counter::Passed),
@@ -238,6 +260,7 @@ impl Shared {
             send_failed: of(Counter::SendFailed),
             lease_over: of(Counter::LeaseOver),
             discarded: of(Counter::Discarded),
+            unguarded: of(Counter::Unguarded),
         }
     }
 }
@@ -317,7 +340,16 @@ mod tests {
         let shared = Shared::new("demo", Role::Primary, Term::FIRST);
         let mut counters = [0; COUNTERS as usize];
         counters[Counter::RefusedByLock as usize] = 3;
-        shared.gate(&GateReading { mode: Mode::Hold, waiting: 9, counters });
+        let residence_us = Distribution::default();
+        let (waiting, waiting_bytes, capacity_bytes) = (9, 900, 4096);
+        shared.gate(&GateReading {
+            mode: Mode::Hold,
+            waiting,
+            waiting_bytes,
+            capacity_bytes,
+            residence_us,
+            counters,
+        });
         let gate = shared.status(None).gate;
         assert_eq!((gate.mode.as_str(), gate.waiting, gate.refused_by_lock), ("hold", 9, 3));
         shared.gate_mode.store(77, Relaxed);

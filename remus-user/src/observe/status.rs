@@ -82,8 +82,13 @@ pub struct Distribution {
 pub struct Gate {
     /// `closed`, `hold` or `open`.
     pub mode: String,
-    /// In slots now.
+    /// Held now.
     pub waiting: u64,
+    /// What they take of the buffer, and the buffer, in bytes.
+    pub waiting_bytes: u64,
+    pub capacity_bytes: u64,
+    /// How long released frames had waited in the gate, in microseconds.
+    pub residence_us: Distribution,
     pub held: u64,
     pub released: u64,
     pub passed: u64,
@@ -96,6 +101,7 @@ pub struct Gate {
     pub send_failed: u64,
     pub lease_over: u64,
     pub discarded: u64,
+    pub unguarded: u64,
 }
 
 /// A takeover, in CLOCK_BOOTTIME nanoseconds of the backup host.

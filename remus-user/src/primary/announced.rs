@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    gate,
     machine::{CpuProfile, Shape},
     wire::Hello,
 };
@@ -15,8 +16,7 @@ pub(crate) struct Announced {
     pub(crate) shape: Shape,
     pub(crate) tap: String,
     pub(crate) bridge: Option<String>,
-    /// Slots of the gate.
-    pub(crate) slots: u32,
+    pub(crate) gate: gate::Settings,
 }
 
 impl Announced {

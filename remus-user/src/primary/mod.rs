@@ -221,18 +221,18 @@ fn plan_of(config: &Config, term: Term) -> Result<Plan> {
         placement: placement_of(config),
         tap: config.net.tap.clone(),
         bridge: config.net.bridge.clone(),
-        slots: config.gate.slots,
+        gate: config.gate.clone(),
         term,
     })
 }
 
 fn hello_of(config: &Config, standby: &Standby, term: Term) -> Result<Hello> {
-    let Plan { shape, cpu, tap, bridge, slots, .. } = standby.plan();
+    let Plan { shape, cpu, tap, bridge, gate, .. } = standby.plan();
     let announced = Announced {
         shape: *shape,
         tap: tap.to_string(),
         bridge: bridge.as_ref().map(ToString::to_string),
-        slots: *slots,
+        gate: gate.clone(),
     };
     Ok(Hello {
         vm: config.name.clone(),

@@ -12,7 +12,10 @@ use super::sender::{Cargo, Shipment};
 use crate::{
     checkpoint::PAGE_SIZE,
     gate::Gate,
-    observe::{GateReading, Shared, status::Protection},
+    observe::{
+        GateReading, Shared,
+        status::{Distribution, Protection},
+    },
     replication::{FencedBy, Pipeline, Standing},
 };
 
@@ -100,7 +103,21 @@ impl Report {
         for counter in Counter::ALL {
             counters[counter as usize] = read.get(counter);
         }
-        self.shared.gate(&GateReading { mode: gate.mode(), waiting: gate.held(), counters });
+        let (fill, residence) = (gate.fill(), gate.residence());
+        self.shared.gate(&GateReading {
+            mode: gate.mode(),
+            waiting: fill.frames,
+            waiting_bytes: fill.bytes,
+            capacity_bytes: fill.capacity_bytes,
+            residence_us: Distribution {
+                count: residence.count(),
+                p50: residence.percentile_us(50),
+                p90: residence.percentile_us(90),
+                p99: residence.percentile_us(99),
+                max: residence.max_us(),
+            },
+            counters,
+        });
         Ok(())
     }
 }

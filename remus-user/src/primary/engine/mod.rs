@@ -51,9 +51,10 @@ const SPARE_SHIPMENTS: usize = 2;
 const TICK: Duration = Duration::from_millis(10);
 /// How soon frames that are still under way are looked after.
 const FLUSH_AGAIN: Duration = Duration::from_millis(1);
-/// The two descriptors of the event loop.
+/// The descriptors of the event loop.
 const INBOX: u64 = 0;
 const MACHINE: u64 = 1;
+const GATE: u64 = 2;
 
 /// What an engine is made of.
 pub(crate) struct Parts {
@@ -143,10 +144,12 @@ impl Engine {
         gate.verify()?;
         let machine = machine.start()?;
         let epoll = Epoll::new().context("make an epoll instance")?;
-        for (token, fd) in [(INBOX, inbox.as_raw_fd()), (MACHINE, machine.as_raw_fd())] {
+        let waited_for =
+            [(INBOX, inbox.as_raw_fd()), (MACHINE, machine.as_raw_fd()), (GATE, gate.as_raw_fd())];
+        for (token, fd) in waited_for {
             epoll
                 .ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token))
-                .context("wait for the machine and the other threads")?;
+                .context("wait for the machine, the gate and the other threads")?;
         }
         let ram_pages = machine.memory().layout().pages();
         Ok(Self {
@@ -195,6 +198,11 @@ impl Engine {
                 match event.data() {
                     INBOX => self.inbox.quiet(),
                     MACHINE => self.serve()?,
+                    GATE => {
+                        if self.gate.take_filling() {
+                            self.brain.handle_gate_filling(boot_now());
+                        }
+                    }
                     token => unreachable!("a descriptor {token} that nobody added"),
                 }
             }
