@@ -19,8 +19,6 @@ use crate::{
     net::{IfIndex, Links, Mac, Station, TapSpec, VNET_HEADER_BYTES, announce},
 };
 
-/// MTU of the tap: what a gate's slot takes.
-const MTU_BYTES: u32 = 1500;
 /// The announcement is repeated: a switch that is busy with the death of a link may miss the first.
 const ANNOUNCE_AGAIN: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(200), Duration::from_millis(1000)];
@@ -69,8 +67,12 @@ impl Standby {
             None => None,
         };
         let mac = Mac(plan.shape.mac);
-        let spec =
-            TapSpec { name: plan.tap.as_str(), guest_mac: mac, mtu_bytes: MTU_BYTES, vm: &plan.vm };
+        let spec = TapSpec {
+            name: plan.tap.as_str(),
+            guest_mac: mac,
+            mtu_bytes: plan.shape.mtu_bytes.into(),
+            vm: &plan.vm,
+        };
         let tap = links.ensure_tap(&spec, |found| Gate::guards(&found.name))?;
         let index = tap.index;
         let built = || -> Result<(Gate, Prepared, File)> {

@@ -6,12 +6,18 @@ use std::time::{Duration, Instant};
 
 use remus::checkpoint::{MachineState, Page, PageSet, Staging};
 use remus::machine::{
-    CpuProfile, End, Event, Machine, Memory, Placement, Prepared, Shape, open_tap,
+    CpuProfile, End, Event, Machine, Memory, Offloads, Placement, Prepared, Shape, open_tap,
 };
 
 use super::small_guest::{self, After, Work};
 
-const SHAPE: Shape = Shape { memory_mib: 64, vcpus: 1, mac: [2, 0, 0, 0, 0, 7] };
+const SHAPE: Shape = Shape {
+    memory_mib: 64,
+    vcpus: 1,
+    mac: [2, 0, 0, 0, 0, 7],
+    mtu_bytes: 1500,
+    offloads: Offloads::None,
+};
 
 /// One guest at a time: they measure and need the cores.
 fn alone() -> MutexGuard<'static, ()> {

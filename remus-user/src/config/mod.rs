@@ -81,6 +81,8 @@ pub struct Net {
     pub bridge: Option<LinkName>,
     /// The guest's own address.
     pub mac: Mac,
+    /// Longest packet of the guest, of its tap and of everything behind that.
+    pub mtu_bytes: u16,
 }
 
 /// What the guest may do at the first start ever, while no backup has been there yet.

@@ -37,7 +37,7 @@ fn what_is_left_out_has_its_documented_default() {
     assert_eq!(c.state_dir, Path::new("/var/lib/remus"));
     assert_eq!(c.machine.kernel, Path::new("/etc/remus/guest.elf"), "beside the config");
     assert_eq!((c.machine.vcpus, c.machine.cmdline.as_str()), (1, ""));
-    assert_eq!(c.net.bridge, None);
+    assert_eq!((c.net.bridge, c.net.mtu_bytes), (None, 1500));
     let p = &c.protection;
     assert_eq!((p.start, p.depth), (Start::Protected, 2));
     let ms = [p.epoch, p.heartbeat, p.detect, p.lease].map(|d| d.as_millis());
@@ -87,7 +87,7 @@ fn a_misspelt_key_gets_the_right_one() {
     );
     assert_eq!(
         message("tap = ", "disk = \"a.img\"\ntap = "),
-        "demo.toml:8:1: net.disk: there is no such key\n  help: known in [net]: tap, bridge, mac"
+        "demo.toml:8:1: net.disk: there is no such key\n  help: known in [net]: tap, bridge, mac, mtu"
     );
 }
 

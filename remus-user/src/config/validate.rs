@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     gate::{Release, Settings},
+    machine::{MTU_BYTES_MAX, MTU_BYTES_MIN},
     net::Mac,
 };
 
@@ -33,6 +34,7 @@ const KEYS: &[(&str, &str, bool)] = &[
     ("net.tap", "tap = \"tap0\"", true),
     ("net.bridge", "bridge = \"br0\"", false),
     ("net.mac", "mac = \"52:54:00:77:00:0a\"", true),
+    ("net.mtu", "mtu = 1500", false),
     ("protection", "[protection]", true),
     ("protection.backup", "backup = \"10.99.0.2:7000\"", true),
     ("protection.start", "start = \"protected\"", false),
@@ -52,6 +54,7 @@ const KEYS: &[(&str, &str, bool)] = &[
 
 const CPUS_MAX: u32 = 1024;
 const CMDLINE_BYTES_MAX: usize = 2048;
+const MTU_BYTES_DEFAULT: i64 = 1500;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -81,6 +84,7 @@ struct RawNet {
     tap: String,
     bridge: Option<String>,
     mac: String,
+    mtu: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -279,7 +283,10 @@ impl Check<'_, '_> {
                 "the first byte must be even, as in 52:54:00:77:00:0a",
             ));
         }
-        Ok(Net { tap, bridge, mac })
+        let mtu = raw.mtu.unwrap_or(MTU_BYTES_DEFAULT);
+        let mtu = self.number("net.mtu", mtu, MTU_BYTES_MIN.into(), MTU_BYTES_MAX.into())?;
+        let mtu_bytes = u16::try_from(mtu).expect("within the range of a u16");
+        Ok(Net { tap, bridge, mac, mtu_bytes })
     }
 
     fn protection(&self, raw: &RawProtection) -> Result<Protection, ConfigError> {

@@ -37,14 +37,14 @@ mod vcpu;
 mod vm;
 
 pub use cpu::CpuProfile;
-pub use devices::net::{NetCounters, open_tap};
+pub use devices::net::{NetCounters, Offloads, open_tap};
 pub use host::{HostReport, Kind, probe};
 pub use layout::{Layout, Slot};
 pub use memory::Memory;
 pub use paused::Paused;
 pub use prepared::Prepared;
 pub use running::{Event, Machine};
-pub use shape::{MEMORY_MIB_MAX, MEMORY_MIB_MIN, Placement, Shape};
+pub use shape::{MEMORY_MIB_MAX, MEMORY_MIB_MIN, MTU_BYTES_MAX, MTU_BYTES_MIN, Placement, Shape};
 pub use vcpu::End;
 
 #[cfg(test)]

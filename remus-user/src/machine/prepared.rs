@@ -48,7 +48,7 @@ impl Prepared {
         tap: OwnedFd,
     ) -> Result<Self> {
         shape.validate()?;
-        let net = Net::new(shape.mac, tap)?;
+        let net = Net::new(shape.mac, shape.mtu_bytes, shape.offloads, tap)?;
         let memory = Arc::new(Memory::new(Layout::of_mib(shape.memory_mib))?);
         let vm = Vm::new(Arc::clone(&memory))?;
         let create = |id| vm.create_vcpu(id, shape.vcpus, cpu);

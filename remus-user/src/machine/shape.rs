@@ -3,11 +3,16 @@
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::devices::net::Offloads;
 use crate::checkpoint::VCPUS_MAX;
 
 /// Least and most RAM of a machine, in MiB. The upper end is what the boot page tables have room for.
 pub const MEMORY_MIB_MIN: u32 = 16;
 pub const MEMORY_MIB_MAX: u32 = 64 << 10;
+/// Least and most bytes of a packet on the guest's network: what IPv4 asks of every link, and what a held frame
+/// has room for.
+pub const MTU_BYTES_MIN: u16 = 68;
+pub const MTU_BYTES_MAX: u16 = 9000;
 
 /// A machine as its guest sees it. Primary and backup build the same.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -17,6 +22,10 @@ pub struct Shape {
     pub vcpus: u8,
     /// The guest's Ethernet address.
     pub mac: [u8; 6],
+    /// The longest packet that the guest sends and receives in one frame.
+    pub mtu_bytes: u16,
+    /// What the guest may leave to its host: as much as the gate's engine keeps.
+    pub offloads: Offloads,
 }
 
 /// Where a machine runs on its host.
@@ -41,6 +50,11 @@ impl Shape {
             "vcpus = {}: must be from 1 to {VCPUS_MAX}",
             self.vcpus
         );
+        ensure!(
+            (MTU_BYTES_MIN..=MTU_BYTES_MAX).contains(&self.mtu_bytes),
+            "mtu_bytes = {}: must be from {MTU_BYTES_MIN} to {MTU_BYTES_MAX}",
+            self.mtu_bytes
+        );
         ensure!(self.mac != [0; 6] && self.mac[0] & 1 == 0, "mac: must be a unicast address");
         Ok(())
     }
@@ -52,11 +66,18 @@ mod tests {
 
     #[test]
     fn shapes_that_cannot_be_made_are_named() {
-        let good = Shape { memory_mib: 256, vcpus: 1, mac: [2, 0, 0, 0, 0, 1] };
+        let good = Shape {
+            memory_mib: 256,
+            vcpus: 1,
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu_bytes: 9000,
+            offloads: Offloads::None,
+        };
         good.validate().unwrap();
         let says = |shape: Shape| shape.validate().unwrap_err().to_string();
         assert!(says(Shape { memory_mib: 0, ..good }).starts_with("memory_mib"));
         assert!(says(Shape { vcpus: 65, ..good }).starts_with("vcpus"));
         assert!(says(Shape { mac: [1, 0, 0, 0, 0, 1], ..good }).starts_with("mac"));
+        assert!(says(Shape { mtu_bytes: 9001, ..good }).starts_with("mtu_bytes"));
     }
 }

@@ -103,8 +103,8 @@ impl Links {
 
     fn configure(&self, file: &File, index: IfIndex, spec: &TapSpec<'_>) -> Result<()> {
         let name = spec.name;
-        // The gate copies frames, which loses half-made checksums and super-frames: none are offered to the
-        // guest, and none may reach it (0: no offload).
+        // Nothing that is unfinished may reach the guest (0: no offload) before its driver has asked for it: the
+        // network device sets the tap to what the driver takes.
         tun_ioctl(file, libc::TUNSETOFFLOAD, 0)
             .with_context(|| format!("switch offloads of {name} off"))?;
         let mut header = c_int::try_from(VNET_HEADER_BYTES).expect("twelve");

@@ -46,7 +46,7 @@ use self::{
 use crate::{
     config::{Config, LEASE_MARGIN},
     gate::Gate,
-    machine::{self, CpuProfile, Shape},
+    machine::{self, CpuProfile, Offloads, Shape},
     observe::{Shared, StatusSocket, VmDir, status::Role},
     os::{boot_now, fresh_instance, run_on},
     replication::{Fenced, Pipeline, Policy},
@@ -216,7 +216,14 @@ fn plan_of(config: &Config, term: Term) -> Result<Plan> {
     let vcpus = u8::try_from(config.machine.vcpus).context("machine.vcpus is too many")?;
     Ok(Plan {
         vm: config.name.as_str().to_owned(),
-        shape: Shape { memory_mib: config.machine.memory_mib, vcpus, mac: config.net.mac.0 },
+        shape: Shape {
+            memory_mib: config.machine.memory_mib,
+            vcpus,
+            mac: config.net.mac.0,
+            mtu_bytes: config.net.mtu_bytes,
+            // The gate copies frames.
+            offloads: Offloads::None,
+        },
         cpu: CpuProfile::of_host()?,
         placement: placement_of(config),
         tap: config.net.tap.clone(),

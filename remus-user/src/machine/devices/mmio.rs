@@ -39,6 +39,8 @@ pub(super) struct Identity {
     pub(super) device_id: u32,
     /// Features on offer; VERSION_1 must be among them.
     pub(super) features: u64,
+    /// Numbers of features that a driver may take only together with another.
+    pub(super) requires: &'static [(u32, u32)],
     pub(super) queues: usize,
     /// Entries of each queue at most, a power of two.
     pub(super) queue_max: u16,
@@ -52,6 +54,8 @@ pub(super) enum Effect {
     None,
     /// The driver rings for queue n, which exists.
     Notify(usize),
+    /// The driver has chosen its features, for good until it resets the device.
+    Negotiated,
     /// The driver has reset the device.
     Reset,
     /// The driver has set up a queue that is not in RAM: the device is broken.
@@ -177,27 +181,40 @@ impl Transport {
             self.reset();
             return Effect::Reset;
         }
+        let before = self.status;
         self.status |= value & FAILED;
         if self.status & NEEDS_RESET != 0 {
             return Effect::None;
         }
-        for (bit, before) in [
+        for (bit, needs) in [
             (ACKNOWLEDGE, 0),
             (DRIVER, ACKNOWLEDGE),
             (FEATURES_OK, DRIVER),
             (DRIVER_OK, FEATURES_OK),
         ] {
-            let wanted = value & bit != 0 && self.status & before == before;
-            if wanted && (bit != FEATURES_OK || self.features_are_fine()) {
+            let wanted = value & bit != 0 && self.status & needs == needs;
+            if wanted && (bit != FEATURES_OK || self.are_fine(self.driver_features)) {
                 self.status |= bit;
             }
         }
-        Effect::None
+        if self.status & !before & FEATURES_OK != 0 { Effect::Negotiated } else { Effect::None }
     }
 
-    fn features_are_fine(&self) -> bool {
-        self.driver_features & !self.identity.features == 0
-            && self.driver_features & 1 << VIRTIO_F_VERSION_1 != 0
+    fn are_fine(&self, features: u64) -> bool {
+        let has = |bit: u32| features & 1 << bit != 0;
+        features & !self.identity.features == 0
+            && has(VIRTIO_F_VERSION_1)
+            && self.identity.requires.iter().all(|(one, other)| !has(*one) || has(*other))
+    }
+
+    /// The features on offer.
+    pub(super) fn features(&self) -> u64 {
+        self.identity.features
+    }
+
+    /// The features that the driver has chosen; none before it has.
+    pub(super) fn negotiated(&self) -> u64 {
+        if self.status & FEATURES_OK != 0 { self.driver_features } else { 0 }
     }
 
     fn write_queue(&mut self, ram: &Ram, offset: u32, value: u32) -> Effect {
@@ -279,6 +296,11 @@ impl Transport {
             "features {:#x} of {:#x} on offer",
             state.driver_features,
             self.identity.features
+        );
+        ensure!(
+            state.status & FEATURES_OK == 0 || self.are_fine(state.driver_features),
+            "features {:#x} that no driver can have chosen",
+            state.driver_features
         );
         ensure!(
             state.queues.len() == self.queues.len(),

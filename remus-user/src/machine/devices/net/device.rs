@@ -2,27 +2,26 @@
 //!
 //! The guest writes the rings and descriptors, at any time: lengths and addresses are taken as numbers that
 //! may be anything. What breaks the rules (a chain without an end, a buffer outside of RAM or of the wrong
-//! direction, an index that runs away) breaks the device, until the guest resets it.
+//! direction, an index that runs away) breaks the device, until the guest resets it. A frame that is unfit for
+//! the wire, or a header that lies about it, costs the guest that frame.
 
-use std::fmt;
 use std::io;
-use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
-use virtio_bindings::virtio_net::VIRTIO_NET_F_MAC;
-use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use virtio_queue::desc::split::Descriptor;
-use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestMemoryError};
+use virtio_queue::QueueT;
 
 use super::super::interrupt::{CONFIGURATION, Interrupt, USED_BUFFER};
 use super::super::log_limit::LogLimit;
-use super::super::mmio::{Identity, Transport};
-use super::tap::{FRAME_MAX, FRAME_MIN, HEADER, Tap};
+use super::super::mmio::{Effect, Identity, Transport};
+use super::header::{self, HEADER, Job, UNCUT_MAX, Unfit};
+use super::offloads::{self, Negotiated, Offloads, REQUIRES};
+use super::ring::{self, Breach, Scatter, Used};
+use super::segment::{self, Segments};
+use super::tap::Tap;
+use crate::checkpoint::DeviceState;
 use crate::machine::memory::Ram;
 
 /// Numbers of the virtqueues.
@@ -32,21 +31,22 @@ pub(in crate::machine) const TRANSMIT: usize = 1;
 const QUEUE_MAX: u16 = 256;
 /// Frames moved in one go, so that the serving thread comes back to its other duties.
 const BUDGET: usize = 128;
-/// Descriptors of one frame; a driver uses two or three.
-const CHAIN_MAX: usize = 32;
-/// Lengths of a frame and its header that pass.
-const LENGTHS: RangeInclusive<usize> = HEADER + FRAME_MIN..=HEADER + FRAME_MAX;
-/// The receive header: blank but for `num_buffers`, which is always one.
-const RECEIVE_HEADER: [u8; HEADER] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+/// Bytes of a frame beyond its MTU: addresses and type, and two VLAN tags.
+const BEYOND_MTU: usize = segment::ETHERNET + 8;
 
 /// How many frames went which way. Counted from the device's creation on this host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct NetCounters {
+    /// Taken by the tap; a frame that was cut here counts as one.
     pub sent: u64,
     /// The tap did not take them, or they were too short or too long for it.
     pub sent_dropped: u64,
+    /// Their header asked for what was not negotiated, or did not fit them.
+    pub sent_refused: u64,
+    /// Segments that were cut here out of longer frames, because the gate copies what those were.
+    pub sent_segments: u64,
     pub received: u64,
-    /// Too long for the guest.
+    /// Too long for the guest, or for its buffers.
     pub received_dropped: u64,
     /// How often a frame had to wait because the guest had no buffer.
     pub receive_starved: u64,
@@ -67,20 +67,23 @@ pub(in crate::machine) enum Progress {
 pub(in crate::machine) struct Net {
     transport: Transport,
     tap: Tap,
-    /// A header and a frame, and a byte by which one that is too long is known.
-    buffer: Box<[u8; HEADER + FRAME_MAX + 1]>,
+    /// What the driver has taken, and the tap is set to.
+    negotiated: Negotiated,
+    /// The longest finished frame, in bytes.
+    frame_max: usize,
+    /// A header and a frame on its way out.
+    out: Box<[u8]>,
+    /// A blank header and a segment cut out of that frame.
+    segment: Box<[u8]>,
+    /// A header and a frame on its way in, and a byte by which one that is too long is known.
+    inward: Box<[u8]>,
+    /// Bytes in `inward`, header included, that the guest has no buffers for yet. They are no state: like what
+    /// is still in the tap they are lost with the host.
+    waiting: Option<usize>,
+    /// Chains that the frame on its way in was put into.
+    used: Box<[Used; QUEUE_MAX as usize]>,
     counters: NetCounters,
-    /// A buffer was used since the guest was last told.
-    used: bool,
     limit: LogLimit,
-}
-
-/// A guest's breach of the ring's rules.
-#[derive(Debug)]
-enum Breach {
-    Queue(virtio_queue::Error),
-    Memory(GuestMemoryError),
-    Chain(&'static str),
 }
 
 /// Why a queue's loop ended before its time.
@@ -89,38 +92,62 @@ enum Stop {
     Tap(io::Error),
 }
 
+/// What became of a frame for the guest.
+enum Delivery {
+    Done,
+    /// The guest is to put more buffers there.
+    Short,
+    /// No number of buffers will do.
+    TooLong,
+}
+
 impl Net {
-    /// A device with this Ethernet address over this tap.
+    /// A device with this Ethernet address over this tap, for packets of up to `mtu_bytes`.
     ///
     /// # Errors
     /// When `tap` is none, or of another kind (see [`Tap::new`]).
-    pub(in crate::machine) fn new(mac: [u8; 6], tap: OwnedFd) -> Result<Self> {
-        Self::over(mac, Tap::new(tap)?)
+    pub(in crate::machine) fn new(
+        mac: [u8; 6],
+        mtu_bytes: u16,
+        offloads: Offloads,
+        tap: OwnedFd,
+    ) -> Result<Self> {
+        Self::over(mac, mtu_bytes, offloads, Tap::new(tap)?)
     }
 
-    fn over(mac: [u8; 6], tap: Tap) -> Result<Self> {
-        let features =
-            1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_RING_F_EVENT_IDX;
+    fn over(mac: [u8; 6], mtu_bytes: u16, offloads: Offloads, tap: Tap) -> Result<Self> {
         let transport = Transport::new(Identity {
             device_id: VIRTIO_ID_NET,
-            features,
+            features: offloads.features(),
+            requires: &REQUIRES,
             queues: 2,
             queue_max: QUEUE_MAX,
-            config: mac.to_vec(),
+            // mac, status, max_virtqueue_pairs (neither of the two is offered), mtu
+            config: [&mac[..], &[0; 4], &mtu_bytes.to_le_bytes()].concat(),
         })?;
-        let buffer = Box::new([0; HEADER + FRAME_MAX + 1]);
+        let frame_max = usize::from(mtu_bytes) + BEYOND_MTU;
+        let (out, segment) = match offloads {
+            Offloads::None => (frame_max, 0),
+            Offloads::Segmentation => (UNCUT_MAX, frame_max),
+        };
+        let buffer = |frame: usize| vec![0; HEADER + frame].into_boxed_slice();
         Ok(Self {
             transport,
             tap,
-            buffer,
+            negotiated: Negotiated::default(),
+            frame_max,
+            out: buffer(out),
+            segment: buffer(segment),
+            inward: buffer(out + 1),
+            waiting: None,
+            used: Box::new([Used::default(); QUEUE_MAX as usize]),
             limit: LogLimit::default(),
             counters: NetCounters::default(),
-            used: false,
         })
     }
 
-    pub(super) fn transport(&mut self) -> &mut Transport {
-        &mut self.transport
+    pub(super) fn transport(&self) -> &Transport {
+        &self.transport
     }
 
     pub(in crate::machine) fn counters(&self) -> NetCounters {
@@ -136,6 +163,45 @@ impl Net {
         self.transport.is_live()
     }
 
+    /// A store to the register page.
+    pub(super) fn write(&mut self, ram: &Ram, offset: u64, data: &[u8]) -> Effect {
+        let effect = self.transport.write(ram, offset, data);
+        match effect {
+            Effect::Reset | Effect::Negotiated => match self.settle() {
+                Ok(()) => effect,
+                Err(e) => {
+                    tracing::error!("network device: set the tap's offloads: {e}");
+                    self.transport.break_down();
+                    Effect::Broken
+                }
+            },
+            Effect::None | Effect::Notify(_) | Effect::Broken => effect,
+        }
+    }
+
+    /// Takes over the registers of the same device elsewhere.
+    ///
+    /// # Errors
+    /// When they are none that this device could have had, or the tap is gone.
+    pub(super) fn restore(&mut self, ram: &Ram, state: &DeviceState) -> Result<()> {
+        let lacks = offloads::names(state.driver_features & !self.transport.features());
+        ensure!(
+            lacks.is_empty(),
+            "the guest has negotiated {lacks}, which this device does not offer: both hosts must run the same \
+             engine of the gate"
+        );
+        self.transport.restore(ram, state)?;
+        self.settle().context("set the tap's offloads")
+    }
+
+    /// Sets the tap, and what is expected of frames, to what the driver has taken.
+    fn settle(&mut self) -> io::Result<()> {
+        self.negotiated = Negotiated(self.transport.negotiated());
+        // It was for the driver before, which may have understood it.
+        self.waiting = None;
+        self.tap.set_offloads(self.negotiated)
+    }
+
     /// Sends what the guest has put into its transmit queue.
     ///
     /// # Errors
@@ -145,8 +211,9 @@ impl Net {
         ram: &Ram,
         interrupt: &Interrupt,
     ) -> Result<Progress> {
+        let before = self.transport.queue(TRANSMIT).next_used();
         let outcome = self.transmit_some(ram);
-        self.conclude(TRANSMIT, outcome, ram, interrupt).context("transmit")
+        self.conclude(TRANSMIT, before, outcome, ram, interrupt).context("transmit")
     }
 
     /// Hands frames from the tap to the guest.
@@ -158,32 +225,24 @@ impl Net {
         ram: &Ram,
         interrupt: &Interrupt,
     ) -> Result<Progress> {
+        let before = self.transport.queue(RECEIVE).next_used();
         let outcome = self.receive_some(ram);
-        self.conclude(RECEIVE, outcome, ram, interrupt).context("receive")
+        self.conclude(RECEIVE, before, outcome, ram, interrupt).context("receive")
     }
 
     fn transmit_some(&mut self, ram: &Ram) -> Result<Progress, Stop> {
         if !self.transport.is_live() {
             return Ok(Progress::Idle);
         }
+        let longest = if self.negotiated.any_tcp() { UNCUT_MAX } else { self.frame_max };
         let mut budget = BUDGET;
         loop {
-            while let Some(chain) = next_chain(self.transport.queue(TRANSMIT), ram)? {
+            while let Some(chain) = ring::next_chain(self.transport.queue(TRANSMIT), ram)? {
                 let head = chain.head_index();
-                let bytes = gather(chain, ram, &mut self.buffer[..HEADER + FRAME_MAX])?;
-                // Whatever the guest has put into the header, it has negotiated nothing that could be said
-                // there.
-                self.buffer[..HEADER].fill(0);
-                let sent = match bytes {
-                    Some(n) if LENGTHS.contains(&n) => self.tap.send(&self.buffer[..n])?,
-                    Some(_) | None => false,
-                };
-                let counter =
-                    if sent { &mut self.counters.sent } else { &mut self.counters.sent_dropped };
-                *counter += 1;
-                self.transport.queue(TRANSMIT).add_used(ram, head, 0)?;
-                self.used = true;
-                budget -= 1;
+                let bytes = ring::gather(chain, ram, &mut self.out[..HEADER + longest])?;
+                let frames = self.send(bytes)?;
+                ring::publish(self.transport.queue(TRANSMIT), ram, &[Used { head, len: 0 }])?;
+                budget = budget.saturating_sub(frames);
                 if budget == 0 {
                     return Ok(Progress::More);
                 }
@@ -195,54 +254,144 @@ impl Net {
         }
     }
 
+    /// Sends the frame of `bytes` (header included; `None` for more than there is room for) that is in
+    /// `out`. How many frames that took, at least one.
+    fn send(&mut self, bytes: Option<usize>) -> io::Result<usize> {
+        let whole = bytes.and_then(|bytes| self.out.get_mut(..bytes));
+        let Some((header, frame)) = whole.and_then(<[u8]>::split_first_chunk_mut::<HEADER>) else {
+            self.counters.sent_dropped += 1;
+            return Ok(1);
+        };
+        let job = match header::judge(header, frame, self.negotiated, self.frame_max) {
+            Ok(job) => job,
+            Err(Unfit::Length) => {
+                self.counters.sent_dropped += 1;
+                return Ok(1);
+            }
+            Err(Unfit::Header) => {
+                self.counters.sent_refused += 1;
+                return Ok(1);
+            }
+        };
+        *header = [0; HEADER];
+        let bytes = HEADER + frame.len();
+        let (sent, frames) = match job {
+            Job::Pass(written) => {
+                *header = written;
+                (self.tap.send(&self.out[..bytes])?, 1)
+            }
+            Job::Complete { start, at } => {
+                segment::complete_checksum(frame, start, at);
+                (self.tap.send(&self.out[..bytes])?, 1)
+            }
+            Job::Cut { tcp, size } => {
+                let mut segments = Segments::new(frame, tcp, size);
+                let (mut sent, mut frames) = (true, 0);
+                while let Some(length) = segments.write_next(&mut self.segment[HEADER..]) {
+                    sent &= self.tap.send(&self.segment[..HEADER + length])?;
+                    frames += 1;
+                }
+                self.counters.sent_segments += frames as u64;
+                (sent, frames)
+            }
+        };
+        let counter = if sent { &mut self.counters.sent } else { &mut self.counters.sent_dropped };
+        *counter += 1;
+        Ok(frames)
+    }
+
     fn receive_some(&mut self, ram: &Ram) -> Result<Progress, Stop> {
         if !self.transport.is_live() {
             return Ok(Progress::Starved);
         }
         for _ in 0..BUDGET {
             // The buffer first: a frame without one stays in the tap, where the kernel counts it.
-            let Some(chain) = next_chain(self.transport.queue(RECEIVE), ram)? else {
-                if self.transport.queue(RECEIVE).enable_notification(ram)? {
-                    continue;
-                }
+            let queue = self.transport.queue(RECEIVE);
+            if !ring::has_chain(queue, ram)? && !queue.enable_notification(ram)? {
                 self.counters.receive_starved += 1;
                 return Ok(Progress::Starved);
+            }
+            let length = match self.waiting {
+                Some(length) => length,
+                None => match self.tap.receive(&mut self.inward)? {
+                    None => return Ok(Progress::Idle),
+                    Some(length) if self.admit(length) => length,
+                    Some(_) => {
+                        self.counters.received_dropped += 1;
+                        continue;
+                    }
+                },
             };
-            let received = self.tap.receive(&mut self.buffer[..])?;
-            let length = match received {
-                Some(n) if !LENGTHS.contains(&n) => {
-                    self.counters.received_dropped += 1;
-                    self.transport.queue(RECEIVE).go_to_previous_position();
-                    continue;
+            self.waiting = None;
+            match self.deliver(ram, length)? {
+                Delivery::Done => self.counters.received += 1,
+                Delivery::TooLong => self.counters.received_dropped += 1,
+                Delivery::Short => {
+                    self.waiting = Some(length);
+                    self.counters.receive_starved += 1;
+                    return Ok(Progress::Starved);
                 }
-                Some(n) => n,
-                None => {
-                    self.transport.queue(RECEIVE).go_to_previous_position();
-                    return Ok(Progress::Idle);
-                }
-            };
-            self.buffer[..HEADER].copy_from_slice(&RECEIVE_HEADER);
-            let head = chain.head_index();
-            scatter(chain, ram, &self.buffer[..length])?;
-            let used = u32::try_from(length).expect("a frame's length");
-            // The pages of the frame are marked by now: marks come before the used entry.
-            self.transport.queue(RECEIVE).add_used(ram, head, used)?;
-            self.used = true;
-            self.counters.received += 1;
+            }
         }
         Ok(Progress::More)
     }
 
-    /// Tells the guest what happened to its queue.
+    /// Whether the frame in `inward` is one for this driver; its header is made fit.
+    fn admit(&mut self, length: usize) -> bool {
+        let Some((header, rest)) = self.inward.split_first_chunk_mut::<HEADER>() else {
+            return false;
+        };
+        // Room for one byte more than the longest frame: what fills it was longer.
+        let Some(frame) = length.checked_sub(HEADER).filter(|length| *length < rest.len()) else {
+            return false;
+        };
+        let passed = header::for_guest(header, frame, self.negotiated, self.frame_max);
+        passed.map(|passed| *header = passed).is_some()
+    }
+
+    /// Puts the first `length` bytes of `inward` into the guest's buffers, or takes none of them.
+    fn deliver(&mut self, ram: &Ram, length: usize) -> Result<Delivery, Breach> {
+        let queue = self.transport.queue(RECEIVE);
+        let first = queue.next_avail();
+        let chains_max = if self.negotiated.mergeable() { usize::from(queue.size()) } else { 1 };
+        let mut scatter = Scatter::new(&self.inward[..length]);
+        let mut chains = 0;
+        while !scatter.is_done() {
+            if chains == chains_max {
+                queue.set_next_avail(first);
+                return Ok(Delivery::TooLong);
+            }
+            // The doorbell is asked for with all buffers taken: the one that rings it is new.
+            let mut chain = ring::next_chain(queue, ram)?;
+            if chain.is_none() && queue.enable_notification(ram)? {
+                chain = ring::next_chain(queue, ram)?;
+            }
+            let Some(chain) = chain else {
+                queue.set_next_avail(first);
+                return Ok(Delivery::Short);
+            };
+            let head = chain.head_index();
+            let len = u32::try_from(scatter.fill(chain, ram)?).expect("a frame's length");
+            self.used[chains] = Used { head, len };
+            chains += 1;
+        }
+        if chains > 1 {
+            scatter.say_buffers(ram, u16::try_from(chains).expect("chains of one ring"))?;
+        }
+        ring::publish(queue, ram, &self.used[..chains])?;
+        Ok(Delivery::Done)
+    }
+
+    /// Tells the guest what happened to its queue, whose used index was `before`.
     fn conclude(
         &mut self,
         queue: usize,
+        before: u16,
         outcome: Result<Progress, Stop>,
         ram: &Ram,
         interrupt: &Interrupt,
     ) -> Result<Progress> {
-        let used = std::mem::take(&mut self.used);
-        if used && self.transport.queue(queue).needs_notification(ram).unwrap_or(true) {
+        if ring::wants_interrupt(self.transport.queue(queue), ram, before).unwrap_or(true) {
             interrupt.raise(USED_BUFFER).context("raise the interrupt")?;
         }
         match outcome {
@@ -257,94 +406,6 @@ impl Net {
             }
             Err(Stop::Tap(e)) => Err(e).context("the tap is gone"),
         }
-    }
-}
-
-fn next_chain<'a>(
-    queue: &mut Queue,
-    ram: &'a Ram,
-) -> Result<Option<DescriptorChain<&'a Ram>>, Breach> {
-    Ok(queue.iter(ram)?.next())
-}
-
-/// Copies what a transmit chain holds into `into`; `None` when it is more than that.
-fn gather(
-    chain: DescriptorChain<&Ram>,
-    ram: &Ram,
-    into: &mut [u8],
-) -> Result<Option<usize>, Breach> {
-    let mut filled = 0;
-    let mut fits = true;
-    walk(chain, |descriptor| {
-        if descriptor.is_write_only() {
-            return Err(Breach::Chain("a buffer for writing in the transmit queue"));
-        }
-        let end = filled + descriptor.len() as usize;
-        match into.get_mut(filled..end) {
-            Some(to) if fits => ram.read_slice(to, descriptor.addr())?,
-            _ => fits = false,
-        }
-        filled = end;
-        Ok(())
-    })?;
-    Ok(fits.then_some(filled))
-}
-
-/// Copies `from` into a receive chain, which must have room for it.
-fn scatter(chain: DescriptorChain<&Ram>, ram: &Ram, from: &[u8]) -> Result<(), Breach> {
-    let mut rest = from;
-    walk(chain, |descriptor| {
-        if !descriptor.is_write_only() {
-            return Err(Breach::Chain("a buffer for reading in the receive queue"));
-        }
-        let (now, later) = rest.split_at(rest.len().min(descriptor.len() as usize));
-        ram.write_slice(now, descriptor.addr())?;
-        rest = later;
-        Ok(())
-    })?;
-    if rest.is_empty() {
-        Ok(())
-    } else {
-        Err(Breach::Chain("a receive buffer below a frame's size"))
-    }
-}
-
-/// Shows each descriptor of a chain, and sees to it that the chain has an end.
-fn walk(
-    chain: DescriptorChain<&Ram>,
-    mut each: impl FnMut(Descriptor) -> Result<(), Breach>,
-) -> Result<(), Breach> {
-    // The iterator stops at whatever it cannot follow; only the last descriptor tells whether it was done.
-    let mut open = true;
-    for (n, descriptor) in chain.enumerate() {
-        if n == CHAIN_MAX {
-            return Err(Breach::Chain("too many descriptors in a chain"));
-        }
-        open = descriptor.has_next();
-        each(descriptor)?;
-    }
-    if open { Err(Breach::Chain("a chain without an end")) } else { Ok(()) }
-}
-
-impl fmt::Display for Breach {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Queue(e) => e.fmt(f),
-            Self::Memory(e) => e.fmt(f),
-            Self::Chain(what) => f.write_str(what),
-        }
-    }
-}
-
-impl From<virtio_queue::Error> for Breach {
-    fn from(e: virtio_queue::Error) -> Self {
-        Self::Queue(e)
-    }
-}
-
-impl From<GuestMemoryError> for Breach {
-    fn from(e: GuestMemoryError) -> Self {
-        Self::Memory(e)
     }
 }
 
@@ -367,5 +428,5 @@ impl From<io::Error> for Stop {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
+#[path = "tests/mod.rs"]
 mod tests;

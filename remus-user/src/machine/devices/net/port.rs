@@ -52,9 +52,9 @@ impl NetPort {
             }
             return;
         }
-        let effect = self.lock().transport().write(self.memory.ram(), offset, data);
+        let effect = self.lock().write(self.memory.ram(), offset, data);
         let told = match effect {
-            Effect::None => Ok(()),
+            Effect::None | Effect::Negotiated => Ok(()),
             Effect::Notify(queue) => self.ring(queue),
             Effect::Reset => {
                 self.interrupt.set_status(0);

@@ -1,4 +1,5 @@
-//! The network device's state. The tap has none: frames in it are the host's.
+//! The network device's state. The tap has none: frames in it are the host's, and what it is set to follows
+//! from the features that the driver has taken.
 
 use std::io;
 
@@ -21,7 +22,7 @@ impl NetPort {
     /// When they are none that this device could have had.
     pub(in crate::machine) fn restore(&self, state: &DeviceState) -> Result<()> {
         let mut net = self.lock();
-        net.transport().restore(self.memory().ram(), state).context("network device")?;
+        net.restore(self.memory().ram(), state).context("network device")?;
         self.interrupt().set_status(state.interrupt_status);
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The tap that carries the guest's frames.
 //!
-//! Frames pass it behind a virtio-net header, which is always blank: no offload is negotiated on either
-//! side, so the kernel hands over and accepts finished frames only.
+//! Frames pass it behind a virtio-net header. What the kernel may put off on the way to the guest is what the
+//! guest's driver has taken; towards the kernel the header alone says what is put off.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -12,16 +12,17 @@ use vmm_sys_util::ioctl::{
     _IOC_READ, _IOC_WRITE, ioctl_expr, ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val,
 };
 
-/// Bytes of the header before each frame: virtio 1.0's, in both directions.
-pub(super) const HEADER: usize = 12;
-/// Bytes of an Ethernet frame: 1500 of payload, addresses and type, and two VLAN tags.
-pub(super) const FRAME_MAX: usize = 1500 + 14 + 8;
-/// Bytes of the shortest frame that the tap takes.
-pub(super) const FRAME_MIN: usize = 14;
+use super::header::HEADER;
+use super::offloads::Negotiated;
 
 #[expect(clippy::cast_possible_truncation, reason = "the flags of an ifreq are a short")]
 const FLAGS: libc::c_short =
     (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+
+/// TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 of linux/if_tun.h: what the kernel may leave undone.
+const LEAVE_CHECKSUM: libc::c_ulong = 1;
+const LEAVE_TCP4: libc::c_ulong = 2;
+const LEAVE_TCP6: libc::c_ulong = 4;
 
 /// The number of a request that carries an int.
 const fn tun(direction: u32, number: u32) -> libc::c_ulong {
@@ -63,7 +64,14 @@ pub fn open_tap(name: &str) -> Result<OwnedFd> {
 }
 
 /// A tap made ready for the device.
-pub(super) struct Tap(File);
+pub(super) struct Tap {
+    file: File,
+    /// As TUNSETOFFLOAD was last told.
+    offloads: libc::c_ulong,
+    /// A socket, which has no offloads, in a tap's place.
+    #[cfg(test)]
+    is_socket: bool,
+}
 
 impl Tap {
     /// # Errors
@@ -80,21 +88,53 @@ impl Tap {
         // SAFETY: TUNSETVNETHDRSZ reads an int.
         done(unsafe { ioctl_with_ref(&fd, TUNSETVNETHDRSZ, &header) })
             .context("TUNSETVNETHDRSZ")?;
-        // SAFETY: TUNSETOFFLOAD takes its argument by value: no offload at all.
-        done(unsafe { ioctl_with_val(&fd, TUNSETOFFLOAD, 0) }).context("TUNSETOFFLOAD")?;
-        Self::non_blocking(fd)
+        set_non_blocking(&fd)?;
+        let mut tap = Self {
+            file: File::from(fd),
+            // None is possible: whatever it was set to before, it is set now.
+            offloads: libc::c_ulong::MAX,
+            #[cfg(test)]
+            is_socket: false,
+        };
+        tap.set_offloads(Negotiated::default()).context("TUNSETOFFLOAD")?;
+        Ok(tap)
     }
 
-    /// Any descriptor that keeps frames apart: what [`new`](Self::new) accepts, and sockets in tests.
-    pub(super) fn non_blocking(fd: OwnedFd) -> Result<Self> {
-        // SAFETY: F_GETFL takes no argument.
-        let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
-        // SAFETY: F_SETFL takes an int.
-        let set = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) };
-        if flags < 0 || set < 0 {
-            return Err(io::Error::last_os_error()).context("make the tap non-blocking");
+    /// A socket that keeps frames apart, in a tap's place.
+    #[cfg(test)]
+    pub(super) fn of_socket(fd: OwnedFd) -> Result<Self> {
+        set_non_blocking(&fd)?;
+        Ok(Self { file: File::from(fd), offloads: 0, is_socket: true })
+    }
+
+    #[cfg(test)]
+    pub(super) fn offloads(&self) -> libc::c_ulong {
+        self.offloads
+    }
+
+    /// Lets the kernel leave undone, towards the guest, what its driver has taken.
+    ///
+    /// # Errors
+    /// When there is no tap any more.
+    pub(super) fn set_offloads(&mut self, negotiated: Negotiated) -> io::Result<()> {
+        let mut offloads = 0;
+        for (wanted, bit) in [
+            (negotiated.guest_checksum(), LEAVE_CHECKSUM),
+            (negotiated.guest_tcp4(), LEAVE_TCP4),
+            (negotiated.guest_tcp6(), LEAVE_TCP6),
+        ] {
+            offloads |= if wanted { bit } else { 0 };
         }
-        Ok(Self(File::from(fd)))
+        if offloads == self.offloads {
+            return Ok(());
+        }
+        self.offloads = offloads;
+        #[cfg(test)]
+        if self.is_socket {
+            return Ok(());
+        }
+        // SAFETY: TUNSETOFFLOAD takes its argument by value.
+        done(unsafe { ioctl_with_val(&self.file, TUNSETOFFLOAD, offloads) })
     }
 
     /// Sends a header and frame; `false` when it was dropped.
@@ -102,7 +142,7 @@ impl Tap {
     /// # Errors
     /// When there is no tap any more.
     pub(super) fn send(&mut self, frame: &[u8]) -> io::Result<bool> {
-        match self.0.write(frame) {
+        match self.file.write(frame) {
             Ok(_) => Ok(true),
             Err(e) if matches!(e.raw_os_error(), Some(libc::EBADFD | libc::ENODEV)) => Err(e),
             // Full, down, or a frame it does not like: lost on the wire.
@@ -115,7 +155,7 @@ impl Tap {
     /// # Errors
     /// When there is no tap any more.
     pub(super) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        match self.0.read(buffer) {
+        match self.file.read(buffer) {
             Ok(n) => Ok(Some(n)),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(None),
@@ -126,8 +166,19 @@ impl Tap {
 
 impl AsRawFd for Tap {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.file.as_raw_fd()
     }
+}
+
+fn set_non_blocking(fd: &OwnedFd) -> Result<()> {
+    // SAFETY: F_GETFL takes no argument.
+    let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
+    // SAFETY: F_SETFL takes an int.
+    let set = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) };
+    if flags < 0 || set < 0 {
+        return Err(io::Error::last_os_error()).context("make the tap non-blocking");
+    }
+    Ok(())
 }
 
 fn blank_request() -> libc::ifreq {

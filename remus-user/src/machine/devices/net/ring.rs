@@ -1,0 +1,212 @@
+//! Walking the descriptor chains of a split ring, and giving them back.
+//!
+//! The guest writes the rings and descriptors, at any time: lengths, addresses and indices are taken as
+//! numbers that may be anything. Whatever breaks a rule is a [`Breach`].
+//!
+//! Buffers are given back here and not by the queue itself, which makes each used entry visible alone: a frame
+//! in several buffers must become visible at once, or the driver finds a part of it.
+
+use std::fmt;
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+
+use super::header::NUM_BUFFERS;
+use crate::machine::memory::Ram;
+
+/// Descriptors of one frame. A Linux driver uses up to 47 (CONFIG_MAX_SKB_FRAGS and two).
+const CHAIN_MAX: usize = 64;
+/// Bytes before the entries of an available or used ring, and of an entry of each.
+const RING_HEAD: u64 = 4;
+const AVAIL_ENTRY: u64 = 2;
+const USED_ENTRY: u64 = 8;
+/// Where the index is in either ring.
+const INDEX: u64 = 2;
+/// The driver wants no interrupt (VIRTQ_AVAIL_F_NO_INTERRUPT).
+const NO_INTERRUPT: u16 = 1;
+
+/// A guest's breach of the ring's rules.
+#[derive(Debug)]
+pub(super) enum Breach {
+    Queue(virtio_queue::Error),
+    Memory(GuestMemoryError),
+    Chain(&'static str),
+}
+
+/// A buffer that the device is done with.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Used {
+    pub(super) head: u16,
+    /// Bytes written into it.
+    pub(super) len: u32,
+}
+
+/// Whether the guest has put a chain there that was not taken yet.
+pub(super) fn has_chain(queue: &mut Queue, ram: &Ram) -> Result<bool, Breach> {
+    // Refuses an index that runs away.
+    queue.iter(ram)?;
+    Ok(queue.avail_idx(ram, Ordering::Acquire)?.0 != queue.next_avail())
+}
+
+/// Takes the next chain.
+pub(super) fn next_chain<'a>(
+    queue: &mut Queue,
+    ram: &'a Ram,
+) -> Result<Option<DescriptorChain<&'a Ram>>, Breach> {
+    Ok(queue.iter(ram)?.next())
+}
+
+/// Copies what a transmit chain holds into `into`; `None` when it is more than that.
+pub(super) fn gather(
+    chain: DescriptorChain<&Ram>,
+    ram: &Ram,
+    into: &mut [u8],
+) -> Result<Option<usize>, Breach> {
+    let mut filled = 0;
+    let mut fits = true;
+    walk(chain, |descriptor| {
+        if descriptor.is_write_only() {
+            return Err(Breach::Chain("a buffer for writing in the transmit queue"));
+        }
+        let end = filled + descriptor.len() as usize;
+        match into.get_mut(filled..end) {
+            Some(to) if fits => ram.read_slice(to, descriptor.addr())?,
+            _ => fits = false,
+        }
+        filled = end;
+        Ok(())
+    })?;
+    Ok(fits.then_some(filled))
+}
+
+/// A frame behind its header, on its way into one receive chain after another.
+pub(super) struct Scatter<'a> {
+    bytes: &'a [u8],
+    placed: usize,
+    /// Where the two bytes of `num_buffers` went.
+    num_buffers: [GuestAddress; 2],
+}
+
+impl<'a> Scatter<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, placed: 0, num_buffers: [GuestAddress(0); 2] }
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.placed == self.bytes.len()
+    }
+
+    /// Fills a chain; how many bytes went into it.
+    pub(super) fn fill(
+        &mut self,
+        chain: DescriptorChain<&Ram>,
+        ram: &Ram,
+    ) -> Result<usize, Breach> {
+        let before = self.placed;
+        walk(chain, |descriptor| {
+            if !descriptor.is_write_only() {
+                return Err(Breach::Chain("a buffer for reading in the receive queue"));
+            }
+            let rest = &self.bytes[self.placed..];
+            let now = &rest[..rest.len().min(descriptor.len() as usize)];
+            // Marks the pages: marks come before the used entry.
+            ram.write_slice(now, descriptor.addr())?;
+            for (n, address) in self.num_buffers.iter_mut().enumerate() {
+                let inside = (NUM_BUFFERS + n).checked_sub(self.placed).filter(|n| *n < now.len());
+                if let Some(inside) = inside {
+                    // No overflow: the byte was just written.
+                    *address = GuestAddress(descriptor.addr().0 + inside as u64);
+                }
+            }
+            self.placed += now.len();
+            Ok(())
+        })?;
+        Ok(self.placed - before)
+    }
+
+    /// Says in the header how many chains it took. All of it has been placed.
+    pub(super) fn say_buffers(&self, ram: &Ram, buffers: u16) -> Result<(), Breach> {
+        for (byte, address) in buffers.to_le_bytes().iter().zip(self.num_buffers) {
+            ram.write_slice(&[*byte], address)?;
+        }
+        Ok(())
+    }
+}
+
+/// Gives buffers back, so that the guest sees all of them at once.
+pub(super) fn publish(queue: &mut Queue, ram: &Ram, used: &[Used]) -> Result<(), Breach> {
+    let ring = queue.used_ring();
+    let mut next = queue.next_used();
+    for Used { head, len } in used {
+        // No overflow: the ring lies within RAM, which was asked when it was set up.
+        let at = ring + RING_HEAD + u64::from(next % queue.size()) * USED_ENTRY;
+        let [a, b] = head.to_le_bytes();
+        let [c, d, e, f] = len.to_le_bytes();
+        ram.write_slice(&[a, b, 0, 0, c, d, e, f], GuestAddress(at))?;
+        next = next.wrapping_add(1);
+    }
+    queue.set_next_used(next);
+    // After the entries, for the guest's eyes.
+    ram.store(next.to_le(), GuestAddress(ring + INDEX), Ordering::Release)?;
+    Ok(())
+}
+
+/// Whether the driver wants to hear of the buffers given back since `before`.
+pub(super) fn wants_interrupt(queue: &Queue, ram: &Ram, before: u16) -> Result<bool, Breach> {
+    let used = queue.next_used();
+    if used == before {
+        return Ok(false);
+    }
+    // The used index must be out before the driver's wish is read: it writes and reads in the other order.
+    fence(Ordering::SeqCst);
+    let ring = queue.avail_ring();
+    if !queue.event_idx_enabled() {
+        let flags: u16 = ram.load(GuestAddress(ring), Ordering::Relaxed)?;
+        return Ok(u16::from_le(flags) & NO_INTERRUPT == 0);
+    }
+    let at = ring + RING_HEAD + u64::from(queue.size()) * AVAIL_ENTRY;
+    let event: u16 = ram.load(GuestAddress(at), Ordering::Relaxed)?;
+    let since = used.wrapping_sub(u16::from_le(event)).wrapping_sub(1);
+    Ok(since < used.wrapping_sub(before))
+}
+
+/// Shows each descriptor of a chain, and sees to it that the chain has an end.
+fn walk(
+    chain: DescriptorChain<&Ram>,
+    mut each: impl FnMut(Descriptor) -> Result<(), Breach>,
+) -> Result<(), Breach> {
+    // The iterator stops at whatever it cannot follow; only the last descriptor tells whether it was done.
+    let mut open = true;
+    for (n, descriptor) in chain.enumerate() {
+        if n == CHAIN_MAX {
+            return Err(Breach::Chain("too many descriptors in a chain"));
+        }
+        open = descriptor.has_next();
+        each(descriptor)?;
+    }
+    if open { Err(Breach::Chain("a chain without an end")) } else { Ok(()) }
+}
+
+impl fmt::Display for Breach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Queue(e) => e.fmt(f),
+            Self::Memory(e) => e.fmt(f),
+            Self::Chain(what) => f.write_str(what),
+        }
+    }
+}
+
+impl From<virtio_queue::Error> for Breach {
+    fn from(e: virtio_queue::Error) -> Self {
+        Self::Queue(e)
+    }
+}
+
+impl From<GuestMemoryError> for Breach {
+    fn from(e: GuestMemoryError) -> Self {
+        Self::Memory(e)
+    }
+}
