@@ -7,7 +7,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use futures_util::{TryStreamExt, future::try_join_all};
-use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage};
+use netlink_packet_route::{
+    link::{InfoData, InfoVeth, LinkAttribute, LinkMessage},
+    neighbour::NeighbourState,
+};
 use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth};
 
 use crate::netns::NetNs;
@@ -74,6 +77,15 @@ impl Links {
         let change = by_index(self.index(port).await?).controller(bridge).up().build();
         let request = self.handle.link().change(change);
         request.execute().await.with_context(|| format!("make {port} a port of the bridge"))
+    }
+
+    /// Tells the bridge that frames to `address` leave by `port`, for good.
+    pub async fn add_forwarding(&self, port: &str, address: &[u8; 6]) -> Result<()> {
+        let port = self.index(port).await?;
+        let request = self.handle.neighbours().add_bridge(port, address);
+        // Without ARP: static. (Permanent would mean an address of the bridge's own.)
+        let request = request.state(NeighbourState::Noarp).execute();
+        request.await.context("add a forwarding entry to the bridge")
     }
 
     pub async fn add_address(&self, name: &str, address: Ipv4Addr, prefix: u8) -> Result<()> {

@@ -5,6 +5,7 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use rig::{
+    bench::{self, Arm, Places},
     host::Death,
     nest,
     remus::{Programs, Timing},
@@ -25,8 +26,32 @@ struct Arguments {
 enum Verb {
     /// Let a protected guest under load survive the death of its host, and report what was measured
     Run(RunOptions),
+    /// Measure what a part of Remus costs, against the same work without it
+    Bench {
+        #[command(subcommand)]
+        part: Part,
+    },
     /// Only set the namespaces up, and keep them until Ctrl-C
     Up,
+}
+
+#[derive(Subcommand)]
+enum Part {
+    /// The gate: throughput, CPU time, latency, holding, release
+    Gate(BenchOptions),
+}
+
+#[derive(Args)]
+struct BenchOptions {
+    /// What is compared; the bridge alone is always among it
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Arm::ALL)]
+    arms: Vec<Arm>,
+    /// Rounds that count, after one that does not
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: Option<u32>,
+    /// Few and short rounds: shows that it works, not how fast
+    #[arg(long)]
+    quick: bool,
 }
 
 #[derive(Args)]
@@ -82,21 +107,32 @@ fn inner() -> Result<ExitCode> {
     }
     sys::leave_cpu_0().context("leave CPU 0 to the guest")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        match verb {
-            Verb::Run(options) => {
-                let programs = Programs::beside_the_rig(&rig)?;
-                let kept_all = story::run(&plan(&options), &programs).await?;
-                Ok(if kept_all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-            }
-            Verb::Up => {
-                let topology = Topology::build().await?;
-                println!("up: Ctrl-C ends it. As root:");
-                story::print_entrances(&topology);
-                std::future::pending().await
-            }
+    let as_it_should_be = match verb {
+        Verb::Run(options) => {
+            let programs = Programs::beside_the_rig(&rig)?;
+            runtime.block_on(story::run(&plan(&options), &programs))?
         }
-    })
+        Verb::Bench { part: Part::Gate(options) } => {
+            bench::run(&bench_plan(options), &Places::beside_the_rig(&rig)?)?
+        }
+        Verb::Up => runtime.block_on(stay_up())?,
+    };
+    Ok(if as_it_should_be { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn stay_up() -> Result<bool> {
+    let topology = Topology::build().await?;
+    println!("up: Ctrl-C ends it. As root:");
+    story::print_entrances(&topology);
+    std::future::pending().await
+}
+
+fn bench_plan(options: BenchOptions) -> bench::Plan {
+    let BenchOptions { mut arms, rounds, quick } = options;
+    arms.push(Arm::None);
+    arms.sort();
+    arms.dedup();
+    bench::Plan { arms, rounds: rounds.unwrap_or(if quick { 1 } else { 5 }), quick }
 }
 
 fn plan(options: &RunOptions) -> Plan {

@@ -99,6 +99,18 @@ pub fn use_every_cpu() -> io::Result<()> {
     set_affinity(&every_cpu())
 }
 
+/// Keeps the calling thread, and what it starts, on CPU `cpu`.
+pub fn use_only_cpu(cpu: usize) -> io::Result<()> {
+    if cpu >= libc::CPU_SETSIZE.unsigned_abs() as usize {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: a cpu_set_t is a plain bit mask; all zeroes is the empty one.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: within the set, as was checked.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    set_affinity(&set)
+}
+
 /// The kernel passes over the bits of CPUs that are not there.
 fn every_cpu() -> libc::cpu_set_t {
     // SAFETY: a cpu_set_t is a plain bit mask; all zeroes is the empty one.

@@ -1,5 +1,5 @@
-//! `build`: the gate's eBPF object, the demo guest, then the binaries. In this order: `remus` takes the
-//! object in.
+//! `build`: the eBPF objects (the gate, and the sink that measures it), the demo guest, then the binaries. In
+//! this order: `remus` takes the gate's object in.
 
 use std::{env, ffi::OsString, fs, io, path::Path, process::Command};
 
@@ -19,7 +19,10 @@ const GUEST_FLAGS: [&str; 1] = ["-Crelocation-model=static"];
 pub(crate) fn run(tree: &Tree, _: &Toolchain) -> Result<()> {
     let target = tree.ebpf();
     invoke::run(ebpf(tree, "build")?.args(["--quiet", "--profile=bpf"]))?;
-    refresh(&target.join("bpfel-unknown-none/bpf/gate"), &target.join("gate.o"))?;
+    for object in ["gate", "sink"] {
+        let built = target.join("bpfel-unknown-none/bpf").join(object);
+        refresh(&built, &target.join(object).with_extension("o"))?;
+    }
 
     let target = tree.guest();
     invoke::run(guest(tree, "build").args(["--quiet", "--profile=guest"]))?;

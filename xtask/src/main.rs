@@ -3,6 +3,7 @@
 //! Every verb calls `setup` first, so that no other preparation exists. Builds and unprivileged tests run as
 //! the caller; only built binaries are raised with sudo. A command that fails is shown as it was run.
 
+mod bench;
 mod build;
 mod invoke;
 mod lint;
@@ -19,7 +20,7 @@ use clap::{Parser, Subcommand};
 use tree::Tree;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Set up, build, run, test and lint Remus")]
+#[command(name = "cargo xtask", about = "Set up, build, run, test, measure and lint Remus")]
 struct Arguments {
     #[command(subcommand)]
     verb: Verb,
@@ -42,6 +43,15 @@ enum Verb {
     Test {
         /// `sim`, `netns`, `kvm`, or a part of a test's name
         filter: Option<String>,
+    },
+    /// Build, then measure what a part of Remus costs (`bench gate --help` lists the options)
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// `gate`
+        part: String,
+        /// Options of `remus-rig bench PART`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
     },
     /// Format, clippy and rustdoc, each with warnings as errors, for every target
     Lint,
@@ -69,6 +79,7 @@ fn perform() -> Result<()> {
         Verb::Build => build::run(&tree, &toolchain),
         Verb::Run { options } => run::run(&tree, &toolchain, &options),
         Verb::Test { filter } => test::run(&tree, &toolchain, filter.as_deref()),
+        Verb::Bench { part, options } => bench::run(&tree, &toolchain, &part, &options),
         Verb::Lint => lint::run(&tree, &toolchain),
     }
 }

@@ -6,8 +6,17 @@ use anyhow::{Context, Result};
 
 use crate::{build, invoke::is_root, setup::Toolchain, tree::Tree};
 
-/// Becomes the rig, so that signals and the exit status are its own.
 pub(crate) fn run(tree: &Tree, toolchain: &Toolchain, options: &[String]) -> Result<()> {
+    become_rig(tree, toolchain, &["run"], options)
+}
+
+/// Builds, then becomes the rig, so that signals and the exit status are its own.
+pub(crate) fn become_rig(
+    tree: &Tree,
+    toolchain: &Toolchain,
+    verb: &[&str],
+    options: &[String],
+) -> Result<()> {
     build::run(tree, toolchain)?;
     let rig = tree.rig();
     let mut command = if is_root()? {
@@ -19,6 +28,6 @@ pub(crate) fn run(tree: &Tree, toolchain: &Toolchain, options: &[String]) -> Res
     };
     // The help that clap was told not to answer is the rig's.
     let options = options.iter().filter(|option| *option != "--");
-    let error = command.arg("run").args(options).exec();
+    let error = command.args(verb).args(options).exec();
     Err(error).with_context(|| format!("start {}", rig.display()))
 }

@@ -1,5 +1,7 @@
 //! What Remus says of itself, as inequalities over what a run measured.
 
+use std::fmt;
+
 use serde::Serialize;
 
 use super::{Report, Round};
@@ -25,26 +27,46 @@ pub struct Claim {
     pub correctness: bool,
 }
 
+impl Claim {
+    /// That something is fast, or small, enough.
+    pub(crate) fn at_most(id: &'static str, measured: f64, bound: f64, unit: &'static str) -> Self {
+        let relation = Relation::AtMost;
+        let holds = measured <= bound;
+        Self { id, measured, relation, bound, unit, holds, correctness: false }
+    }
+
+    pub(crate) fn at_least(
+        id: &'static str,
+        measured: f64,
+        bound: f64,
+        unit: &'static str,
+    ) -> Self {
+        let relation = Relation::AtLeast;
+        let holds = measured >= bound;
+        Self { id, measured, relation, bound, unit, holds, correctness: false }
+    }
+
+    /// That something did not happen.
+    pub(crate) fn none(id: &'static str, measured: u64, unit: &'static str) -> Self {
+        Self { correctness: true, ..Self::at_most(id, measured as f64, 0.0, unit) }
+    }
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let relation = match self.relation {
+            Relation::AtMost => "<=",
+            Relation::AtLeast => ">=",
+        };
+        let verdict = if self.holds { "holds" } else { "FAILS" };
+        let Self { id, measured, bound, unit, .. } = self;
+        write!(f, "{verdict}  {id:<28} {measured:.3} {relation} {bound} {unit}")
+    }
+}
+
 impl Report {
     pub(super) fn claim(&self) -> Vec<Claim> {
-        let at_most = |id, measured: f64, bound: f64, unit| Claim {
-            id,
-            measured,
-            relation: Relation::AtMost,
-            bound,
-            unit,
-            holds: measured <= bound,
-            correctness: false,
-        };
-        let at_least = |id, measured: f64, bound: f64, unit| Claim {
-            relation: Relation::AtLeast,
-            holds: measured >= bound,
-            ..at_most(id, measured, bound, unit)
-        };
-        let none = |id, measured: u64, unit| Claim {
-            correctness: true,
-            ..at_most(id, measured as f64, 0.0, unit)
-        };
+        let (at_most, at_least, none) = (Claim::at_most, Claim::at_least, Claim::none);
         let count = |field: fn(&Round) -> u64| self.rounds.iter().map(field).sum::<u64>();
         let mut claims = vec![
             none("replies_lost", self.replies_lost, "replies"),

@@ -241,7 +241,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-fn kernel() -> String {
+pub(crate) fn kernel() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
 }
 

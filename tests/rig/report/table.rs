@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Claim, Percentiles, Relation, Report};
+use super::{Percentiles, Report};
 
 impl Report {
     /// The figures for people.
@@ -59,14 +59,7 @@ impl Report {
         );
         text.push('\n');
         for claim in &self.claims {
-            let relation = match claim.relation {
-                Relation::AtMost => "<=",
-                Relation::AtLeast => ">=",
-            };
-            let verdict = if claim.holds { "holds" } else { "FAILS" };
-            let Claim { id, measured, bound, unit, .. } = claim;
-            writeln!(text, "  {verdict}  {id:<28} {measured:.3} {relation} {bound} {unit}")
-                .expect("a string takes any text");
+            writeln!(text, "  {claim}").expect("a string takes any text");
         }
         for finding in self.rounds.iter().flat_map(|round| &round.findings).take(20) {
             writeln!(text, "  ! {finding}").expect("a string takes any text");

@@ -1,0 +1,151 @@
+//! What the gate says of itself, as inequalities over the medians.
+
+use super::{
+    BURSTS,
+    arm::Arm,
+    figures::{Figure, Figures, Phase, Run},
+    frames::Size,
+};
+use crate::report::Claim;
+
+/// A claim on an arm's speed.
+pub(super) struct Bound {
+    pub(super) id: &'static str,
+    pub(super) arm: Arm,
+    pub(super) phase: Phase,
+    pub(super) size: Size,
+    pub(super) says: Says,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Says {
+    /// Of the bridge alone in the same round, at the sink.
+    OfNone(f64),
+    /// Microseconds a frame.
+    ReleaseUs(f64),
+    Gbps(f64),
+    /// Nanoseconds a frame, of both programs that judge it.
+    JudgeNs(f64),
+}
+
+const COPYING_SIZES: [Size; 2] = [Size::B64, Size::B1500];
+
+/// The bounds on this arm.
+pub(super) fn bounds(arm: Arm) -> Vec<Bound> {
+    let open = |id, size, says| Bound { id, arm, phase: Phase::Open, size, says };
+    let releases = |ids: [&'static str; 4], us| {
+        let runs = COPYING_SIZES.into_iter().flat_map(|size| BURSTS.map(|frames| (size, frames)));
+        ids.into_iter().zip(runs).map(move |(id, (size, frames))| Bound {
+            id,
+            arm,
+            phase: Phase::Release(frames),
+            size,
+            says: Says::ReleaseUs(us),
+        })
+    };
+    let judge = |id| Bound { phase: Phase::Judge, ..open(id, Size::B64, Says::JudgeNs(80.0)) };
+    match arm {
+        Arm::None => Vec::new(),
+        Arm::Reentry => {
+            let mut bounds = vec![
+                open("reentry_open_1500", Size::B1500, Says::OfNone(0.85)),
+                judge("reentry_stamp_and_lock"),
+            ];
+            bounds.extend(releases(
+                [
+                    "reentry_release_64_10k",
+                    "reentry_release_64_100k",
+                    "reentry_release_1500_10k",
+                    "reentry_release_1500_100k",
+                ],
+                0.9,
+            ));
+            bounds
+        }
+        Arm::Uplink => {
+            let mut bounds = vec![
+                open("uplink_open_1500", Size::B1500, Says::OfNone(1.0)),
+                judge("uplink_stamp_and_lock"),
+            ];
+            bounds.extend(releases(
+                [
+                    "uplink_release_64_10k",
+                    "uplink_release_64_100k",
+                    "uplink_release_1500_10k",
+                    "uplink_release_1500_100k",
+                ],
+                0.7,
+            ));
+            bounds
+        }
+    }
+}
+
+/// Ids of what must be 0 behind an arm's gate.
+const fn faults(arm: Arm) -> Option<[(&'static str, Figure); 4]> {
+    match arm {
+        Arm::None => None,
+        Arm::Reentry => Some([
+            ("reentry_early", Figure::Early),
+            ("reentry_lost", Figure::Lost),
+            ("reentry_out_of_order", Figure::OutOfOrder),
+            ("reentry_refused_by_lock", Figure::RefusedByLock),
+        ]),
+        Arm::Uplink => Some([
+            ("uplink_early", Figure::Early),
+            ("uplink_lost", Figure::Lost),
+            ("uplink_out_of_order", Figure::OutOfOrder),
+            ("uplink_refused_by_lock", Figure::RefusedByLock),
+        ]),
+    }
+}
+
+impl Bound {
+    pub(super) fn claim(&self, figures: &Figures) -> Claim {
+        let run = Run { phase: self.phase, size: self.size, arm: self.arm };
+        // What was not measured holds nothing.
+        let measured = |figure| figures.get(run, figure).unwrap_or(f64::NAN);
+        match self.says {
+            Says::OfNone(bound) => {
+                let none = Run { arm: Arm::None, ..run };
+                let ratio = figures.ratio(run, none, Figure::SinkKpps).unwrap_or(f64::NAN);
+                Claim::at_least(self.id, ratio, bound, "ratio")
+            }
+            Says::ReleaseUs(bound) => {
+                Claim::at_most(self.id, measured(Figure::ReleaseUs), bound, "us")
+            }
+            Says::Gbps(bound) => {
+                Claim::at_least(self.id, measured(Figure::SinkGbps), bound, "Gb/s")
+            }
+            Says::JudgeNs(bound) => {
+                let both = measured(Figure::StampNs) + measured(Figure::LockNs);
+                Claim::at_most(self.id, both, bound, "ns")
+            }
+        }
+    }
+}
+
+impl Says {
+    /// The figure that the bound is on, and where it lies; `none` is the same figure of the bridge alone.
+    pub(super) fn limit(self, none: Option<f64>) -> Option<(Figure, f64)> {
+        match self {
+            Self::OfNone(share) => Some((Figure::SinkKpps, share * none?)),
+            Self::ReleaseUs(us) => Some((Figure::ReleaseUs, us)),
+            Self::Gbps(gbps) => Some((Figure::SinkGbps, gbps)),
+            Self::JudgeNs(ns) => Some((Figure::LockNs, ns)),
+        }
+    }
+}
+
+/// One claim for each figure that the gate is to reach, and for each kind of fault.
+pub(super) fn claims(arms: &[Arm], figures: &Figures) -> Vec<Claim> {
+    let speed = arms.iter().flat_map(|&arm| bounds(arm)).map(|bound| bound.claim(figures));
+    let faults = arms.iter().flat_map(|&arm| {
+        let of_arm = faults(arm).into_iter().flatten();
+        of_arm.map(move |(id, figure)| Claim {
+            correctness: true,
+            ..Claim::at_most(id, figures.count(arm, figure), 0.0, "frames")
+        })
+    });
+    speed.chain(faults).collect()
+}
