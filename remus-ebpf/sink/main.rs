@@ -3,6 +3,9 @@
 //! It sits at the ingress of the far end of a veth, where a host's next neighbour would be, counts the frames
 //! of a run, judges their order and how long they took, and drops everything.
 //!
+//! `inject` is the release gone wrong that the tests of the second lock need: it sends whatever frame, with
+//! whatever mark, wherever it is told.
+//!
 //! Counters are plain words, not one per CPU: the frames of an order are handled on one CPU at a time, and
 //! what would count on two at once is a fault of the gate that shows as a wrong count.
 #![no_std]
@@ -14,7 +17,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, TC_ACT_SHOT},
-    helpers::{bpf_ktime_get_ns, bpf_skb_load_bytes},
+    helpers::{bpf_clone_redirect, bpf_ktime_get_ns, bpf_skb_load_bytes},
     macros::{classifier, map},
     maps::Array,
     programs::TcContext,
@@ -30,6 +33,16 @@ pub fn sink(ctx: TcContext) -> i32 {
         count(&ctx, words.cast());
     }
     TC_ACT_SHOT
+}
+
+/// Run under BPF_PROG_TEST_RUN: sends the frame that it is given to the interface in `cb[1]`, with the flags in
+/// `cb[2]`.
+#[classifier]
+pub fn inject(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context of this run; the helper checks interface and flags.
+    let failed = unsafe { bpf_clone_redirect(skb, (*skb).cb[1], u64::from((*skb).cb[2])) };
+    i32::from(failed != 0)
 }
 
 #[inline(always)]

@@ -15,7 +15,7 @@ use crate::wire::{GUEST_MAC, Wire, frame, number_in, numbered, numbered_long};
 
 const TERM: Term = Term::FIRST;
 
-fn epoch(n: u64) -> Epoch {
+pub(crate) fn epoch(n: u64) -> Epoch {
     Epoch::new(n).unwrap()
 }
 
@@ -32,7 +32,7 @@ fn holding_gate_on(wire: &Wire) -> Gate {
     gate
 }
 
-fn committed(n: u64) -> Committed {
+pub(crate) fn committed(n: u64) -> Committed {
     committed_in(Fenced::first_start(), n)
 }
 
@@ -52,7 +52,7 @@ fn committed_in(fenced: Fenced, n: u64) -> Committed {
     pipeline.handle_ack(now, &ack).unwrap().expect("a new commit")
 }
 
-fn release_all(gate: &mut Gate) {
+pub(crate) fn release_all(gate: &mut Gate) {
     for _ in 0..100 {
         match gate.flush().unwrap() {
             Flushed::All => return,

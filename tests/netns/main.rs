@@ -6,5 +6,6 @@ mod gate;
 mod hosts;
 mod net;
 mod programs;
+mod second_lock;
 mod server;
 mod wire;

@@ -115,6 +115,10 @@ impl Wire {
         "outside0"
     }
 
+    pub(crate) fn uplink_index(&self) -> u32 {
+        ifindex(self.uplink())
+    }
+
     /// The index of the guest's tap now.
     pub(crate) fn tap_index(&self) -> u32 {
         ifindex(&self.tap.name)
