@@ -52,6 +52,9 @@ pub const IN_FLIGHT_MAX: u64 = 2 * FLUSH_BATCH as u64;
 /// Times in slots are CLOCK_BOOTTIME in ticks of 2^10 ns, 32 bits of them: they go round in 73 minutes, and only
 /// differences count.
 pub const TICK_SHIFT: u32 = 10;
+/// One frame in so many is timed, and each that finds nothing held: to look at the clock takes longer than all the
+/// rest of a stamp.
+pub const TIMED_OF: u64 = 16;
 /// A frame that has been under way for this long (5 ms) is lost and sent again.
 pub const RESEND_AFTER_TICKS: u32 = 5_000_000 >> TICK_SHIFT;
 
@@ -274,7 +277,7 @@ pub struct Slot {
     /// The VLAN tag that the stack had taken out of the bytes: TCI, and 0 or the protocol in network order.
     pub vlan_tci: u16,
     pub vlan_proto: u16,
-    /// When it came, in ticks (see [`TICK_SHIFT`]).
+    /// When it came, in ticks (see [`TICK_SHIFT`]); 0: it was not timed.
     pub held_ticks: u32,
     /// When a copy was last sent, in ticks.
     pub sent_ticks: u32,

@@ -200,10 +200,10 @@ impl Run {
         }
         // SAFETY: by contract.
         unsafe {
-            if life.is(SlotState::Held) {
-                note_residence(residence_bucket(self.now.wrapping_sub((*slot).held_ticks)));
-            } else {
+            if !life.is(SlotState::Held) {
                 count(Counter::Resent);
+            } else if (*slot).held_ticks != 0 {
+                note_residence(residence_bucket(self.now.wrapping_sub((*slot).held_ticks)));
             }
             (*slot).sent_ticks = self.now;
             set_life(slot, life.become_state(SlotState::Sent));

@@ -10,7 +10,7 @@ use remus_abi::{
     Stamp,
     gate::{
         Control, Counter, FRAME_MAX, Life, MARK_NUMBER_MASK, MARK_TAG, MARK_TAG_MASK, Ring, Slot,
-        SlotState, TICK_SHIFT, units,
+        SlotState, TICK_SHIFT, TIMED_OF, units,
     },
 };
 
@@ -114,7 +114,11 @@ fn store(ctx: &TcContext, control: ControlWords, ring: RingWords) -> Counter {
         (*slot).stamp = control.open().bits();
         (*slot).at = at as u32;
         (*slot).len = len;
-        (*slot).held_ticks = (bpf_ktime_get_boot_ns() >> TICK_SHIFT) as u32;
+        (*slot).held_ticks = if held == 0 || head % TIMED_OF == 0 {
+            (bpf_ktime_get_boot_ns() >> TICK_SHIFT) as u32 | 1
+        } else {
+            0
+        };
         keep_vlan_tag(slot, skb);
         (&raw mut (*slot).life).write_volatile(Life::new(head, SlotState::Held).bits());
     }

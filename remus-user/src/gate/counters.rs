@@ -32,7 +32,8 @@ impl CounterMap {
     }
 }
 
-/// How long frames waited in the gate, from the tap to their release: counted in the kernel.
+/// How long frames waited in the gate, from the tap to their release: counted in the kernel, for one frame in
+/// sixteen and each that came when nothing was held.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Residence([u64; RESIDENCE_BUCKETS]);
 
@@ -41,7 +42,7 @@ impl Residence {
         Self(std::array::from_fn(|bucket| buckets.get(bucket)))
     }
 
-    /// Frames that were released.
+    /// Frames that were timed, and released.
     pub fn count(&self) -> u64 {
         self.0.iter().sum()
     }

@@ -87,7 +87,7 @@ pub struct Gate {
     /// What they take of the buffer, and the buffer, in bytes.
     pub waiting_bytes: u64,
     pub capacity_bytes: u64,
-    /// How long released frames had waited in the gate, in microseconds.
+    /// How long released frames had waited in the gate, in microseconds. A sample: the gate times one in sixteen.
     pub residence_us: Distribution,
     pub held: u64,
     pub released: u64,
