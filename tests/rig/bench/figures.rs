@@ -26,9 +26,11 @@ pub(super) enum Figure {
     GateCpuNs,
     /// Busy time of all CPUs for each frame that arrived; at full speed this has the frames that were dropped.
     AllCpusNs,
-    /// Time of the program that judges a fresh frame, its copy included where the engine copies.
+    /// Time of a program that does nothing, as the kernel's test tells it.
+    EmptyNs,
+    /// Beyond that, time of the program that judges a fresh frame, its copy included where the engine copies.
     StampNs,
-    /// Time of the program that judges a frame on its way out.
+    /// Beyond that, time of the program that judges a frame on its way out.
     LockNs,
     /// Calls of flush that a release took.
     Flushes,
@@ -57,6 +59,7 @@ impl Figure {
             Self::WriterCpuNs => "writer_cpu_per_frame",
             Self::GateCpuNs => "gate_cpu_per_frame",
             Self::AllCpusNs => "all_cpus_per_frame",
+            Self::EmptyNs => "empty",
             Self::StampNs => "stamp",
             Self::LockNs => "lock",
             Self::Flushes => "flushes",
@@ -79,6 +82,7 @@ impl Figure {
             Self::WriterCpuNs
             | Self::GateCpuNs
             | Self::AllCpusNs
+            | Self::EmptyNs
             | Self::StampNs
             | Self::LockNs => "ns",
             Self::Flushes => "calls",

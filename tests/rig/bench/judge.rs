@@ -5,6 +5,10 @@
 //! - lock: a frame that is marked as if it came from `flush`, but is not committed, before the program that judges
 //!   it on its way out. It goes all the way to the last check, and since it fails there nothing changes: the next
 //!   run does the same.
+//! - empty: a program that only returns. That much the kernel tells of any program, most of it for the test itself;
+//!   stamp and lock are told without it.
+//!
+//! Of several series the fastest counts: whatever disturbs one only adds to it.
 
 use std::path::Path;
 
@@ -30,25 +34,24 @@ use super::{
 /// The programs that can be the lock: at the tap's ingress, and at an uplink's egress.
 pub(super) const HOLD: &str = "hold";
 pub(super) const GUARD: &str = "guard";
+const EMPTY: &str = "empty";
 
 /// What both programs take for the tap's ifindex.
 const TAP: u32 = 7;
+const SERIES: u32 = 10;
 const RUNS_MAX: u32 = 20_000;
 const TC_ACT_SHOT: u32 = 2;
 const SLOT_BYTES: usize = size_of::<Slot>();
 
-/// `object` is the gate's, `lock` the program that judges what leaves.
-pub(super) fn stamp_and_lock(object: &Path, size: Size, lock: &str) -> Result<Vec<Measured>> {
-    let mut loaded =
-        Ebpf::load_file(object).with_context(|| format!("load {}", object.display()))?;
-    for name in [HOLD, lock] {
-        let program = loaded.program_mut(name);
-        let program = program.with_context(|| format!("the object has no program {name}"))?;
-        let program: &mut SchedClassifier = program.try_into()?;
-        if program.fd().is_err() {
-            program.load().with_context(|| format!("the kernel refused {name}"))?;
-        }
-    }
+/// `gate` and `sink` are objects, `lock` is the program of the gate that judges what leaves.
+pub(super) fn stamp_and_lock(
+    gate: &Path,
+    sink: &Path,
+    size: Size,
+    lock: &str,
+) -> Result<Vec<Measured>> {
+    let none = load(sink, &[EMPTY])?;
+    let mut loaded = load(gate, &[HOLD, lock])?;
     let open = Stamp::new(Term::FIRST, Epoch::new(2).expect("small"));
     let mut control = [0; CONTROL_WORDS];
     control[Control::Mode as usize] = Mode::Hold as u64;
@@ -58,16 +61,43 @@ pub(super) fn stamp_and_lock(object: &Path, size: Size, lock: &str) -> Result<Ve
     control[Control::Tap as usize] = TAP.into();
     array::<[u64; CONTROL_WORDS]>(&mut loaded, "CONTROL")?.set(0, control, 0)?;
 
-    // Once around first, so that no memory is touched for the first time.
-    fresh(&mut loaded, size)?;
-    let stamp_ns = fresh(&mut loaded, size)?;
+    let empty_ns = fastest(|| time(&none, EMPTY, size, 0))?;
+    let stamp_ns = fastest(|| fresh(&mut loaded, size))?;
 
     let mut slot = [0; SLOT_BYTES];
     slot[0..8].copy_from_slice(&open.bits().to_ne_bytes());
     slot[8..12].copy_from_slice(&Life::new(0, SlotState::Sent).bits().to_ne_bytes());
     array::<[u8; SLOT_BYTES]>(&mut loaded, "SLOTS")?.set(0, slot, 0)?;
-    let lock_ns = time(&loaded, lock, size, mark(0))?;
-    Ok(vec![(Figure::StampNs, stamp_ns), (Figure::LockNs, lock_ns)])
+    let lock_ns = fastest(|| time(&loaded, lock, size, mark(0)))?;
+    Ok(vec![
+        (Figure::EmptyNs, empty_ns),
+        (Figure::StampNs, stamp_ns - empty_ns),
+        (Figure::LockNs, lock_ns - empty_ns),
+    ])
+}
+
+fn load(object: &Path, programs: &[&str]) -> Result<Ebpf> {
+    let mut loaded =
+        Ebpf::load_file(object).with_context(|| format!("load {}", object.display()))?;
+    for &name in programs {
+        let program = loaded.program_mut(name);
+        let program = program.with_context(|| format!("the object has no program {name}"))?;
+        let program: &mut SchedClassifier = program.try_into()?;
+        if program.fd().is_err() {
+            program.load().with_context(|| format!("the kernel refused {name}"))?;
+        }
+    }
+    Ok(loaded)
+}
+
+fn fastest(mut series: impl FnMut() -> Result<f64>) -> Result<f64> {
+    // Memory is touched for the first time.
+    series()?;
+    let mut least = f64::INFINITY;
+    for _ in 0..SERIES {
+        least = least.min(series()?);
+    }
+    Ok(least)
 }
 
 /// Fresh frames into an empty buffer.

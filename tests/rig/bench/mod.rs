@@ -168,7 +168,7 @@ fn measure(
     };
     for &size in &sizes {
         let run = Run { phase: Phase::Judge, size, arm };
-        rows.push((run, judge::stamp_and_lock(&places.gate, size, lock)?));
+        rows.push((run, judge::stamp_and_lock(&places.gate, &places.sink, size, lock)?));
     }
     Ok(rows)
 }

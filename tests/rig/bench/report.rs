@@ -56,7 +56,8 @@ impl<'a> Report<'a> {
                             1, with the softirqs of its flushes; the same in all arms",
                 cpu_time: "writer and gate: CLOCK_THREAD_CPUTIME_ID of their threads, softirqs that run at the \
                            end of their system calls included; all CPUs: busy time in /proc/stat, whoever caused \
-                           it; stamp and lock: BPF_PROG_TEST_RUN, repeated",
+                           it; stamp and lock: BPF_PROG_TEST_RUN, \
+                           repeated, less an empty program",
                 load: "a write(2) a frame into a tap with virtio-net headers; bridge; veth; a sink at its far end",
             },
             arms,
@@ -227,7 +228,7 @@ impl Phase {
                 Figure::Lost,
                 Figure::OutOfOrder,
             ],
-            Self::Judge => &[Figure::StampNs, Figure::LockNs],
+            Self::Judge => &[Figure::StampNs, Figure::LockNs, Figure::EmptyNs],
         }
     }
 }
@@ -245,7 +246,8 @@ impl Figure {
             Self::GateCpuNs => "gate",
             Self::AllCpusNs => "all CPUs",
             Self::OutOfOrder => "out of order",
-            Self::StampNs
+            Self::EmptyNs
+            | Self::StampNs
             | Self::LockNs
             | Self::Flushes
             | Self::Early
