@@ -20,7 +20,7 @@ const SHAPE: Shape = Shape {
 };
 
 /// One guest at a time: they measure and need the cores.
-fn alone() -> MutexGuard<'static, ()> {
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -48,7 +48,7 @@ fn started(shape: &Shape, work: Work) -> (Machine, CpuProfile) {
 }
 
 /// Serves the machine for a while, as its owner would.
-fn serve(machine: &mut Machine, time: Duration) -> Option<End> {
+pub(crate) fn serve(machine: &mut Machine, time: Duration) -> Option<End> {
     let until = Instant::now() + time;
     loop {
         let left = until.saturating_duration_since(Instant::now());
@@ -64,7 +64,7 @@ fn serve(machine: &mut Machine, time: Duration) -> Option<End> {
     }
 }
 
-fn copy_ram(from: &Memory, to: &Memory) {
+pub(crate) fn copy_ram(from: &Memory, to: &Memory) {
     let mut page = [0; 4096];
     for n in 0..from.layout().pages() {
         from.read_page(Page(n), &mut page).unwrap();

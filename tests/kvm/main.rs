@@ -1,6 +1,7 @@
 //! Tests with guests of their own on /dev/kvm: of the machine alone, and of whole hosts that run `remus`.
 
 mod machine;
+mod offloads;
 mod pair;
 mod refusals;
 mod small_guest;

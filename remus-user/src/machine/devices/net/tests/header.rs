@@ -56,6 +56,18 @@ fn headers_that_lie_are_refused() {
 }
 
 #[test]
+fn what_fits_one_segment_is_not_said_to_need_cutting() {
+    let frame = tcp4();
+    for (payload, gso) in [(0, 0), (1000, 0), (1001, 1)] {
+        let frame = &frame[..54 + payload];
+        match judge(&header(1, 1, 1000, 34, 16), frame, ALL, FRAME_MAX) {
+            Ok(Job::Pass(to)) => assert_eq!((to[0], to[1]), (1, gso), "{payload} bytes"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn a_checksum_is_within_the_frame() {
     let frame = &tcp4()[..100];
     let judged = |start, offset| judge(&header(1, 0, 0, start, offset), frame, ALL, FRAME_MAX);
