@@ -10,7 +10,7 @@
 
 /// Raised when a layout or the meaning of a word changes: a gate that another build has pinned is then
 /// replaced, not adopted.
-pub const LAYOUT: u64 = 2;
+pub const LAYOUT: u64 = 3;
 
 /// Longest frame that is held, without its outer VLAN tag: 9000 B of payload, header, a second tag, and slack.
 pub const FRAME_MAX: usize = 9216;

@@ -45,8 +45,9 @@ pub fn run(ctx: &TcContext) -> FlushResult {
     result
 }
 
+/// Sends what may leave. For the holder of the flush lock; what `ctx` carries is overwritten.
 #[inline(always)]
-fn locked(ctx: &TcContext, control: ControlWords, ring: RingWords) -> FlushResult {
+pub fn locked(ctx: &TcContext, control: ControlWords, ring: RingWords) -> FlushResult {
     // SAFETY: a helper without arguments.
     let now_ns = unsafe { bpf_ktime_get_boot_ns() };
     let releasable = control.releasable();

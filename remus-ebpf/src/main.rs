@@ -25,6 +25,9 @@
 //! - The guest's bytes are in a map of their own and are only ever copied.
 //! - Zeroed maps are a closed gate.
 //!
+//! `ack`, where the operator wants it, sits at the ingress of the link to the backup and does what the
+//! controller would do a moment later: it raises what is committed, and flushes.
+//!
 //! Deliberately absent: reordering, rate limits, any look into the payload. What the guest sent comes out,
 //! as it was, in order, later.
 #![no_std]
@@ -34,6 +37,7 @@
     reason = "the programs' entry points are found by their section, not by path"
 )]
 
+mod ack;
 mod flush;
 mod guard;
 mod hold;
@@ -54,6 +58,11 @@ pub fn flush(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn guard(ctx: TcContext) -> i32 {
     guard::judge(&ctx)
+}
+
+#[classifier]
+pub fn ack(ctx: TcContext) -> i32 {
+    ack::judge(&ctx)
 }
 
 #[panic_handler]

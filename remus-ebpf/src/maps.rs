@@ -7,6 +7,7 @@ use aya_ebpf::{
 };
 use remus_abi::{
     Epoch, Stamp,
+    ack::{ACK_COUNTERS, ACKED_WORDS, AckCounter, Acked, TRIGGER_WORDS, Trigger},
     gate::{
         BUFFER_MIB_DEFAULT, CHUNK_VALUE, CONTROL_WORDS, COUNTERS as COUNTER_WORDS, Control,
         Counter, Filling, Mode, RESIDENCE_BUCKETS, RING_WORDS, Ring, Slot, UNIT, UNITS_PER_CHUNK,
@@ -35,6 +36,15 @@ static DATA: Array<[u8; CHUNK_VALUE]> = Array::with_max_entries(chunks(BUFFER_MI
 /// Wakes the controller when the buffer fills.
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
+
+/// Written by the controller of a release by datagram, read by `ack`: the session, its key, its port.
+#[map]
+static TRIGGER: Array<[u64; TRIGGER_WORDS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// Written by `ack` while it holds the flush lock.
+#[map]
+static ACKED: Array<[u64; ACKED_WORDS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static ACKS: PerCpuArray<u64> = PerCpuArray::with_max_entries(ACK_COUNTERS, 0);
 
 /// The controller's words, read-only here.
 #[derive(Clone, Copy)]
@@ -69,14 +79,21 @@ impl ControlWords {
         Stamp::from_bits(self.word(Control::Open))
     }
 
+    /// The newest commit that either the controller or, in the same term, a datagram has told the gate of.
     #[inline(always)]
     pub fn committed(self) -> Stamp {
-        Stamp::from_bits(self.word(Control::Committed))
+        let told = Stamp::from_bits(self.word(Control::Committed));
+        let acked = AckedWords::get().map_or(Stamp::NONE, AckedWords::stamp);
+        let same_term = acked.term().get() == told.term().get();
+        if same_term && acked.bits() > told.bits() { acked } else { told }
     }
 
+    /// CLOCK_BOOTTIME ns after which nothing may be released: the later of the controller's and a datagram's.
     #[inline(always)]
     pub fn lease_until(self) -> u64 {
-        self.word(Control::LeaseUntil)
+        let told = self.word(Control::LeaseUntil);
+        let acked = AckedWords::get().map_or(0, |words| words.word(Acked::LeaseUntil));
+        if acked > told { acked } else { told }
     }
 }
 
@@ -102,6 +119,52 @@ impl RingWords {
     #[inline(always)]
     pub fn set(self, which: Ring, to: u64) {
         // SAFETY: as for ControlWords::word; each word has one writer at a time (module doc of the crate).
+        unsafe { (self.0 as *mut u64).add(which as usize).write_volatile(to) }
+    }
+}
+
+/// What the controller told `ack`, read-only here.
+#[derive(Clone, Copy)]
+pub struct TriggerWords(*const [u64; TRIGGER_WORDS]);
+
+impl TriggerWords {
+    #[inline(always)]
+    pub fn get() -> Option<Self> {
+        TRIGGER.get_ptr(0).map(Self)
+    }
+
+    #[inline(always)]
+    pub fn word(self, which: Trigger) -> u64 {
+        // SAFETY: as for ControlWords::word, with TRIGGER_WORDS words.
+        unsafe { (self.0 as *const u64).add(which as usize).read_volatile() }
+    }
+}
+
+/// What datagrams have acked.
+#[derive(Clone, Copy)]
+pub struct AckedWords(*mut [u64; ACKED_WORDS]);
+
+impl AckedWords {
+    #[inline(always)]
+    pub fn get() -> Option<Self> {
+        ACKED.get_ptr_mut(0).map(Self)
+    }
+
+    #[inline(always)]
+    pub fn word(self, which: Acked) -> u64 {
+        // SAFETY: as for ControlWords::word, with ACKED_WORDS words.
+        unsafe { (self.0 as *const u64).add(which as usize).read_volatile() }
+    }
+
+    #[inline(always)]
+    pub fn stamp(self) -> Stamp {
+        Stamp::from_bits(self.word(Acked::Stamp))
+    }
+
+    /// For the holder of the flush lock: the one writer.
+    #[inline(always)]
+    pub fn set(self, which: Acked, to: u64) {
+        // SAFETY: as for `word`.
         unsafe { (self.0 as *mut u64).add(which as usize).write_volatile(to) }
     }
 }
@@ -169,4 +232,12 @@ pub fn unlock() {
         reason = "only the holder comes here, so the key is there"
     )]
     let _ = FLUSHING.remove(0);
+}
+
+#[inline(always)]
+pub fn count_ack(which: AckCounter) {
+    if let Some(counter) = ACKS.get_ptr_mut(which as u32) {
+        // SAFETY: this CPU's own copy of a live map value.
+        unsafe { *counter = (*counter).wrapping_add(1) }
+    }
 }

@@ -18,7 +18,9 @@ pub mod backup;
 mod failover;
 mod os;
 pub mod primary;
+pub mod standalone;
 mod standby;
+mod sysfs;
 
 // What an operator touches.
 pub mod cli;

@@ -108,3 +108,29 @@ fn the_status_of_nothing_is_nothing_and_of_a_missing_vm_an_error() {
     assert!(text(&missing.stderr).starts_with("remus: error: no VM demo runs here"));
     assert_eq!(remus(&["status", "../etc"]).status.code(), Some(2), "a name is no path");
 }
+
+#[test]
+fn gate_verbs_take_no_names_that_leave_their_directory_and_find_nothing_where_nothing_is() {
+    let scratch = Scratch::new("gate");
+    let run_dir = path(&scratch.0);
+    for wrong in [
+        &["gate"][..],
+        &["gate", "run"],
+        &["gate", "run", "--tap", "../tap"],
+        &["gate", "run", "--tap", "tap0", "--name", "a/b"],
+        &["gate", "run", "--tap", "tap0", "--buffer-mib", "3"],
+        &["gate", "run", "--tap", "tap0", "--lease-ms", "0"],
+        &["gate", "run", "--tap", "tap0", "--at-exit", "open"],
+        &["gate", "close"],
+    ] {
+        assert_eq!(remus(wrong).status.code(), Some(2), "{wrong:?}");
+    }
+    let none = remus(&["gate", "list", "--run-dir", run_dir, "--json"]);
+    assert_eq!((none.status.code(), text(&none.stdout)), (Some(0), ""));
+    for verb in ["show", "close", "remove"] {
+        let none = remus(&["gate", verb, "tap0", "--run-dir", run_dir]);
+        assert_eq!(none.status.code(), Some(1));
+        let said = text(&none.stderr);
+        assert!(said.starts_with("remus: error: there is no gate tap0, by name or tap"), "{said}");
+    }
+}

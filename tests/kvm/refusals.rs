@@ -274,6 +274,7 @@ fn hello(memory_mib: u32, cpu: &str) -> Hello {
         term: Term::FIRST,
         ram_pages: memory_mib << 8,
         timing: Timing::default(),
+        acks_to: None,
         shape: shape.into_bytes(),
         cpu: cpu.as_bytes().to_vec(),
     }

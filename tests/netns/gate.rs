@@ -13,7 +13,7 @@ use remus_abi::{
 
 use crate::wire::{GUEST_MAC, Wire, frame, number_in, numbered, numbered_long};
 
-const TERM: Term = Term::FIRST;
+pub(crate) const TERM: Term = Term::FIRST;
 
 pub(crate) fn epoch(n: u64) -> Epoch {
     Epoch::new(n).unwrap()
@@ -25,7 +25,7 @@ fn gate_on(wire: &Wire) -> Gate {
 }
 
 /// A gate that holds from epoch 1 and may release.
-fn holding_gate_on(wire: &Wire) -> Gate {
+pub(crate) fn holding_gate_on(wire: &Wire) -> Gate {
     let mut gate = gate_on(wire);
     gate.hold_from(epoch(1));
     gate.renew_lease(u64::MAX);

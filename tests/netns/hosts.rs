@@ -185,8 +185,8 @@ fn the_sniffer_tells_the_ports_apart_and_hears_only_what_leaves_the_hosts() {
     rig(async {
         let topology = Topology::build().await.unwrap();
         let sniffer = sniffer(&topology).await;
-        topology.primary.links().add_address(BRIDGE, [10, 77, 0, 2].into(), 24).await.unwrap();
-        topology.backup.links().add_address(BRIDGE, [10, 77, 0, 3].into(), 24).await.unwrap();
+        topology.primary.links().add_address(BRIDGE, [10, 77, 0, 2], 24).await.unwrap();
+        topology.backup.links().add_address(BRIDGE, [10, 77, 0, 3], 24).await.unwrap();
         for (host, counter) in
             [(&topology.primary, 7), (&topology.client, 8), (&topology.backup, 9)]
         {

@@ -8,4 +8,6 @@ mod net;
 mod programs;
 mod second_lock;
 mod server;
+mod standalone;
+mod trigger;
 mod wire;

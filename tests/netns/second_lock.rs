@@ -40,7 +40,8 @@ impl Wrong {
         let object = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/sink.o");
         let mut loaded =
             EbpfLoader::new().load_file(object).expect("load the tests' object: needs root");
-        let inject: &mut SchedClassifier = loaded.program_mut("inject").unwrap().try_into().unwrap();
+        let inject: &mut SchedClassifier =
+            loaded.program_mut("inject").unwrap().try_into().unwrap();
         inject.load().unwrap();
         let slots = MapData::from_pin(wire.pins.path().join("SLOTS")).unwrap();
         let (to, flags) = match release {

@@ -1,7 +1,7 @@
 //! Links and addresses of one namespace, by rtnetlink.
 
 use std::{
-    net::Ipv4Addr,
+    net::IpAddr,
     os::fd::{AsFd, AsRawFd},
 };
 
@@ -88,9 +88,14 @@ impl Links {
         request.await.context("add a forwarding entry to the bridge")
     }
 
-    pub async fn add_address(&self, name: &str, address: Ipv4Addr, prefix: u8) -> Result<()> {
-        let index = self.index(name).await?;
-        let request = self.handle.address().add(index, address.into(), prefix);
+    pub async fn add_address(
+        &self,
+        name: &str,
+        address: impl Into<IpAddr>,
+        prefix: u8,
+    ) -> Result<()> {
+        let (index, address) = (self.index(name).await?, address.into());
+        let request = self.handle.address().add(index, address, prefix);
         request.execute().await.with_context(|| format!("add {address}/{prefix} to {name}"))?;
         self.set_up(&[Link { index, name: name.to_owned() }]).await
     }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use remus::observe::status::{Protection, Status};
 use serde::Serialize;
 use tokio::{
@@ -77,6 +78,15 @@ impl Default for Timing {
     }
 }
 
+/// Who sets a release off: `[gate] release.trigger`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Trigger {
+    #[default]
+    Controller,
+    Kernel,
+}
+
 /// A daemon on its host.
 #[derive(Debug)]
 pub struct Daemon {
@@ -91,10 +101,11 @@ pub fn start_primary(
     host: &Host,
     programs: &Programs,
     timing: Timing,
+    trigger: Trigger,
     folder: &Path,
     log: &Path,
 ) -> Result<Daemon> {
-    let text = primary_config(programs, timing, folder)?;
+    let text = primary_config(programs, timing, trigger, folder)?;
     start_primary_with(host, programs, &text, folder, log)
 }
 
@@ -135,7 +146,12 @@ pub fn start_backup(host: &Host, programs: &Programs, folder: &Path, log: &Path)
 }
 
 /// The config that [`start_primary`] writes.
-pub fn primary_config(programs: &Programs, timing: Timing, folder: &Path) -> Result<String> {
+pub fn primary_config(
+    programs: &Programs,
+    timing: Timing,
+    trigger: Trigger,
+    folder: &Path,
+) -> Result<String> {
     let Timing { epoch_ms, depth, heartbeat_ms, detect_ms, lease_ms } = timing;
     // Debug formatting of a string is a TOML basic string for every path without control characters.
     let quoted = |path: &Path| path.to_str().map(|text| format!("{text:?}")).context("odd path");
@@ -172,8 +188,13 @@ lease_ms = {lease_ms}
 
 [gate]
 buffer_mib = 32
+release = {{ trigger = "{trigger}" }}
 {placement}"#,
         ip = GUEST.ip(),
+        trigger = match trigger {
+            Trigger::Controller => "controller",
+            Trigger::Kernel => "kernel",
+        },
         gateway = crate::topology::CLIENT,
         port = GUEST.port(),
     ))

@@ -110,6 +110,7 @@ impl PrimaryEnd {
             term: Term::FIRST,
             ram_pages: RAM_PAGES,
             timing: Timing::default(),
+            acks_to: None,
             shape: Vec::new(),
             cpu: Vec::new(),
         });

@@ -16,7 +16,7 @@ use crate::{
     checkpoint::MachineState,
     config::LinkName,
     failover,
-    link::{self, Arrived, Polled},
+    link::{self, AckDatagrams, Arrived, Polled},
     machine::{self, CpuProfile, Layout},
     observe::{
         Shared, StatusSocket, VmDir,
@@ -118,6 +118,8 @@ struct Following {
     detector: Detector,
     control: Option<Polled>,
     bulk: Option<Polled>,
+    /// Acks go this way too, where the primary asked for it.
+    datagrams: Option<AckDatagrams>,
     image: Image,
     /// A checkpoint of this session is committed.
     protected: bool,
@@ -292,6 +294,13 @@ impl Follower {
         }
         let standby = self.standby.as_ref().expect("built before the welcome");
         let ram_pages = standby.machine.memory().layout().pages();
+        let datagrams = hello.acks_to.and_then(|to| match AckDatagrams::beside(&stream, &to) {
+            Ok(datagrams) => Some(datagrams),
+            Err(e) => {
+                warn!("VM {}: acks go by the bulk connection only: {e}", self.vm);
+                None
+            }
+        });
         let mut control = Polled::new(stream, Lane::ControlToBackup)?;
         if control.send(|out| welcome.encode(out)).is_err() {
             self.brain.handle_session_lost();
@@ -304,6 +313,7 @@ impl Follower {
             detector: Detector::new(&hello.timing, 2, boot_now()),
             control: Some(control),
             bulk: None,
+            datagrams,
             image: Image::new(ram_pages, hello.session),
             protected: false,
         });
@@ -349,7 +359,7 @@ impl Follower {
         else {
             return Ok(());
         };
-        let Following { detector, control, bulk, image, protected, .. } = following;
+        let Following { detector, control, bulk, datagrams, image, protected, .. } = following;
         if let Some(control) = control {
             loop {
                 while let Some(frame) = control.frames.next_frame()? {
@@ -381,6 +391,10 @@ impl Follower {
                     let ack = image.take(&frame, brain, memory, state)?;
                     detector.handle_heard(boot_now(), BULK);
                     if let Some(ack) = ack {
+                        // First the one that a thread at the other end need not wake up for.
+                        if let Some(datagrams) = datagrams {
+                            datagrams.say(&ack);
+                        }
                         bulk.send(|out| {
                             ack.encode(out);
                         })
@@ -411,6 +425,7 @@ impl Follower {
         warn!("VM {}: session {} is lost: {why}", self.vm, following.session);
         following.control = None;
         following.bulk = None;
+        following.datagrams = None;
         following.detector.handle_closed(CONTROL);
         following.detector.handle_closed(BULK);
         self.brain.handle_session_lost();

@@ -4,6 +4,7 @@
 //! Help, tables and JSON go to stdout, everything else to stderr.
 
 mod backup;
+mod gate;
 mod logging;
 mod preflight;
 mod run;
@@ -44,6 +45,8 @@ enum Verb {
     Backup(backup::Args),
     /// Show how VMs on this host stand
     Status(status::Args),
+    /// Drive a gate for another checkpointer; see and repair gates after a crash
+    Gate(gate::Args),
     /// Check that this machine can do what `run` and `backup` need
     Preflight(preflight::Args),
 }
@@ -82,6 +85,7 @@ pub fn main() -> ExitCode {
         Verb::Run(args) => run::run(args),
         Verb::Backup(args) => backup::run(args),
         Verb::Status(args) => status::run(&args),
+        Verb::Gate(args) => gate::run(args),
         Verb::Preflight(args) => preflight::run(&args),
     };
     match done {

@@ -54,6 +54,8 @@ pub struct Config {
     pub net: Net,
     pub protection: Protection,
     pub gate: gate::Settings,
+    /// Who sets a release off at this host's gate.
+    pub trigger: ReleaseTrigger,
     pub placement: Placement,
 }
 
@@ -108,6 +110,16 @@ pub struct Protection {
     pub detect: Duration,
     /// How long after an ack output may leave.
     pub lease: Duration,
+}
+
+/// Who sets a release off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ReleaseTrigger {
+    /// The controller, when the ack on the bulk connection has woken it up.
+    #[default]
+    Controller,
+    /// The kernel too, at once, on the word of a datagram.
+    Kernel,
 }
 
 /// CPUs by number. Empty means anywhere.

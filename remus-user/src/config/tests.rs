@@ -144,6 +144,16 @@ fn a_number_out_of_range_shows_the_range() {
 }
 
 #[test]
+fn a_trigger_that_nobody_knows_is_refused_and_the_controller_is_the_default() {
+    let with = |gate: &str| parse(&format!("{GOOD}[gate]\n{gate}\n"));
+    assert_eq!(with("").unwrap().trigger, ReleaseTrigger::Controller);
+    let kernel = with("release = { trigger = \"kernel\" }").unwrap();
+    assert_eq!(kernel.trigger, ReleaseTrigger::Kernel);
+    let error = with("release = { trigger = \"both\" }").unwrap_err();
+    assert_eq!((error.key.as_str(), error.at), ("gate.release.trigger", Some((14, 23))));
+}
+
+#[test]
 fn the_buffer_is_a_power_of_two() {
     let text = format!("{GOOD}[gate]\nbuffer_mib = 100\n");
     assert_eq!(

@@ -12,7 +12,8 @@ use serde::Deserialize;
 
 use super::{
     Config, ConfigError, LEASE_MARGIN, LinkName, Machine, Net, Placement, Protection,
-    RUN_DIR_DEFAULT, Start, VmName, document::Document, nearest::nearest, state_dir_beside,
+    RUN_DIR_DEFAULT, ReleaseTrigger, Start, VmName, document::Document, nearest::nearest,
+    state_dir_beside,
 };
 use crate::{
     gate::{Release, Settings},
@@ -47,6 +48,7 @@ const KEYS: &[(&str, &str, bool)] = &[
     ("gate.buffer_mib", "buffer_mib = 32", false),
     ("gate.release", "[gate.release]", false),
     ("gate.release.uplink", "uplink = \"eth0\"", false),
+    ("gate.release.trigger", "trigger = \"kernel\"", false),
     ("placement", "[placement]", false),
     ("placement.vcpu_cpus", "vcpu_cpus = [0]", false),
     ("placement.io_cpus", "io_cpus = [1]", false),
@@ -111,6 +113,7 @@ struct RawGate {
 #[serde(deny_unknown_fields)]
 struct RawRelease {
     uplink: Option<String>,
+    trigger: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -211,8 +214,9 @@ impl Check<'_, '_> {
         let net = self.net(&raw.net)?;
         let protection = self.protection(&raw.protection)?;
         let gate = self.gate(raw.gate.as_ref())?;
+        let trigger = self.trigger(raw.gate.as_ref())?;
         let placement = self.placement(raw.placement.as_ref(), machine.vcpus)?;
-        Ok(Config { name, run_dir, state_dir, machine, net, protection, gate, placement })
+        Ok(Config { name, run_dir, state_dir, machine, net, protection, gate, trigger, placement })
     }
 
     /// A directory, by a path that means the same wherever the process is.
@@ -377,6 +381,19 @@ impl Check<'_, '_> {
             None => Release::ReEntry,
         };
         Ok(Settings { buffer_mib, release })
+    }
+
+    fn trigger(&self, raw: Option<&RawGate>) -> Result<ReleaseTrigger, ConfigError> {
+        match raw.and_then(|gate| gate.release.trigger.as_deref()) {
+            None | Some("controller") => Ok(ReleaseTrigger::Controller),
+            Some("kernel") => Ok(ReleaseTrigger::Kernel),
+            Some(other) => Err(self.wrong(
+                "gate.release.trigger",
+                format!("{other:?} is no trigger of a release"),
+                "\"controller\": the process that runs the guest; \"kernel\": a program at the link to the \
+                 backup too, at once",
+            )),
+        }
     }
 
     fn placement(&self, raw: Option<&RawPlacement>, vcpus: u32) -> Result<Placement, ConfigError> {

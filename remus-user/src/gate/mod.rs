@@ -16,11 +16,18 @@
 //!
 //! Deliberately absent: the tap itself (`net`), and any decision when to release (`replication`).
 
+mod acks;
+mod chain;
 mod control;
 mod counters;
+mod health;
+mod hook;
+mod pinned;
 mod pins;
 mod programs;
+mod rtnl;
 mod settings;
+mod trigger;
 
 use std::{
     os::fd::{AsRawFd, RawFd},
@@ -35,14 +42,20 @@ use remus_abi::{
     gate::{Control, FlushResult, LAYOUT, Mode, Ring, UNIT, slots},
 };
 
-use self::{control::Words, counters::CounterMap, pins::Pins, programs::Programs};
 pub use self::{
+    acks::AckCounters,
     counters::{Counters, Residence},
+    health::Lost,
+    hook::HookKind,
+    pinned::{Attachment, Held, Pinned, View},
     settings::{Release, Settings},
+    trigger::Trigger,
 };
+use self::{acks::AckMaps, control::Words, counters::CounterMap, pins::Pins, programs::Programs};
 use crate::{
     config::LinkName,
     replication::{Committed, Fenced},
+    wire::Moment,
 };
 
 /// Runs of `flush` in one call of [`Gate::flush`] before the caller gets its thread back.
@@ -81,6 +94,7 @@ pub struct Gate {
     control: Words,
     ring: Words,
     counters: CounterMap,
+    acks: AckMaps,
     residence: Words,
     events: RingBuf<MapData>,
     programs: Programs,
@@ -102,6 +116,21 @@ impl Gate {
     /// # Errors
     /// When the kernel refuses the programs (privilege, version), the tap or the uplink; each says which.
     pub fn install(tap: Tap, pins: &Path, settings: &Settings, term: Term) -> Result<Self> {
+        let kind = HookKind::of_this_kernel().context("ask whether this kernel has TCX")?;
+        Self::install_by(kind, tap, pins, settings, term)
+    }
+
+    /// As [`Gate::install`], attached in this way rather than in the best one that the kernel has.
+    ///
+    /// # Errors
+    /// As those of `install`, and when the kernel has no such way.
+    pub fn install_by(
+        kind: HookKind,
+        tap: Tap,
+        pins: &Path,
+        settings: &Settings,
+        term: Term,
+    ) -> Result<Self> {
         settings.validate()?;
         let uplink = match &settings.release {
             Release::ReEntry => 0,
@@ -124,7 +153,7 @@ impl Gate {
                 control.set(word as usize, value);
             }
         }
-        let programs = Programs::attach(loaded, &tap, settings, Pins::at(pins)?)?;
+        let programs = Programs::attach(loaded, &tap, settings, kind, Pins::at(pins)?)?;
         let gate = Self::over(tap, programs)?;
         gate.verify()?;
         Ok(gate)
@@ -161,6 +190,7 @@ impl Gate {
             control: Words::map(&programs.map("CONTROL")?)?,
             ring: Words::map(&programs.map("RING")?)?,
             counters: CounterMap::new(programs.map("COUNTERS")?)?,
+            acks: AckMaps::new(&programs.map("ACKED")?, programs.map("ACKS")?)?,
             residence: Words::map(&programs.map("RESIDENCE")?)?,
             events: RingBuf::try_from(Map::RingBuf(programs.map("EVENTS")?))?,
             logger: EbpfLogger::init_from_id(programs.hold_id())?,
@@ -281,9 +311,7 @@ impl Gate {
 
     /// What becomes of a fresh frame now. Whatever is not a known mode is closed.
     pub fn mode(&self) -> Mode {
-        let mode = self.control.get(Control::Mode as usize);
-        let known = [Mode::Hold, Mode::Open].into_iter().find(|known| *known as u64 == mode);
-        known.unwrap_or(Mode::Closed)
+        mode_of(self.control.get(Control::Mode as usize))
     }
 
     /// # Errors
@@ -296,12 +324,32 @@ impl Gate {
         Residence::read(&self.residence)
     }
 
-    /// Asks the kernel whether `hold` is attached to the tap, and first in the chain.
+    /// Loads what releases on the word of a datagram.
     ///
     /// # Errors
-    /// When it is not: the tap was deleted or recreated, or another program was put first. Frames may be
-    /// passing by this gate, so the guest must not run on.
-    pub fn verify(&self) -> Result<()> {
+    /// When the kernel refuses the program.
+    pub fn trigger(&self) -> Result<Trigger> {
+        Trigger::over(&self.programs)
+    }
+
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn ack_counters(&self) -> Result<AckCounters> {
+        self.acks.counters()
+    }
+
+    /// The newest commit that a datagram brought, and when.
+    pub fn newest_ack(&self) -> Option<(Stamp, Moment)> {
+        self.acks.newest()
+    }
+
+    /// Asks the kernel whether the gate still guards: `hold` is attached to the tap, and first; the tap is what
+    /// it was; the pins are in place; so is `guard` on its uplink. Costs some 30 us, allocates nothing while all
+    /// is well, and is made from a thread in the tap's network namespace.
+    ///
+    /// # Errors
+    /// When it does not, what has happened. Frames may be passing by this gate, so the guest must not run on.
+    pub fn verify(&self) -> Result<(), Lost> {
         self.programs.verify()
     }
 
@@ -335,6 +383,12 @@ impl Gate {
     fn set_mode(&mut self, mode: Mode) {
         self.control.set(Control::Mode as usize, mode as u64);
     }
+}
+
+/// The mode that a word of the map stands for.
+fn mode_of(word: u64) -> Mode {
+    let known = [Mode::Hold, Mode::Open].into_iter().find(|known| *known as u64 == word);
+    known.unwrap_or(Mode::Closed)
 }
 
 fn interface_index(name: &str) -> Result<u32> {

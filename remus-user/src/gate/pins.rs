@@ -66,7 +66,7 @@ impl Pins {
     }
 }
 
-fn is_bpffs(dir: &Path) -> Result<bool> {
+pub(super) fn is_bpffs(dir: &Path) -> Result<bool> {
     let path = c_path(dir)?;
     // SAFETY: statfs is plain data; zero is a valid value.
     let mut about: libc::statfs = unsafe { std::mem::zeroed() };

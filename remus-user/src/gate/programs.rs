@@ -2,20 +2,19 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
     maps::{Map, MapData},
-    programs::{
-        LinkOrder, ProgramInfo, SchedClassifier, TcAttachType,
-        links::{FdLink, PinnedLink},
-        tc::TcAttachOptions,
-    },
+    programs::SchedClassifier,
 };
 use remus_abi::gate::{FRAME_MAX, FlushResult, chunks, slots};
 
 use super::{
     Tap,
+    chain::{Place, Side},
+    health::{Health, Lost, check_hook},
+    hook::{self, Hook, HookKind},
     pins::Pins,
     settings::{Release, Settings},
 };
@@ -23,8 +22,20 @@ use super::{
 /// The object that `cargo xtask build` made from remus-ebpf.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("REMUS_GATE_OBJECT"));
 
-/// Every map of the gate, so that the next controller can go on with it.
-const MAPS: [&str; 6] = ["CONTROL", "RING", "SLOTS", "COUNTERS", "RESIDENCE", "EVENTS"];
+/// Every map of the gate, so that the next controller can go on with it, and `ack` be loaded over them: with a lock of
+/// its own it would not exclude `flush`.
+const MAPS: [&str; 10] = [
+    "CONTROL",
+    "RING",
+    "FLUSHING",
+    "SLOTS",
+    "DATA",
+    "COUNTERS",
+    "RESIDENCE",
+    "EVENTS",
+    "ACKED",
+    "ACKS",
+];
 const HOLD: &str = "hold";
 const FLUSH: &str = "flush";
 const GUARD: &str = "guard";
@@ -42,22 +53,13 @@ pub(super) struct Programs {
     hold: Hook,
     flush: SchedClassifier,
     guard: Option<Hook>,
+    health: Health,
     pins: Pins,
-}
-
-/// A program where it is attached.
-struct Hook {
-    program: u32,
-    _link: PinnedLink,
-    interface: String,
-    side: TcAttachType,
 }
 
 /// See [`super::Gate::guards`].
 pub(super) fn is_guarded(link: &str) -> bool {
-    SchedClassifier::query_tcx(link, TcAttachType::Ingress).is_ok_and(|(_, chain)| {
-        chain.first().is_some_and(|first| first.name_as_str() == Some(HOLD))
-    })
+    hook::is_in_front(HOLD, link)
 }
 
 /// Loads the programs, with room for as many frames as the settings say. Nothing is attached yet.
@@ -84,22 +86,21 @@ impl Programs {
         mut loaded: Ebpf,
         tap: &Tap,
         settings: &Settings,
+        kind: HookKind,
         pins: Pins,
     ) -> Result<Self> {
-        let hold = attach(&mut loaded, HOLD, &tap.name, TcAttachType::Ingress)?;
-        let guard = match &settings.release {
-            Release::ReEntry => None,
+        // The guard first: without it nothing is to leave by the uplink.
+        match &settings.release {
+            Release::ReEntry => pins.remove(GUARD)?,
             Release::Uplink(uplink) => {
-                Some(attach(&mut loaded, GUARD, uplink.as_str(), TcAttachType::Egress)?)
-            }
-        };
-        // From here on the new gate rules; the old one may go.
-        for (name, link) in [(HOLD, Some(hold)), (GUARD, guard)] {
-            pins.remove(name)?;
-            if let Some(link) = link {
-                link.pin(pins.path(name)).with_context(|| format!("pin the link of {name}"))?;
+                let (uplink, place) = egress(uplink.as_str())?;
+                let guard = classifier(&mut loaded, GUARD)?;
+                hook::attach(guard, GUARD, uplink, place, kind, &pins)?;
             }
         }
+        let hold = classifier(&mut loaded, HOLD)?;
+        hook::attach(hold, HOLD, &tap.name, ingress(tap), kind, &pins)?;
+        // From here on the new gate rules.
         for (pin, name) in [(HOLD_PROGRAM, HOLD), (FLUSH, FLUSH), (GUARD_PROGRAM, GUARD)] {
             pins.remove(pin)?;
             let program = classifier(&mut loaded, name)?;
@@ -121,18 +122,18 @@ impl Programs {
     /// When one of the pins is missing.
     pub(super) fn open(tap: &Tap, release: &Release, pins: Pins) -> Result<Self> {
         let flush = SchedClassifier::from_pin(pins.path(FLUSH)).context("open the pin of flush")?;
-        let hold = Hook::open(&pins, HOLD, HOLD_PROGRAM, &tap.name, TcAttachType::Ingress)?;
+        let hold = Hook::open(HOLD, HOLD_PROGRAM, &tap.name, ingress(tap), &pins)?;
         let guard = match release {
             Release::ReEntry => None,
-            Release::Uplink(uplink) => Some(Hook::open(
-                &pins,
-                GUARD,
-                GUARD_PROGRAM,
-                uplink.as_str(),
-                TcAttachType::Egress,
-            )?),
+            Release::Uplink(uplink) => {
+                let (uplink, place) = egress(uplink.as_str())?;
+                Some(Hook::open(GUARD, GUARD_PROGRAM, uplink, place, &pins)?)
+            }
         };
-        Ok(Self { hold, flush, guard, pins })
+        let mut pinned = [&[FLUSH, HOLD_PROGRAM, GUARD_PROGRAM][..], &MAPS].concat();
+        pinned.extend([Some(&hold), guard.as_ref()].into_iter().flatten().filter_map(Hook::pin));
+        let health = Health::watch(&hold, &pins, &pinned)?;
+        Ok(Self { hold, flush, guard, health, pins })
     }
 
     /// The map `name`.
@@ -140,9 +141,22 @@ impl Programs {
         map(&self.pins, name)
     }
 
+    /// Loads the program `name` of the object over the maps of this gate. Maps of its own are not pinned.
+    pub(super) fn load_beside(&self, name: &str) -> Result<Ebpf> {
+        let mut loader = EbpfLoader::new();
+        for map in MAPS {
+            loader.map_pin_path(map, self.pins.path(map));
+        }
+        let mut loaded = loader.load(OBJECT).context("load the gate's eBPF object again")?;
+        classifier(&mut loaded, name)?
+            .load()
+            .with_context(|| format!("the kernel refused the eBPF program {name}"))?;
+        Ok(loaded)
+    }
+
     /// The kernel's number of `hold`, by which the log finds its ring.
     pub(super) fn hold_id(&self) -> u32 {
-        self.hold.program
+        self.hold.program_id
     }
 
     pub(super) fn run_flush(&self) -> Result<FlushResult> {
@@ -160,54 +174,30 @@ impl Programs {
     }
 
     /// See [`super::Gate::verify`].
-    pub(super) fn verify(&self) -> Result<()> {
-        self.hold.verify("the gate")?;
+    pub(super) fn verify(&self) -> Result<(), Lost> {
+        self.health.check(&self.hold)?;
         match &self.guard {
-            Some(guard) => guard.verify("the gate's second lock"),
+            Some(guard) => check_hook(guard, self.health.rtnl()),
             None => Ok(()),
         }
     }
 
     pub(super) fn detach(self) -> Result<()> {
-        let Self { hold, guard, flush, pins } = self;
-        // A link goes when neither a descriptor nor a pin refers to it.
-        drop((hold, guard, flush));
+        let Self { hold, guard, flush, pins, health: _ } = self;
+        hold.detach()?;
+        guard.map_or(Ok(()), Hook::detach)?;
+        drop(flush);
         pins.clear(&[&[HOLD, GUARD, FLUSH, HOLD_PROGRAM, GUARD_PROGRAM][..], &MAPS].concat())
     }
 }
 
-impl Hook {
-    fn open(
-        pins: &Pins,
-        link: &str,
-        program: &str,
-        interface: &str,
-        side: TcAttachType,
-    ) -> Result<Self> {
-        let about = ProgramInfo::from_pin(pins.path(program))
-            .with_context(|| format!("open the pin of {link}"))?;
-        let link = PinnedLink::from_pin(pins.path(link))
-            .with_context(|| format!("open the pin of the link of {link}"))?;
-        Ok(Self { program: about.id(), _link: link, interface: interface.to_owned(), side })
-    }
+fn ingress(tap: &Tap) -> Place {
+    Place { ifindex: tap.ifindex, side: Side::Ingress }
+}
 
-    /// Whether the program is attached, and the first of its chain.
-    fn verify(&self, what: &str) -> Result<()> {
-        let (_, chain) = SchedClassifier::query_tcx(&self.interface, self.side)
-            .with_context(|| format!("ask which programs sit on {}", self.interface))?;
-        let first = chain.first().map(ProgramInfo::id);
-        ensure!(
-            first == Some(self.program),
-            "{what} is not in front of {}: {}",
-            self.interface,
-            match first {
-                Some(other) => format!("program {other} comes first"),
-                None =>
-                    "no program is attached (was the interface deleted and made again?)".to_owned(),
-            }
-        );
-        Ok(())
-    }
+fn egress(uplink: &str) -> Result<(&str, Place)> {
+    let ifindex = hook::ifindex(uplink).with_context(|| format!("there is no uplink {uplink}"))?;
+    Ok((uplink, Place { ifindex, side: Side::Egress }))
 }
 
 /// The map `name` of what was loaded and is not pinned yet.
@@ -227,17 +217,8 @@ fn open_map(path: &Path) -> Result<MapData> {
     Ok(MapData::from_pin(path)?)
 }
 
-/// Attaches the program before whatever is there.
-fn attach(loaded: &mut Ebpf, name: &str, interface: &str, side: TcAttachType) -> Result<FdLink> {
-    let program = classifier(loaded, name)?;
-    let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let link = program
-        .attach_with_options(interface, side, order)
-        .with_context(|| format!("attach {name} to {interface} (TCX needs Linux 6.6)"))?;
-    program.take_link(link)?.try_into().context("it is attached by a link")
-}
-
-fn classifier<'a>(loaded: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+/// The program `name` of the object.
+pub(super) fn classifier<'a>(loaded: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
     let program = loaded
         .program_mut(name)
         .with_context(|| format!("the gate's object has no program {name}"))?;

@@ -47,6 +47,14 @@ impl Control {
         Ok(Self { incoming, outgoing, buffer: Vec::with_capacity(256) })
     }
 
+    /// The address of this end.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.outgoing.local_addr()
+    }
+
     /// Sends one message whole.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! - The primary's control connection is async ([`Control`]): heartbeats must not wait for anything.
 //! - The bulk connection is blocking at the primary ([`BulkOut`] for its sender thread, [`AckIn`] for its ack
 //!   reader): checkpoints are large, and back-pressure is the socket's.
+//! - Beside them, where the primary asked for it, acks also go as datagrams ([`AckDatagrams`]).
 //! - The backup serves both from one thread that also detects silence ([`Polled`]): what has arrived is
 //!   drained before a late tick may suspect anybody.
 //!
@@ -14,12 +15,14 @@
 
 mod bulk;
 mod control;
+mod datagram;
 mod polled;
 
 use std::{io, net::TcpStream, os::fd::AsRawFd, time::Duration};
 
 pub use bulk::{AckIn, BulkOut, hang_up};
 pub use control::{Control, Opening, accept, open_bulk, refuse};
+pub use datagram::AckDatagrams;
 pub use polled::{Arrived, Polled};
 
 /// A peer that does not take a frame for so long is gone: the sender thread must not wait for ever.

@@ -74,8 +74,8 @@ impl fmt::Display for Kind {
 
 /// One rtnetlink socket and what drives it.
 pub struct Links {
-    runtime: Runtime,
-    handle: rtnetlink::Handle,
+    pub(super) runtime: Runtime,
+    pub(super) handle: rtnetlink::Handle,
 }
 
 impl Links {
@@ -204,7 +204,7 @@ fn message(link: IfIndex) -> LinkMessageBuilder<LinkUnspec> {
 }
 
 /// The errno where there is one: callers tell "not there" from other errors by it.
-fn as_io(error: rtnetlink::Error) -> io::Error {
+pub(super) fn as_io(error: rtnetlink::Error) -> io::Error {
     match error {
         rtnetlink::Error::NetlinkError(e) => e.to_io(),
         other => io::Error::other(other),

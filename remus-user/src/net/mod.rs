@@ -5,12 +5,15 @@
 //! Deliberately absent: addresses and routes (the guest has those, not the host), and making bridges.
 
 pub mod announce;
+mod foreign_tap;
 mod identity;
 mod links;
 mod mac;
+mod route;
 mod sysfs;
 mod tap;
 
+pub use foreign_tap::{ForeignTap, tap_misfit};
 pub use identity::{Identity, Station};
 pub use links::{IfIndex, Kind, Link, Links};
 pub use mac::{Mac, NotAMac};

@@ -1,26 +1,21 @@
-//! Two properties of a link that rtnetlink does not have: receive packet steering (sysfs) and GRO (ethtool).
+//! What rtnetlink does not tell of a link: receive packet steering and how a tap was opened (sysfs), GRO (ethtool).
 //!
-//! A mounted sysfs shows the network namespace of whoever mounted it, which need not be ours. So a sysfs of
-//! our own is opened, for the calling thread's namespace and attached nowhere, and gone with its descriptor.
+//! Both are asked in the calling thread's network namespace, whatever is mounted at /sys.
 
-use std::{
-    ffi::CString,
-    fs::File,
-    io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
-};
+use std::{ffi::c_int, io, os::fd::AsRawFd};
 
 use anyhow::{Context, Result};
-use libc::c_int;
+
+use crate::sysfs::{Sysfs, owned};
 
 /// The link's `rps_cpus` where any CPU is set in it.
 ///
 /// # Errors
 /// When sysfs cannot be asked: then nobody knows, which is not the same as off.
 pub(super) fn receive_packet_steering(name: &str) -> Result<Option<String>> {
-    let sysfs = open_sysfs().context("open a sysfs of this network namespace")?;
+    let sysfs = Sysfs::open().context("open a sysfs of this network namespace")?;
     let path = format!("class/net/{name}/queues/rx-0/rps_cpus");
-    let text = match open_at(&sysfs, &path).and_then(std::io::read_to_string) {
+    let text = match sysfs.file(&path).and_then(std::io::read_to_string) {
         Ok(text) => text,
         // A kernel without CONFIG_RPS.
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -28,6 +23,23 @@ pub(super) fn receive_packet_steering(name: &str) -> Result<Option<String>> {
     };
     let mask = text.trim();
     Ok(mask.chars().any(|c| !matches!(c, '0' | ',')).then(|| mask.to_owned()))
+}
+
+/// The tap's IFF_* flags, as whoever opened it last set them. `None` when `name` is no tun or tap device.
+///
+/// # Errors
+/// When sysfs cannot be asked.
+pub(super) fn tun_flags(name: &str) -> Result<Option<c_int>> {
+    let sysfs = Sysfs::open().context("open a sysfs of this network namespace")?;
+    let path = format!("class/net/{name}/tun_flags");
+    let text = match sysfs.file(&path).and_then(std::io::read_to_string) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e).with_context(|| format!("read /sys/{path}")),
+    };
+    let hex = text.trim().trim_start_matches("0x");
+    let flags = c_int::from_str_radix(hex, 16).with_context(|| format!("/sys/{path}: {text:?}"))?;
+    Ok(Some(flags))
 }
 
 /// Switches generic receive offload off: it merges frames, and the gate's slots take single ones.
@@ -60,51 +72,4 @@ pub(super) fn ifreq(name: &str) -> io::Result<libc::ifreq> {
         *to = from.cast_signed();
     }
     Ok(request)
-}
-
-fn open_sysfs() -> io::Result<OwnedFd> {
-    // SAFETY: fsopen(2) with a static name; the result is checked.
-    let context =
-        unsafe { libc::syscall(libc::SYS_fsopen, c"sysfs".as_ptr(), libc::FSOPEN_CLOEXEC) };
-    let context = owned_long(context)?;
-    // SAFETY: fsconfig(2) on the context just made; FSCONFIG_CMD_CREATE takes no key and no value.
-    let made = unsafe {
-        libc::syscall(
-            libc::SYS_fsconfig,
-            context.as_raw_fd(),
-            libc::FSCONFIG_CMD_CREATE,
-            std::ptr::null::<u8>(),
-            std::ptr::null::<u8>(),
-            0,
-        )
-    };
-    if made != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: fsmount(2) on the configured context; the result is checked.
-    let mount =
-        unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), libc::FSMOUNT_CLOEXEC, 0) };
-    owned_long(mount)
-}
-
-fn open_at(directory: &OwnedFd, path: &str) -> io::Result<File> {
-    let path = CString::new(path)?;
-    // SAFETY: openat(2) with a live directory and a terminated path; the result is checked.
-    let fd = unsafe {
-        libc::openat(directory.as_raw_fd(), path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC)
-    };
-    owned(fd).map(File::from)
-}
-
-fn owned_long(fd: libc::c_long) -> io::Result<OwnedFd> {
-    owned(c_int::try_from(fd).map_err(io::Error::other)?)
-}
-
-/// The descriptor that a call just returned, or the error that it left.
-fn owned(fd: RawFd) -> io::Result<OwnedFd> {
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the caller passes what the kernel just returned; nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -16,4 +16,4 @@ mod vm_dir;
 pub use render::render;
 pub use shared::{GateReading, Shared};
 pub use socket::{StatusSocket, query};
-pub use vm_dir::{VmDir, running};
+pub use vm_dir::{Holder, VmDir, holder, running};

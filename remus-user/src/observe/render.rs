@@ -61,6 +61,21 @@ pub fn render(s: &Status) -> String {
     if !troubles.is_empty() {
         line("", troubles.join(", "));
     }
+    let t = &s.trigger;
+    if t.taken + t.left_to_controller + t.stale + t.refused > 0 {
+        let lead = spread(&t.lead_us, micros);
+        line("trigger", format!("{} acks taken by the kernel, ahead by {lead}", t.taken));
+        let rest = [
+            ("left to the controller", t.left_to_controller),
+            ("stale", t.stale),
+            ("REFUSED", t.refused),
+        ];
+        let rest: Vec<_> =
+            rest.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{n} {what}")).collect();
+        if !rest.is_empty() {
+            line("", rest.join(", "));
+        }
+    }
     if let Some(f) = &s.failover {
         let ms = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e6;
         line(

@@ -19,13 +19,14 @@ use std::{
 
 use remus_abi::{
     Epoch, Stamp, Term,
+    ack::{ACK_COUNTERS, AckCounter},
     gate::{COUNTERS, Counter, Mode},
 };
 
 use super::{
     epochs::EpochRing,
     histogram::Histogram,
-    status::{Distribution, Epochs, Failover, Gate, Protection, Role, Status},
+    status::{Distribution, Epochs, Failover, Gate, Protection, Role, Status, Trigger},
 };
 
 /// See the module. Made once a VM; threads hold it in an [`Arc`].
@@ -53,6 +54,8 @@ pub struct Shared {
     /// Count, p50, p90, p99, max in microseconds.
     gate_residence: [AtomicU64; 5],
     gate_counters: [AtomicU64; COUNTERS as usize],
+    ack_counters: [AtomicU64; ACK_COUNTERS as usize],
+    lead_us: Histogram,
 }
 
 /// How the VM stands, since when, and how long it was protected before that.
@@ -76,6 +79,8 @@ pub struct GateReading {
     pub residence_us: Distribution,
     /// By [`Counter`], summed over CPUs.
     pub counters: [u64; COUNTERS as usize],
+    /// By [`AckCounter`], summed over CPUs.
+    pub acks: [u64; ACK_COUNTERS as usize],
 }
 
 impl Shared {
@@ -108,6 +113,8 @@ impl Shared {
             gate_fill: std::array::from_fn(|_| zero()),
             gate_residence: std::array::from_fn(|_| zero()),
             gate_counters: std::array::from_fn(|_| zero()),
+            ack_counters: std::array::from_fn(|_| zero()),
+            lead_us: Histogram::new(),
         })
     }
 
@@ -179,6 +186,14 @@ impl Shared {
         for (to, from) in self.gate_counters.iter().zip(reading.counters) {
             to.store(from, Relaxed);
         }
+        for (to, from) in self.ack_counters.iter().zip(reading.acks) {
+            to.store(from, Relaxed);
+        }
+    }
+
+    /// The kernel released on the word of a datagram, so long before the controller was about to.
+    pub fn led(&self, lead_us: u32) {
+        self.lead_us.record(lead_us);
     }
 
     /// This backup has taken over. May be told again as more of it is known.
@@ -228,8 +243,26 @@ impl Shared {
             bytes_sent: self.bytes_sent.load(Relaxed),
             bytes_raw: self.bytes_raw.load(Relaxed),
             gate: self.gate_status(),
+            trigger: self.trigger_status(),
             failover: *lock(&self.failover),
             reason: standing.reason.clone(),
+        }
+    }
+
+    fn trigger_status(&self) -> Trigger {
+        let of = |counter: AckCounter| self.ack_counters[counter as usize].load(Relaxed);
+        let refused = [
+            AckCounter::BadTag,
+            AckCounter::OtherTerm,
+            AckCounter::NotBelowOpen,
+            AckCounter::FromTheFuture,
+        ];
+        Trigger {
+            taken: of(AckCounter::Taken),
+            left_to_controller: of(AckCounter::LeftToController),
+            stale: of(AckCounter::Stale),
+            refused: refused.map(of).iter().sum(),
+            lead_us: self.lead_us.distribution(),
         }
     }
 
@@ -349,6 +382,7 @@ mod tests {
             capacity_bytes,
             residence_us,
             counters,
+            acks: [0; ACK_COUNTERS as usize],
         });
         let gate = shared.status(None).gate;
         assert_eq!((gate.mode.as_str(), gate.waiting, gate.refused_by_lock), ("hold", 9, 3));

@@ -54,6 +54,7 @@ pub struct Status {
     pub bytes_sent: u64,
     pub bytes_raw: u64,
     pub gate: Gate,
+    pub trigger: Trigger,
     /// Set once a backup has taken over.
     pub failover: Option<Failover>,
     /// Why protection is not what it should be, for people; empty when all is well.
@@ -102,6 +103,22 @@ pub struct Gate {
     pub lease_over: u64,
     pub discarded: u64,
     pub unguarded: u64,
+}
+
+/// What the kernel did with acks that came as datagrams: see `remus_abi::ack::AckCounter`. All 0 where the controller
+/// alone releases.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Trigger {
+    /// Released on their word.
+    pub taken: u64,
+    /// Genuine, but the gate was not holding or a flush was under way.
+    pub left_to_controller: u64,
+    /// Genuine, and nothing new: repeated, or slower than the ack on the bulk connection.
+    pub stale: u64,
+    /// Refused: a tag that does not hold, another term, an epoch that is not sealed, a moment to come.
+    pub refused: u64,
+    /// From the kernel's release to when the controller was about to, microseconds: what each datagram won.
+    pub lead_us: Distribution,
 }
 
 /// A takeover, in CLOCK_BOOTTIME nanoseconds of the backup host.

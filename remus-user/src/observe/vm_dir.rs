@@ -12,6 +12,8 @@ use std::{
         unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -19,6 +21,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::wire::VmName;
 
 const LOCK: &str = "lock";
+/// Longer than it takes to look who has a lock.
+const LOOK_PAUSE: Duration = Duration::from_millis(3);
 
 /// The claimed directory of this instance. Dropping it gives it up, and removes it if nothing else is in it;
 /// a process that dies gives it up too, and leaves it.
@@ -40,7 +44,7 @@ impl VmDir {
         const ATTEMPTS: u32 = 10;
         let path = run_dir.join(vm.as_str());
         let file = path.join(LOCK);
-        for _ in 0..ATTEMPTS {
+        for attempt in 0..ATTEMPTS {
             make_safe(run_dir, 0o755)?;
             make_safe(&path, 0o700)?;
             let lock = OpenOptions::new()
@@ -58,6 +62,11 @@ impl VmDir {
             };
             match lock.try_lock() {
                 Ok(()) => {}
+                // Somebody may only be looking ([`holder`]): that is over at once.
+                Err(fs::TryLockError::WouldBlock) if attempt + 1 < ATTEMPTS => {
+                    thread::sleep(LOOK_PAUSE);
+                    continue;
+                }
                 Err(fs::TryLockError::WouldBlock) => return Err(taken(&lock, vm)),
                 Err(fs::TryLockError::Error(e)) => {
                     return Err(e).with_context(|| format!("lock {}", file.display()));
@@ -92,11 +101,43 @@ impl Drop for VmDir {
     }
 }
 
-fn taken(lock: &File, vm: &VmName) -> anyhow::Error {
+/// Who holds a directory, at the moment of the question.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Holder {
+    Nobody,
+    /// A live process, by the number that it knows itself by; `None` when it has not written it yet.
+    Process(Option<u32>),
+}
+
+/// Who holds `run_dir/vm`. Takes the lock, shared and for a moment, to know.
+///
+/// # Errors
+/// When the lock file is there and cannot be opened or locked.
+pub fn holder(run_dir: &Path, vm: &VmName) -> Result<Holder> {
+    let file = run_dir.join(vm.as_str()).join(LOCK);
+    let lock = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&file) {
+        Ok(lock) => lock,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Holder::Nobody),
+        Err(e) => return Err(e).with_context(|| format!("open {}", file.display())),
+    };
+    match lock.try_lock_shared() {
+        Ok(()) => Ok(Holder::Nobody),
+        Err(fs::TryLockError::WouldBlock) => Ok(Holder::Process(noted_pid(&lock))),
+        Err(fs::TryLockError::Error(e)) => {
+            Err(e).with_context(|| format!("lock {}", file.display()))
+        }
+    }
+}
+
+/// What [`note_pid`] wrote; only for messages.
+fn noted_pid(lock: &File) -> Option<u32> {
     let mut pid = String::new();
-    // Only for the message; the holder may be about to write it.
-    let known = lock.take(16).read_to_string(&mut pid).is_ok() && !pid.trim().is_empty();
-    let pid = if known { pid.trim() } else { "unknown" };
+    lock.take(16).read_to_string(&mut pid).ok()?;
+    pid.trim().parse().ok()
+}
+
+fn taken(lock: &File, vm: &VmName) -> anyhow::Error {
+    let pid = noted_pid(lock).map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
     anyhow!(
         "VM {vm} already runs here (process {pid}): stop that one first, or give this one another name or run_dir"
     )

@@ -9,7 +9,10 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
-use super::inbox::{Input, Post};
+use super::{
+    datagrams::{Datagrams, Place},
+    inbox::{Input, Post},
+};
 use crate::{
     link::{Control, open_bulk},
     os::{boot_now, fresh_session},
@@ -48,6 +51,7 @@ enum Ended {
 pub(crate) async fn keep_sessions(
     backup: SocketAddr,
     hello: Hello,
+    mut datagrams: Datagrams,
     post: Post,
     mut orders: UnboundedReceiver<Order>,
 ) {
@@ -55,9 +59,11 @@ pub(crate) async fn keep_sessions(
         let session = fresh_session();
         let hello = Hello { session, ..hello.clone() };
         let (term, timing) = (hello.term, hello.timing);
-        let pause = match make_session(backup, hello, &post).await {
-            Ok(Some(control)) => {
-                match keep_session(control, session, term, timing, &post, &mut orders).await {
+        let pause = match make_session(backup, hello, &mut datagrams, &post).await {
+            Ok(Some((control, _place))) => {
+                let ended = keep_session(control, session, term, timing, &post, &mut orders).await;
+                datagrams.disarm();
+                match ended {
                     Ok(Ended::ForGood) => return,
                     Ok(Ended::Again) => {}
                     Err(e) => post.send(Input::Lost { session, why: format!("{e:#}") }),
@@ -81,15 +87,25 @@ pub(crate) async fn keep_sessions(
 }
 
 /// Hello, its answer, and the bulk connection. `None` when the backup refuses for now; why was posted.
-async fn make_session(backup: SocketAddr, hello: Hello, post: &Post) -> Result<Option<Control>> {
+async fn make_session(
+    backup: SocketAddr,
+    hello: Hello,
+    datagrams: &mut Datagrams,
+    post: &Post,
+) -> Result<Option<(Control, Option<Place>)>> {
     let (session, term) = (hello.session, hello.term);
     let mut control = Control::connect(backup).await?;
-    control.send(&ToBackup::Hello(hello)).await?;
+    let place = datagrams.prepare(control.local_addr()?, backup).await;
+    let acks_to = place.as_ref().map(|place| place.to);
+    control.send(&ToBackup::Hello(Hello { acks_to, ..hello })).await?;
     let refused = match control.answer().await? {
         ToPrimary::Welcome(welcome) => {
             let bulk = open_bulk(backup, Attach { session }).await?;
+            if let Some(place) = &place {
+                datagrams.arm(session, place);
+            }
             post.send(Input::Connected { session, welcome, bulk });
-            return Ok(Some(control));
+            return Ok(Some((control, place)));
         }
         ToPrimary::Refuse(refuse)
             if refuse.newest > term

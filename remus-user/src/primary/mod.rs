@@ -11,6 +11,7 @@
 
 mod announced;
 mod control;
+mod datagrams;
 mod engine;
 mod inbox;
 mod report;
@@ -31,7 +32,7 @@ use tokio::{
         oneshot,
     },
 };
-use tracing::info;
+use tracing::{info, warn};
 
 pub(crate) use self::{
     announced::{Announced, decode_cpu, encode_cpu},
@@ -41,11 +42,12 @@ pub(crate) use self::{
 };
 use self::{
     control::{Order, keep_sessions},
+    datagrams::Datagrams,
     start::Permission,
 };
 use crate::{
-    config::{Config, LEASE_MARGIN},
-    gate::Gate,
+    config::{Config, LEASE_MARGIN, ReleaseTrigger},
+    gate::{Gate, Trigger},
     machine::{self, CpuProfile, Offloads, Shape},
     observe::{Shared, StatusSocket, VmDir, status::Role},
     os::{boot_now, fresh_instance, run_on},
@@ -119,6 +121,7 @@ struct Shell {
     shared: Arc<Shared>,
     backup: SocketAddr,
     hello: Hello,
+    datagrams: Datagrams,
     post: Post,
     orders: UnboundedReceiver<Order>,
 }
@@ -145,6 +148,7 @@ impl Shell {
         let (inbox, post) = inbox()?;
         let (orders_out, orders) = mpsc::unbounded_channel();
         let Standby { machine, gate, wiring, .. } = standby;
+        let datagrams = Datagrams::new(trigger_of(config, &gate), timing.lease);
         let parts = Parts {
             vm: vm.to_owned(),
             machine,
@@ -167,6 +171,7 @@ impl Shell {
             shared,
             backup: config.protection.backup,
             hello,
+            datagrams,
             post,
             orders,
         })
@@ -174,8 +179,19 @@ impl Shell {
 
     /// Starts the engine, and is the control thread until that has stopped.
     fn run(self) -> Result<(Stopped, Gate, Wiring)> {
-        let Self { runtime, parts, wiring, io_cpus, socket, shared, backup, hello, post, orders } =
-            self;
+        let Self {
+            runtime,
+            parts,
+            wiring,
+            io_cpus,
+            socket,
+            shared,
+            backup,
+            hello,
+            datagrams,
+            post,
+            orders,
+        } = self;
         let (ended_in, mut ended) = oneshot::channel();
         let engine_cpus = io_cpus.clone();
         let engine = move || {
@@ -194,7 +210,7 @@ impl Shell {
         run_on(&io_cpus).context("place the control thread")?;
         let result = runtime.block_on(async {
             tokio::spawn(socket.serve(shared));
-            tokio::spawn(keep_sessions(backup, hello, post.clone(), orders));
+            tokio::spawn(keep_sessions(backup, hello, datagrams, post.clone(), orders));
             let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
             let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
             loop {
@@ -248,9 +264,24 @@ fn hello_of(config: &Config, standby: &Standby, term: Term) -> Result<Hello> {
         term,
         ram_pages: standby.machine.memory().layout().pages(),
         timing: timing_of(config),
+        acks_to: None,
         shape: announced.encode()?,
         cpu: encode_cpu(cpu)?,
     })
+}
+
+/// The kernel's part in releasing, where the config wants it. A kernel that refuses costs no protection.
+fn trigger_of(config: &Config, gate: &Gate) -> Option<Trigger> {
+    match config.trigger {
+        ReleaseTrigger::Controller => None,
+        ReleaseTrigger::Kernel => match gate.trigger() {
+            Ok(trigger) => Some(trigger),
+            Err(e) => {
+                warn!("acks release by way of the controller only: {e:#}");
+                None
+            }
+        },
+    }
 }
 
 fn placement_of(config: &Config) -> machine::Placement {

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Result;
 use remus_abi::{
     Stamp,
+    ack::{ACK_COUNTERS, AckCounter},
     gate::{COUNTERS, Counter},
 };
 
@@ -41,9 +42,10 @@ impl Report {
             Standing::Stalled => Protection::Stalled,
             Standing::Unprotected => match brain.fenced_by() {
                 FencedBy::Takeover => Protection::Promoted,
-                FencedBy::FirstStart | FencedBy::Restart | FencedBy::Operator => {
-                    Protection::Unprotected
-                }
+                FencedBy::FirstStart
+                | FencedBy::Restart
+                | FencedBy::Operator
+                | FencedBy::Checkpointer => Protection::Unprotected,
             },
             Standing::Stopped => Protection::Stopped,
         };
@@ -97,11 +99,21 @@ impl Report {
         self.shared.released(stamp, micros(since_seal));
     }
 
+    /// The kernel released so long before the controller is about to.
+    pub(crate) fn led(&self, lead: Duration) {
+        self.shared.led(micros(lead));
+    }
+
     pub(crate) fn gate(&self, gate: &Gate) -> Result<()> {
         let read = gate.counters()?;
         let mut counters = [0; COUNTERS as usize];
         for counter in Counter::ALL {
             counters[counter as usize] = read.get(counter);
+        }
+        let read = gate.ack_counters()?;
+        let mut acks = [0; ACK_COUNTERS as usize];
+        for counter in AckCounter::ALL {
+            acks[counter as usize] = read.get(counter);
         }
         let (fill, residence) = (gate.fill(), gate.residence());
         self.shared.gate(&GateReading {
@@ -117,6 +129,7 @@ impl Report {
                 max: residence.max_us(),
             },
             counters,
+            acks,
         });
         Ok(())
     }

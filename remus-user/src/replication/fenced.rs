@@ -25,6 +25,8 @@ pub enum FencedBy {
     Operator,
     /// This host was the backup, and the primary can release nothing any more.
     Takeover,
+    /// Somebody else's checkpointer, which keeps a fence of its own, speaks for the guest.
+    Checkpointer,
 }
 
 impl Fenced {
@@ -51,6 +53,12 @@ impl Fenced {
     /// Only [`Backup::promote`](super::Backup::promote) does this.
     pub(super) fn by_takeover(newest_heard: Term) -> Self {
         Self { term: newest_heard.next(), by: FencedBy::Takeover }
+    }
+
+    /// On the word of somebody else's checkpointer, in the term of the gate that it drives: only
+    /// [`Standalone`](super::Standalone) does this. That nobody else speaks for the guest is for it to know.
+    pub(super) fn by_checkpointer(term: Term) -> Self {
+        Self { term, by: FencedBy::Checkpointer }
     }
 
     pub fn term(&self) -> Term {

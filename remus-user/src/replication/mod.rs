@@ -1,7 +1,8 @@
-//! The two brains of replication, and what they conclude from time and silence.
+//! The brains of replication, and what they conclude from time and silence.
 //!
 //! - [`Pipeline`]: the primary's. Epochs open, captured, acked, released; when to seal; sessions lost and begun.
 //! - [`Backup`]: the backup's. Which checkpoints are taken, what is answered, when the image may be promoted.
+//! - [`Standalone`]: that of a gate alone, which a checkpointer that is not ours drives.
 //! - [`Detector`]: silence that was *heard*. [`PrimaryLease`], [`BackupLease`]: who may still release, and when
 //!   nobody can any more. [`Fenced`]: permission to speak for a guest.
 //!
@@ -14,6 +15,7 @@ mod detector;
 mod fenced;
 mod lease;
 mod pipeline;
+mod standalone;
 mod stream;
 
 pub use backup::{Backup, FollowError, NotPromotable, NotPromoted, Promoted, Promotion, Readiness};
@@ -23,4 +25,5 @@ pub use lease::{BackupLease, LeaseError, PrimaryLease};
 pub use pipeline::{
     Committed, Pipeline, Policy, SealWhen, Sealed, SessionError, Standing, SyncNext,
 };
+pub use standalone::{Inconsistent, Refused, Renewed, Standalone};
 pub use stream::AckError;

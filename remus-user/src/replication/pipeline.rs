@@ -145,7 +145,7 @@ pub struct Sealed {
 
 /// Permission to release the output of a term up to an epoch: its checkpoint is committed at the backup.
 ///
-/// Only an ack makes one; not `Clone`. The gate's commit takes it.
+/// Only an ack makes one, or the word of a checkpointer that is not ours; not `Clone`. The gate's commit takes it.
 #[derive(PartialEq, Eq, Debug)]
 pub struct Committed {
     stamp: Stamp,
@@ -166,6 +166,12 @@ pub enum SessionError {
 }
 
 impl Committed {
+    /// On the word of somebody else's checkpointer, which `remus gate run` takes: only
+    /// [`Standalone`](super::Standalone) does this.
+    pub(super) fn by_checkpointer(stamp: Stamp) -> Self {
+        Self { stamp }
+    }
+
     pub fn stamp(&self) -> Stamp {
         self.stamp
     }

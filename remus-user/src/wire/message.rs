@@ -3,7 +3,7 @@
 use remus_abi::{Epoch, Term};
 
 use super::{
-    Digest, Frame, HEADER_LEN, Instance, Kind, Moment, Session, Timing, VmName, WireError,
+    AckTo, Digest, Frame, HEADER_LEN, Instance, Kind, Moment, Session, Timing, VmName, WireError,
     field::{Field, Reader, fixed, put_run},
     head,
 };
@@ -47,6 +47,8 @@ pub struct Hello {
     /// Pages of guest RAM: to be compared with what the host has before anything is made for it.
     pub ram_pages: u32,
     pub timing: Timing,
+    /// Acks are to come as datagrams too, if the primary's gate can make use of them.
+    pub acks_to: Option<AckTo>,
     /// The machine's shape, in the shell's own encoding; at most [`Hello::SHAPE_MAX`] bytes.
     pub shape: Vec<u8>,
     /// What the guest sees of the CPU, likewise; at most [`Hello::CPU_MAX`] bytes.
@@ -218,12 +220,13 @@ impl Refuse {
 
 impl Field for Hello {
     fn put(&self, out: &mut Vec<u8>) {
-        let Self { vm, session, primary, term, ram_pages, timing, shape, cpu } = self;
+        let Self { vm, session, primary, term, ram_pages, timing, acks_to, shape, cpu } = self;
         session.put(out);
         primary.put(out);
         term.put(out);
         ram_pages.put(out);
         timing.put(out);
+        acks_to.put(out);
         put_run(out, vm.as_str().as_bytes(), VmName::LEN_MAX);
         put_run(out, shape, Self::SHAPE_MAX);
         put_run(out, cpu, Self::CPU_MAX);
@@ -236,6 +239,7 @@ impl Field for Hello {
             term: Field::take(body)?,
             ram_pages: Field::take(body)?,
             timing: Field::take(body)?,
+            acks_to: Field::take(body)?,
             vm: std::str::from_utf8(body.run(VmName::LEN_MAX)?)
                 .ok()
                 .and_then(|name| VmName::new(name).ok())

@@ -32,6 +32,7 @@
 //! Deliberately absent: sockets, encryption (the link's), compression of whole frames, and any message that
 //! asks for something again: a session that loses a byte is dropped, and the next one begins with a sync.
 
+mod ack_to;
 mod chain;
 mod field;
 mod frame;
@@ -43,6 +44,7 @@ mod version;
 #[cfg(test)]
 mod tests;
 
+pub use ack_to::AckTo;
 pub use chain::Chain;
 pub use frame::{
     BODY_MAX, CONTROL_BODY_MAX, Frame, FrameBuffer, HEADER_LEN, Kind, Lane, WireError, head,

@@ -1,14 +1,14 @@
 //! The protocol as bytes: what was agreed for this version, and what a hostile peer may try.
 
-use std::time::Duration;
+use std::{num::NonZeroU16, time::Duration};
 
 use proptest::prelude::*;
-use remus_abi::{Epoch, Term};
+use remus_abi::{Epoch, Term, ack::AckKey};
 
 use super::*;
 
-/// One frame a line, `name hex`, as version 1 has them.
-const GOLDEN: &str = include_str!("../../../tests/golden/wire-v1.txt");
+/// One frame a line, `name hex`, as version 2 has them.
+const GOLDEN: &str = include_str!("../../../tests/golden/wire-v2.txt");
 
 fn term(n: u32) -> Term {
     Term::new(n).unwrap()
@@ -31,6 +31,10 @@ fn to_backup() -> Vec<ToBackup> {
             term: term(3),
             ram_pages: 32_768,
             timing: Timing::default(),
+            acks_to: Some(AckTo {
+                port: NonZeroU16::new(7001).unwrap(),
+                key: AckKey([0x1112_1314_1516_1718, 0x2122_2324_2526_2728]),
+            }),
             shape: vec![1, 2, 3],
             cpu: vec![4; 5],
         }),
@@ -215,14 +219,15 @@ fn a_length_beyond_the_limit_is_refused_before_the_body_is_there() {
 
 #[test]
 fn another_version_is_named_and_only_its_refusal_is_understood() {
+    let theirs = WIRE_VERSION + 1;
     let mut bytes = raw(Kind::Ack, &[]);
-    bytes[4] = 2;
-    assert_eq!(error_of(Lane::BulkToPrimary, &bytes), WireError::Version { theirs: 2 });
+    bytes[4..6].copy_from_slice(&theirs.to_le_bytes());
+    assert_eq!(error_of(Lane::BulkToPrimary, &bytes), WireError::Version { theirs });
     let mut body = Vec::new();
     ToPrimary::Refuse(Refuse::new(Refusal::Version, Term::NONE, "no")).encode(&mut body);
     body.drain(..HEADER_LEN);
     let mut refusal = raw(Kind::Refuse, &body);
-    refusal[4] = 2;
+    refusal[4..6].copy_from_slice(&theirs.to_le_bytes());
     let sum = xxhash_rust::xxh3::xxh3_64(&[&refusal[..16], &body].concat());
     refusal[16..24].copy_from_slice(&sum.to_le_bytes());
     let mut buffer = buffer_of(Lane::ControlToPrimary, &refusal);
@@ -243,6 +248,23 @@ fn zero_names_nothing_on_the_wire() {
     assert_eq!(error_of(Lane::BulkToBackup, &zeroed), WireError::Kind { number: 0 });
     let refuse = raw(Kind::Refuse, &[0; 8]);
     assert_eq!(error_of(Lane::ControlToPrimary, &refuse), WireError::Value("Refusal"));
+}
+
+#[test]
+fn a_key_without_a_port_is_refused_and_neither_is_fine() {
+    let mut hello = to_backup().remove(0);
+    let ToBackup::Hello(inner) = &mut hello else { panic!("a hello") };
+    inner.acks_to = None;
+    let mut out = Vec::new();
+    hello.encode(&mut out);
+    let mut buffer = buffer_of(Lane::ControlToBackup, &out);
+    assert_eq!(ToBackup::decode(&buffer.next_frame().unwrap().unwrap()), Ok(hello));
+
+    // Behind session, instance, term, pages, five spans and the port comes the key.
+    let mut body = out[HEADER_LEN..].to_vec();
+    body[8 + 8 + 4 + 4 + 40 + 2] = 1;
+    let error = error_of(Lane::ControlToBackup, &raw(Kind::Hello, &body));
+    assert_eq!(error, WireError::Value("AckTo"));
 }
 
 #[test]

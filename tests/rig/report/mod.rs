@@ -15,7 +15,10 @@ use serde::Serialize;
 
 pub use claims::{Claim, Relation};
 
-use crate::{host::Death, remus::Timing};
+use crate::{
+    host::Death,
+    remus::{Timing, Trigger},
+};
 
 /// What one round measured. Times are CLOCK_BOOTTIME; `None` where the host did not die.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -32,6 +35,10 @@ pub struct Round {
     pub frames_held: u64,
     pub frames_released: u64,
     pub frames_refused_by_lock: u64,
+    /// Acks on whose word the kernel released by itself.
+    pub kernel_releases: u64,
+    /// From such a release to when the controller was about to.
+    pub release_lead_us: Distribution,
     /// Pages a second that the guest worked through before it was protected, and then.
     pub guest_work_before: f64,
     pub guest_work_protected: f64,
@@ -112,6 +119,7 @@ pub struct Report {
     pub placement: &'static str,
     pub death: Option<Death>,
     pub timing: Timing,
+    pub trigger: Trigger,
     pub dirty_pages_asked: u32,
     pub seed: u64,
 
@@ -125,6 +133,8 @@ pub struct Report {
     pub frames_held: u64,
     pub frames_released: u64,
     pub frames_refused_by_lock: u64,
+    pub kernel_releases: u64,
+    pub release_lead_us: Percentiles,
     pub commit_us: Percentiles,
     pub detect_ms: Option<f64>,
     pub activate_ms: Option<f64>,
@@ -149,6 +159,7 @@ pub struct Asked {
     pub id: String,
     pub death: Option<Death>,
     pub timing: Timing,
+    pub trigger: Trigger,
     pub dirty_pages: u32,
     pub seed: u64,
 }
@@ -171,6 +182,7 @@ impl Report {
             placement: "vCPU on CPU 0; daemons, clients and the rig on the others",
             death: asked.death,
             timing: asked.timing,
+            trigger: asked.trigger,
             dirty_pages_asked: asked.dirty_pages,
             seed: asked.seed,
             checkpoints: sum(|round| round.checkpoints),
@@ -183,6 +195,8 @@ impl Report {
             frames_held: sum(|round| round.frames_held),
             frames_released: sum(|round| round.frames_released),
             frames_refused_by_lock: sum(|round| round.frames_refused_by_lock),
+            kernel_releases: sum(|round| round.kernel_releases),
+            release_lead_us: Percentiles::of(rounds.iter().map(|round| round.release_lead_us)),
             commit_us: Percentiles::of(rounds.iter().map(|round| round.commit_us)),
             detect_ms: middle_of(|round| round.detect_ms),
             activate_ms: middle_of(|round| round.activate_ms),
@@ -250,7 +264,8 @@ mod tests {
     use super::*;
 
     fn asked(death: Option<Death>) -> Asked {
-        Asked { id: "t".into(), death, timing: Timing::default(), dirty_pages: 1000, seed: 1 }
+        let (timing, trigger) = (Timing::default(), Trigger::default());
+        Asked { id: "t".into(), death, timing, trigger, dirty_pages: 1000, seed: 1 }
     }
 
     fn good() -> Round {

@@ -34,6 +34,13 @@ impl Report {
                 self.frames_held, self.frames_released, self.frames_refused_by_lock
             ),
         );
+        if self.kernel_releases > 0 {
+            let lead = spread(&self.release_lead_us, "us");
+            row(
+                "released by the kernel",
+                format!("{} epochs, ahead by {lead}", self.kernel_releases),
+            );
+        }
         if self.death.is_some() {
             row("detection", ms(self.detect_ms));
             row("activation", ms(self.activate_ms));

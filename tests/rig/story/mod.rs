@@ -23,7 +23,7 @@ use crate::{
     nest,
     netns::NetNs,
     progress::Display,
-    remus::{Programs, Timing},
+    remus::{Programs, Timing, Trigger},
     report::{Asked, Report},
     sys::boottime_ns,
     topology::{BACKUP_PORT, PRIMARY_PORT, Topology},
@@ -38,6 +38,7 @@ pub struct Plan {
     pub rounds: u32,
     pub dirty_pages: u32,
     pub timing: Timing,
+    pub trigger: Trigger,
     /// How long the load runs before the host dies at the latest, or at all if it does not die.
     pub load: Duration,
     pub seed: Option<u64>,
@@ -75,8 +76,14 @@ pub async fn run(plan: &Plan, programs: &Programs) -> Result<bool> {
             .push(told.with_context(|| format!("round {number} (logs in {})", folder.display()))?);
     }
 
-    let asked =
-        Asked { id, death: plan.death, timing: plan.timing, dirty_pages: plan.dirty_pages, seed };
+    let asked = Asked {
+        id,
+        death: plan.death,
+        timing: plan.timing,
+        trigger: plan.trigger,
+        dirty_pages: plan.dirty_pages,
+        seed,
+    };
     let report = Report::new(&asked, rounds);
     report.write(&folder)?;
     println!("\n{}\n  {}", report.table(), folder.join("report.json").display());

@@ -37,8 +37,9 @@ impl RoundRun<'_> {
 
         let log = self.stage.log("primary");
         let folder = &self.stage.folder;
+        let Plan { timing, trigger, .. } = *self.plan;
         let mut primary =
-            start_primary(&topology.primary, self.programs, self.plan.timing, folder, &log)?;
+            start_primary(&topology.primary, self.programs, timing, trigger, folder, &log)?;
         let mut guest = self.guest_answers(&mut primary).await?;
         self.display.step("the guest answers, unprotected");
         round.guest_work_before = self.measure_work(&mut guest, &primary, BASELINE).await?;
@@ -112,6 +113,8 @@ pub(super) fn count(round: &mut Round, status: &Status) {
     round.bytes_raw = status.bytes_raw;
     round.frames_held = status.gate.held;
     round.frames_released = status.gate.released;
+    round.kernel_releases = status.trigger.taken;
+    round.release_lead_us = status.trigger.lead_us;
     round.frames_refused_by_lock = status.gate.refused_by_lock;
 }
 

@@ -174,6 +174,7 @@ impl World {
             term: self.primary.pipeline.term(),
             ram_pages: 2,
             timing: timing(),
+            acks_to: None,
             shape: Vec::new(),
             cpu: Vec::new(),
         };

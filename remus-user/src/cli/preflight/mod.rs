@@ -10,7 +10,10 @@ mod host;
 mod kvm;
 mod network;
 
-use std::{fmt::Write as _, path::PathBuf};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 use serde::Serialize;
 
@@ -110,6 +113,7 @@ pub(super) fn primary(config: &Config) -> Report {
     checks.push(host::kernel(&config.machine.kernel));
     checks.push(host::placement(&config.placement));
     checks.extend(network::links(Some(&net.tap), net.bridge.as_ref(), Some(&config.name)));
+    checks.extend(network::trigger(config.trigger, config.protection.backup));
     Report::new(checks)
 }
 
@@ -123,16 +127,22 @@ pub(super) fn backup(options: &BackupOptions) -> Report {
     Report::new(checks)
 }
 
+/// What a gate needs that guards somebody else's tap; the tap itself is looked at when the gate is put on it.
+pub(super) fn gate(run_dir: &Path) -> Report {
+    let mut checks = Vec::from(for_a_gate());
+    checks.push(host::run_dir(run_dir));
+    Report::new(checks)
+}
+
 fn everywhere() -> Vec<Check> {
     let mut checks = kvm::checks();
-    checks.extend([
-        host::capabilities(),
-        host::kernel_version(),
-        host::btf(),
-        host::tun(),
-        host::clocksource(),
-    ]);
+    checks.extend(for_a_gate());
+    checks.extend([host::tun(), host::clocksource()]);
     checks
+}
+
+fn for_a_gate() -> [Check; 3] {
+    [host::capabilities(), host::kernel_version(), host::btf()]
 }
 
 #[derive(clap::Args)]

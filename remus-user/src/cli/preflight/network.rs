@@ -4,7 +4,8 @@ use std::net::{SocketAddr, TcpListener};
 
 use super::Check;
 use crate::{
-    config::{LinkName, VmName},
+    config::{LinkName, ReleaseTrigger, VmName},
+    gate::Trigger,
     net::{Kind, Link, Links, tap_alias},
 };
 
@@ -89,6 +90,36 @@ fn judge_bridge(name: &LinkName, found: Option<Link>) -> Check {
             Check::refused(NAME, format!("{name} is no bridge but a {}", link.kind), make)
         }
     }
+}
+
+/// Whether the kernel can take the acks of `backup`, where that is wanted. If not, the controller does.
+pub(super) fn trigger(wanted: ReleaseTrigger, backup: SocketAddr) -> Option<Check> {
+    const NAME: &str = "trigger";
+    match wanted {
+        ReleaseTrigger::Controller => return None,
+        ReleaseTrigger::Kernel => {}
+    }
+    let link = match Links::open().and_then(|links| links.towards(backup)) {
+        Ok(link) => link,
+        Err(e) => {
+            return Some(Check::warning(
+                NAME,
+                format!("no link leads to the backup: {e:#}"),
+                format!(
+                    "until one does, the controller alone releases: ip route get {}",
+                    backup.ip()
+                ),
+            ));
+        }
+    };
+    Some(match Trigger::can_be_at(&link.name) {
+        Ok(()) => Check::ok(NAME, format!("the kernel takes acks at {}", link.name)),
+        Err(e) => Check::warning(
+            NAME,
+            format!("the kernel cannot take acks at {}: {e:#}", link.name),
+            "use Linux 6.6 or later; until then the controller alone releases",
+        ),
+    })
 }
 
 /// Whether the address is ours to listen at, and free.

@@ -137,6 +137,11 @@ impl Engine {
             self.report.committed(stamp, now.since(at));
             self.committed = Some((stamp, at));
         }
+        if let Some((stamp, at)) = self.gate.newest_ack()
+            && stamp == committed.stamp()
+        {
+            self.report.led(boot_now().since(at));
+        }
         self.flush()
     }
 

@@ -18,6 +18,7 @@ fn hello(session: u64, primary: u64, term: u32) -> Hello {
         term: Term::new(term).unwrap(),
         ram_pages: 1,
         timing: Timing::default(),
+        acks_to: None,
         shape: Vec::new(),
         cpu: Vec::new(),
     }

@@ -1,0 +1,35 @@
+//! `remus gate close`: the emergency brake.
+//!
+//! Allowed while a controller lives: shutting is safe whoever does it, and an operator who sees a guest talk that
+//! must not has no time to look for its controller. That one learns of it and may open the gate again.
+
+use anyhow::Result;
+
+use super::{Where, seen::find};
+use crate::observe::{Holder, holder};
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    place: Where,
+    /// The gate's name, or the tap that it is on
+    #[arg(value_name = "NAME|TAP")]
+    gate: String,
+}
+
+pub(super) fn run(args: &Args) -> Result<()> {
+    let (place, pinned) = find(&args.place.run_dir, &args.gate)?;
+    pinned.close();
+    let (name, held) = (place.name.as_str(), pinned.held()?.frames);
+    eprintln!("gate {name} is closed; {held} frames stay in it");
+    match holder(&args.place.run_dir, &place.name)? {
+        Holder::Nobody => {}
+        Holder::Process(Some(pid)) => {
+            eprintln!(
+                "process {pid} controls it and may open it again: end that process to be sure"
+            );
+        }
+        Holder::Process(None) => eprintln!("a live process controls it and may open it again"),
+    }
+    Ok(())
+}

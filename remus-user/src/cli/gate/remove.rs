@@ -1,0 +1,59 @@
+//! `remus gate remove`: takes a gate that nobody controls off its tap.
+
+use std::fs;
+
+use anyhow::{Result, bail};
+
+use super::{Where, seen::find};
+use crate::{
+    net::{IfIndex, Links},
+    observe::VmDir,
+    standalone::SOCKET,
+};
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    place: Where,
+    /// Also when it holds frames, which are thrown away
+    #[arg(long)]
+    force: bool,
+    /// The gate's name, or the tap that it is on
+    #[arg(value_name = "NAME|TAP")]
+    gate: String,
+}
+
+pub(super) fn run(args: &Args) -> Result<()> {
+    let run_dir = &args.place.run_dir;
+    let (place, pinned) = find(run_dir, &args.gate)?;
+    let name = place.name.as_str();
+    // Nobody can become its controller from here on.
+    let directory = VmDir::claim(run_dir, &place.name)?;
+    let held = pinned.held()?;
+    if held.frames > 0 && !args.force {
+        bail!(
+            "gate {name} holds {} frames ({} bytes, {} frames of committed epochs): `remus gate run` takes them up; \
+             --force throws them away",
+            held.frames,
+            held.bytes,
+            held.committed
+        );
+    }
+    let view = pinned.view();
+    let tap = Links::open()?.at(IfIndex(view.tap_index))?;
+    let tap = match tap {
+        Some(tap) if pinned.attachment(Some(&tap.name))?.is_on_tap() => Some(tap.name),
+        Some(_) | None => None,
+    };
+    pinned.remove()?;
+    // Left by a controller that was killed; with the directory claimed it is nobody's.
+    fs::remove_file(directory.path().join(SOCKET)).ok();
+    match tap {
+        Some(tap) => eprintln!("gate {name} is off {tap}: whatever {tap} sends passes from now on"),
+        None => eprintln!("gate {name} is removed"),
+    }
+    if held.frames > 0 {
+        eprintln!("{} held frames were thrown away", held.frames);
+    }
+    Ok(())
+}

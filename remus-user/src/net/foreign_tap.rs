@@ -1,0 +1,67 @@
+//! A tap that is somebody else's: another VMM has it open, or will. Nothing of it is changed here; it is only
+//! asked whether a gate can be put in front of it.
+
+use anyhow::{Result, bail};
+
+use super::{
+    links::{IfIndex, Kind, Links},
+    sysfs,
+};
+
+/// A tap that a gate can guard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ForeignTap {
+    pub index: IfIndex,
+    /// Set up by an administrator. A gate is best put on it before that.
+    pub up: bool,
+}
+
+impl Links {
+    /// Looks at the tap `name`.
+    ///
+    /// # Errors
+    /// When it is not there, is no tap, or is one whose frames a gate would stamp too late; with what to do.
+    pub fn foreign_tap(&self, name: &str) -> Result<ForeignTap> {
+        let Some(link) = self.find(name)? else {
+            bail!("there is no tap {name} here: make it first (ip tuntap add {name} mode tap)");
+        };
+        match link.kind {
+            Kind::Tap { .. } => {}
+            Kind::Bridge { .. } | Kind::Other(_) => {
+                bail!("{name} is not a tap but a {}: name the guest's tap", link.kind)
+            }
+        }
+        if let Some(misfit) = tap_misfit(name)? {
+            bail!("{misfit}");
+        }
+        Ok(ForeignTap { index: link.index, up: link.up })
+    }
+}
+
+/// What about the tap `name` would let frames meet the gate later than `write()` returns, or on several CPUs at
+/// once, with what to do about it; `None` when all is well. Whoever opens a tap may change this, so it is asked
+/// again when a gate begins to hold.
+///
+/// # Errors
+/// When sysfs cannot be asked: then nobody knows.
+pub fn tap_misfit(name: &str) -> Result<Option<String>> {
+    let Some(flags) = sysfs::tun_flags(name)? else {
+        return Ok(Some(format!("{name} is no tap any more")));
+    };
+    if flags & libc::IFF_MULTI_QUEUE != 0 {
+        return Ok(Some(format!(
+            "tap {name} has several queues, and the gate guards one: open it without multi_queue (QEMU: no queues=)"
+        )));
+    }
+    if flags & libc::IFF_NAPI != 0 {
+        return Ok(Some(format!(
+            "tap {name} was opened with IFF_NAPI: frames would reach the gate after they were sent. Open it without"
+        )));
+    }
+    Ok(sysfs::receive_packet_steering(name)?.map(|mask| {
+        format!(
+            "tap {name} has receive packet steering on (rps_cpus = {mask}): frames would pass the gate late. Write 0 \
+             to /sys/class/net/{name}/queues/rx-0/rps_cpus"
+        )
+    }))
+}

@@ -1,0 +1,377 @@
+//! The one who has the gate: follows requests, one at a time, and looks after it in between.
+//!
+//! Order, and why: before a request is followed the kernel is asked whether the gate is still in front of the tap.
+//! A gate that is not lets frames pass, so nothing that a checkpointer could take for protection is answered with
+//! `ok` any more; it learns of the loss at its next seal, and pauses the guest.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
+
+use anyhow::Result;
+use remus_abi::{
+    Epoch, Term,
+    gate::{Counter, Mode},
+};
+use tracing::{error, info, warn};
+
+use super::{
+    answer::{Answer, Code, counter_name, mode_name},
+    request::Request,
+};
+use crate::{
+    gate::{Fill, Flushed, Gate, Settings, Tap},
+    net::tap_misfit,
+    os::boot_now,
+    replication::Standalone,
+};
+
+/// How long `open` waits for what is held to be out, so that nothing overtakes it.
+const OPEN_PATIENCE: Duration = Duration::from_millis(500);
+/// Between two flushes of frames that are on their way.
+pub(super) const FLUSH_PAUSE: Duration = Duration::from_millis(1);
+
+/// What a gate is made from, should it have to be made again.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) tap: Tap,
+    pub(super) pins: PathBuf,
+    pub(super) settings: Settings,
+}
+
+/// Whether releases need a lease.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Lease {
+    /// No: the checkpointer has a fence of its own.
+    None,
+    /// Yes, and it may be asked for up to `max` at once. `until_ns` of CLOCK_BOOTTIME.
+    Renewed { max: Duration, until_ns: u64 },
+}
+
+enum Standing {
+    InFront,
+    /// Frames may be passing by the gate; why.
+    Lost(String),
+}
+
+/// See the module.
+pub(super) struct Keeper {
+    gate: Gate,
+    brain: Standalone,
+    place: Place,
+    lease: Lease,
+    standing: Standing,
+    /// Something that is committed has not left yet.
+    flushing: bool,
+}
+
+impl Keeper {
+    /// `brain` agrees with what `gate` does now.
+    pub(super) fn new(mut gate: Gate, brain: Standalone, place: Place, lease: Lease) -> Self {
+        if lease == Lease::None {
+            gate.renew_lease(u64::MAX);
+        }
+        gate.set_debug(tracing::enabled!(tracing::Level::DEBUG));
+        // What an earlier controller was told to release and could not.
+        Self { gate, brain, place, lease, standing: Standing::InFront, flushing: true }
+    }
+
+    /// Follows one request.
+    pub(super) fn handle(&mut self, request: Request) -> Answer {
+        self.look();
+        let followed = match request {
+            Request::Status => Ok(self.status()),
+            Request::Stats => self.stats(),
+            Request::Close => Ok(self.close()),
+            Request::Hold => self.in_front().and_then(|()| self.hold()),
+            Request::Seal => self.in_front().and_then(|()| self.seal()),
+            Request::Commit(epoch) => self.in_front().and_then(|()| self.commit(epoch)),
+            Request::Open => self.in_front().and_then(|()| self.open()),
+            Request::Discard => self.in_front().and_then(|()| self.discard()),
+            Request::Lease(length) => self.renew_lease(length),
+            Request::Wait => self.in_front().map(|()| self.filled()),
+        };
+        followed.unwrap_or_else(|refusal| refusal)
+    }
+
+    /// Whether a request to wait is answered at once: the gate is filling, or is none any more.
+    pub(super) fn is_filling(&self) -> bool {
+        let Fill { bytes, capacity_bytes, .. } = self.gate.fill();
+        2 * bytes >= capacity_bytes || self.in_front().is_err()
+    }
+
+    /// A descriptor that is readable when the gate has said that it fills. [`term`](Self::term) tells when it is one of
+    /// a gate that is no more.
+    ///
+    /// # Errors
+    /// When no descriptor is free.
+    pub(super) fn bell(&self) -> io::Result<OwnedFd> {
+        // SAFETY: the gate has it open, and lives during the call.
+        unsafe { BorrowedFd::borrow_raw(self.gate.as_raw_fd()) }.try_clone_to_owned()
+    }
+
+    pub(super) fn term(&self) -> Term {
+        self.brain.open().term()
+    }
+
+    /// Whether the gate has said that it fills since this was last asked.
+    pub(super) fn take_filling(&mut self) -> bool {
+        self.gate.take_filling()
+    }
+
+    /// Looks after the gate; call it every few milliseconds.
+    pub(super) fn tick(&mut self) {
+        self.look();
+        self.gate.drain_log();
+    }
+
+    /// Whether [`flush`](Self::flush) is wanted again.
+    pub(super) fn is_flushing(&self) -> bool {
+        self.flushing
+    }
+
+    /// Releases what is committed, as far as it goes.
+    pub(super) fn flush(&mut self) {
+        match self.gate.flush() {
+            // While there is anything in an open gate new frames queue up behind it.
+            Ok(Flushed::All) => {
+                self.flushing = self.gate.mode() == Mode::Open && self.gate.held() > 0;
+            }
+            Ok(Flushed::Refused) => self.flushing = false,
+            Ok(Flushed::Pending) => self.flushing = true,
+            Err(e) => self.lose(format!("{e:#}")),
+        }
+    }
+
+    /// Shuts the gate and leaves it where it is.
+    pub(super) fn end_closed(mut self) {
+        self.gate.close();
+        info!(
+            "the gate on {} is closed and stays, with {} frames; `remus gate run` takes it up again, `remus gate \
+             remove` takes it off",
+            self.place.tap.name,
+            self.gate.held()
+        );
+    }
+
+    /// Leaves the gate as it is.
+    pub(super) fn end_kept(self) {
+        info!(
+            "the gate on {} stays as it is ({}), with {} frames: nothing is released until `remus gate run` takes it \
+             up again",
+            self.place.tap.name,
+            mode_name(self.gate.mode()),
+            self.gate.held()
+        );
+    }
+
+    /// Takes the gate off the tap.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub(super) fn end_removed(self) -> Result<()> {
+        let held = self.gate.held();
+        if held > 0 {
+            warn!("{held} held frames are thrown away with the gate");
+        }
+        self.gate.remove()?;
+        info!("the gate is off {}: its frames pass from now on", self.place.tap.name);
+        Ok(())
+    }
+
+    fn hold(&mut self) -> Result<Answer, Answer> {
+        // Whoever has opened the tap since the start may have opened it otherwise.
+        match tap_misfit(&self.place.tap.name) {
+            Ok(None) => {}
+            Ok(Some(misfit)) => return Err(Answer::error(Code::UnfitTap, misfit)),
+            Err(e) => return Err(Answer::error(Code::UnfitTap, format!("{e:#}"))),
+        }
+        let before = self.brain.mode();
+        let epoch = self.brain.handle_hold();
+        match before {
+            Mode::Hold => {}
+            Mode::Closed | Mode::Open => self.gate.hold_from(epoch),
+        }
+        self.flush();
+        Ok(Answer::one("open", epoch))
+    }
+
+    fn seal(&mut self) -> Result<Answer, Answer> {
+        let sealed = self.brain.handle_seal()?;
+        self.gate.seal(self.brain.open().epoch());
+        Ok(Answer::one("epoch", sealed))
+    }
+
+    fn commit(&mut self, epoch: Epoch) -> Result<Answer, Answer> {
+        if let Some(committed) = self.brain.handle_commit(epoch)? {
+            self.gate.commit(&committed);
+        }
+        self.flush();
+        self.in_front()?;
+        Ok(Answer::one("held", self.gate.held()))
+    }
+
+    fn open(&mut self) -> Result<Answer, Answer> {
+        if self.brain.mode() == Mode::Open {
+            return Ok(Answer::one("held", self.gate.held()));
+        }
+        if let Lease::Renewed { until_ns, .. } = self.lease
+            && boot_now().0 >= until_ns
+        {
+            return Err(Answer::error(Code::Lease, "the lease is over: renew it first"));
+        }
+        let fenced = self.brain.handle_open();
+        self.gate.open(&fenced);
+        info!("the gate on {} is open: its guest runs unprotected", self.place.tap.name);
+        self.flush_patiently();
+        self.in_front()?;
+        Ok(Answer::one("held", self.gate.held()))
+    }
+
+    fn flush_patiently(&mut self) {
+        let mut pauses = OPEN_PATIENCE.as_millis() / FLUSH_PAUSE.as_millis();
+        self.flush();
+        while self.flushing && pauses > 0 {
+            thread::sleep(FLUSH_PAUSE);
+            self.flush();
+            pauses -= 1;
+        }
+    }
+
+    fn close(&mut self) -> Answer {
+        self.gate.close();
+        self.brain.handle_close();
+        Answer::one("held", self.gate.held())
+    }
+
+    fn discard(&mut self) -> Result<Answer, Answer> {
+        match self.brain.mode() {
+            // What passes an open gate is not held.
+            Mode::Open => return Ok(Answer::one("discarded", 0)),
+            Mode::Closed => {}
+            Mode::Hold => {
+                self.flush_patiently();
+                if self.flushing {
+                    let text = "committed frames are still on their way out: ask again";
+                    return Err(Answer::error(Code::Pending, text));
+                }
+            }
+        }
+        let discarded = self.gate.held();
+        let renewed = self.brain.handle_discard()?;
+        let Place { tap, pins, settings } = self.place.clone();
+        match Gate::install(tap, &pins, &settings, renewed.term) {
+            Ok(gate) => self.gate = gate,
+            Err(e) => {
+                self.lose(format!("the gate could not be made anew: {e:#}"));
+                self.in_front()?;
+            }
+        }
+        match self.lease {
+            Lease::None => self.gate.renew_lease(u64::MAX),
+            Lease::Renewed { until_ns, .. } => self.gate.renew_lease(until_ns),
+        }
+        self.gate.hold_from(renewed.open);
+        self.gate.commit(&renewed.committed);
+        if self.brain.mode() == Mode::Closed {
+            self.gate.close();
+        }
+        info!("{discarded} frames were discarded: term {} begins", renewed.term);
+        Ok(Answer::Ok(vec![
+            ("discarded", discarded.to_string()),
+            ("open", renewed.open.to_string()),
+        ]))
+    }
+
+    fn renew_lease(&mut self, length: Duration) -> Result<Answer, Answer> {
+        let Lease::Renewed { max, until_ns } = &mut self.lease else {
+            let text = "this gate was started without --lease-ms: it has no lease";
+            return Err(Answer::error(Code::Lease, text));
+        };
+        if length > *max {
+            let text = format!("a lease is at most {} ms here (--lease-ms)", max.as_millis());
+            return Err(Answer::error(Code::Lease, text));
+        }
+        let until = boot_now() + length;
+        *until_ns = (*until_ns).max(until.0);
+        self.gate.renew_lease(*until_ns);
+        self.flush();
+        Ok(Answer::one("lease_ms", length.as_millis()))
+    }
+
+    fn filled(&self) -> Answer {
+        let Fill { frames, bytes, capacity_bytes } = self.gate.fill();
+        Answer::Ok(vec![
+            ("held", frames.to_string()),
+            ("bytes", bytes.to_string()),
+            ("capacity", capacity_bytes.to_string()),
+        ])
+    }
+
+    fn status(&self) -> Answer {
+        let lease = match self.lease {
+            Lease::None => "none".to_owned(),
+            Lease::Renewed { until_ns, .. } => {
+                (until_ns.saturating_sub(boot_now().0) / 1_000_000).to_string()
+            }
+        };
+        let attached = match self.standing {
+            Standing::InFront => "first",
+            Standing::Lost(_) => "lost",
+        };
+        Answer::Ok(vec![
+            ("mode", mode_name(self.gate.mode()).to_owned()),
+            ("term", self.brain.open().term().to_string()),
+            ("open", self.brain.open().epoch().to_string()),
+            ("committed", self.brain.committed().epoch().to_string()),
+            ("held", self.gate.held().to_string()),
+            ("bytes", self.gate.fill().bytes.to_string()),
+            ("capacity", self.gate.fill().capacity_bytes.to_string()),
+            ("attached", attached.to_owned()),
+            ("lease_ms", lease),
+            ("tap", self.place.tap.name.clone()),
+        ])
+    }
+
+    fn stats(&self) -> Result<Answer, Answer> {
+        let counters =
+            self.gate.counters().map_err(|e| Answer::error(Code::Failed, format!("{e:#}")))?;
+        let values = Counter::ALL.map(|c| (counter_name(c), counters.get(c).to_string()));
+        Ok(Answer::Ok(values.to_vec()))
+    }
+
+    /// Whether the gate is where it was, and as it was left.
+    fn look(&mut self) {
+        match self.standing {
+            Standing::InFront => {
+                if let Err(e) = self.gate.verify() {
+                    self.lose(format!("{e:#}"));
+                } else if self.gate.mode() == Mode::Closed && self.brain.mode() != Mode::Closed {
+                    warn!("the gate on {} was closed by somebody else", self.place.tap.name);
+                    self.brain.handle_close();
+                }
+            }
+            Standing::Lost(_) => {}
+        }
+    }
+
+    fn in_front(&self) -> Result<(), Answer> {
+        match &self.standing {
+            Standing::InFront => Ok(()),
+            Standing::Lost(why) => Err(Answer::error(Code::GateLost, why)),
+        }
+    }
+
+    /// For good: what is on the tap now, and what has passed, nobody knows.
+    fn lose(&mut self, why: String) {
+        error!("the gate on {} is lost, frames may pass: {why}", self.place.tap.name);
+        self.gate.close();
+        self.brain.handle_close();
+        self.flushing = false;
+        self.standing = Standing::Lost(why);
+    }
+}

@@ -1,0 +1,159 @@
+//! A gate alone, on any tap, for somebody else's checkpointer: `remus gate run`.
+//!
+//! The checkpointer pauses its guest, takes checkpoints and keeps them as it likes. Over a unix socket it says
+//! when an epoch ends and when its checkpoint is kept, and the gate does to the guest's output what it does for our
+//! own VMs. docs/gate.md has the protocol.
+//!
+//! One task owns the gate and follows one request after the other, so that requests of several clients have an
+//! order; tasks for clients only deliver. [`request`] and [`answer`] are pure, and so is the brain
+//! (`replication::Standalone`).
+//!
+//! Deliberately absent: any judgement on whether a checkpoint is kept, on silence, or on who may speak for the
+//! guest.
+
+mod answer;
+mod keeper;
+mod request;
+mod socket;
+mod start;
+
+use std::{os::fd::OwnedFd, path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result};
+use remus_abi::Term;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    runtime::Builder,
+    select,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::{MissedTickBehavior, interval, sleep},
+};
+use tracing::info;
+
+pub(crate) use self::answer::{counter_name, mode_name};
+use self::{
+    keeper::{FLUSH_PAUSE, Keeper},
+    request::Request,
+    socket::{Asked, Socket},
+};
+use crate::{
+    config::{LinkName, VmName},
+    gate::Settings,
+    observe::VmDir,
+};
+
+/// The socket's name in the gate's own directory.
+pub const SOCKET: &str = "gate.sock";
+/// How often the kernel is asked whether the gate is in front of its tap, when no request asks.
+const TICK: Duration = Duration::from_millis(20);
+/// Requests that wait for the gate's task; each client has at most one.
+const WAITING_MAX: usize = 16;
+
+/// What becomes of the gate when its controller is told to end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum AtExit {
+    /// Shut it and leave it on the tap: nothing gets out until somebody takes it up
+    Close,
+    /// Leave it as it is: it goes on holding, for a controller that comes at once
+    Keep,
+    /// Take it off the tap: frames pass
+    Remove,
+}
+
+/// What `remus gate run` was asked for, checked.
+#[derive(Clone, Debug)]
+pub struct StandaloneOptions {
+    pub run_dir: PathBuf,
+    /// The gate's directory below `run_dir`.
+    pub name: VmName,
+    pub tap: LinkName,
+    /// `None`: [`SOCKET`] in the gate's directory.
+    pub socket: Option<PathBuf>,
+    /// Of a gate that is made here; one that is taken over keeps its own.
+    pub settings: Settings,
+    /// The longest lease that may be asked for; `None`: releases need none.
+    pub lease_max: Option<Duration>,
+    pub at_exit: AtExit,
+}
+
+/// Drives the gate until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the tap cannot be guarded, another controller has the gate, or the kernel refuses; with what to do.
+pub fn run(options: &StandaloneOptions) -> Result<()> {
+    let directory = VmDir::claim(&options.run_dir, &options.name)?;
+    let keeper = start::keeper(options, &directory)?;
+    let socket = options.socket.clone().unwrap_or_else(|| directory.path().join(SOCKET));
+    let runtime = Builder::new_current_thread().enable_all().build().context("start tokio")?;
+    let keeper = runtime.block_on(async {
+        let (requests_in, requests) = mpsc::channel(WAITING_MAX);
+        let bound = Socket::bind(&socket)?;
+        info!("the gate on {} listens at {}", options.tap, socket.display());
+        tokio::spawn(bound.serve(requests_in));
+        keep(keeper, requests).await
+    })?;
+    // The socket goes first: nobody is told anything about a gate that is going.
+    drop(runtime);
+    match options.at_exit {
+        AtExit::Close => keeper.end_closed(),
+        AtExit::Keep => keeper.end_kept(),
+        AtExit::Remove => keeper.end_removed()?,
+    }
+    Ok(())
+}
+
+/// The loop of the task that owns the gate, until a signal ends it.
+async fn keep(mut keeper: Keeper, mut requests: mpsc::Receiver<Asked>) -> Result<Keeper> {
+    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut bell = Bell::of(&keeper)?;
+    // Those who are told when the gate fills: one a client at most.
+    let mut waiting: Vec<Asked> = Vec::new();
+    loop {
+        let mut filling = false;
+        select! {
+            _ = terminate.recv() => return Ok(keeper),
+            _ = interrupt.recv() => return Ok(keeper),
+            Some(asked) = requests.recv() => match asked.request {
+                Request::Wait if !keeper.is_filling() => {
+                    waiting.retain(|asked| !asked.reply.is_closed());
+                    waiting.push(asked);
+                }
+                // A client that has gone meanwhile has still said it.
+                request => { asked.reply.send(keeper.handle(request)).ok(); }
+            },
+            rung = bell.fd.readable() => {
+                rung.context("wait for the gate")?.clear_ready();
+                filling = keeper.take_filling();
+            }
+            _ = tick.tick() => keeper.tick(),
+            () = sleep(FLUSH_PAUSE), if keeper.is_flushing() => keeper.flush(),
+        }
+        // A gate that is lost is no longer worth waiting for.
+        if filling || !waiting.is_empty() && keeper.is_filling() {
+            for Asked { request, reply } in waiting.drain(..) {
+                reply.send(keeper.handle(request)).ok();
+            }
+        }
+        if bell.term != keeper.term() {
+            bell = Bell::of(&keeper)?;
+        }
+    }
+}
+
+/// What wakes the loop when the gate of `term` fills.
+struct Bell {
+    fd: AsyncFd<OwnedFd>,
+    term: Term,
+}
+
+impl Bell {
+    fn of(keeper: &Keeper) -> Result<Self> {
+        // SAFETY: an OwnedFd is open, and the same descriptor, for as long as the AsyncFd has it.
+        let fd = unsafe { AsyncFd::register_with_interest(keeper.bell()?, Interest::READABLE) };
+        Ok(Self { fd: fd.context("wait for the gate")?, term: keeper.term() })
+    }
+}

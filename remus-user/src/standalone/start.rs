@@ -1,0 +1,135 @@
+//! The start: an earlier controller's gate is taken over with what it holds, or a new one is put on the tap.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use tracing::{info, warn};
+
+use super::{
+    StandaloneOptions,
+    answer::mode_name,
+    keeper::{Keeper, Lease, Place},
+};
+use crate::{
+    gate::{Attachment, Gate, Held, Pinned, Release, Settings, Tap},
+    net::Links,
+    observe::VmDir,
+    replication::Standalone,
+};
+
+/// A gate on the tap that `options` names, and who keeps it.
+///
+/// # Errors
+/// When the tap cannot be guarded, or its gate is of another name.
+pub(super) fn keeper(options: &StandaloneOptions, directory: &VmDir) -> Result<Keeper> {
+    let name = options.tap.as_str();
+    let found = Links::open()?.foreign_tap(name)?;
+    let pins = directory.path().join("bpf");
+    let tap = Tap { name: name.to_owned(), ifindex: found.index.0 };
+    let place = Place { tap: tap.clone(), pins: pins.clone(), settings: options.settings.clone() };
+    let lease = |until_ns| match options.lease_max {
+        None => Lease::None,
+        Some(max) => Lease::Renewed { max, until_ns },
+    };
+
+    if let Some(taken) = take_over(options, &tap, &pins)? {
+        return Ok(Keeper::new(taken.gate, taken.brain, place, lease(taken.lease_until_ns)));
+    }
+    if Gate::guards(name) {
+        bail!(
+            "{name} has a gate already, of another name or run directory: `remus gate list` finds it, --name takes it \
+             up, `remus gate remove` takes it off"
+        );
+    }
+    if found.up {
+        warn!("{name} was up before its gate was there: what its guest said until now is out");
+    }
+    let brain = Standalone::begin();
+    let gate = Gate::install(tap, &pins, &options.settings, brain.open().term())?;
+    info!("a closed gate is on {name}");
+    Ok(Keeper::new(gate, brain, place, lease(0)))
+}
+
+/// An earlier controller's gate, and where that one was.
+struct Taken {
+    gate: Gate,
+    brain: Standalone,
+    lease_until_ns: u64,
+}
+
+/// The gate that an earlier controller left on `tap`.
+fn take_over(options: &StandaloneOptions, tap: &Tap, pins: &Path) -> Result<Option<Taken>> {
+    let Some(pinned) = Pinned::find(pins)? else { return Ok(None) };
+    let view = pinned.view();
+    let on_this_tap = view.tap_index == tap.ifindex;
+    match pinned.attachment(Some(&tap.name))? {
+        Attachment::First if on_this_tap => {}
+        Attachment::Behind { first_program } if on_this_tap => bail!(
+            "program {first_program} was put before the gate on {}, and may let frames pass: take it off (bpftool net \
+             show dev {} finds it), or remove the gate (`remus gate remove`)",
+            tap.name,
+            tap.name
+        ),
+        Attachment::Gone => {
+            let held = pinned.held()?;
+            warn!(
+                "the tap that this gate was on is gone, and with it the way out for {} frames that it held",
+                held.frames
+            );
+            return Ok(None);
+        }
+        Attachment::First | Attachment::Behind { .. } | Attachment::Elsewhere => bail!(
+            "the gate of this name is on another tap (link {}, perhaps of another network namespace): give this one \
+             another --name, or take that one off with `remus gate remove`",
+            view.tap_index
+        ),
+    }
+    if options.lease_max.is_some() && view.lease_until_ns == u64::MAX {
+        bail!(
+            "the gate on {} was made without a lease, and a lease never gets shorter: start without --lease-ms, or \
+             take the gate off first (`remus gate remove`)",
+            tap.name
+        );
+    }
+    let brain = Standalone::resume(view.mode, view.open, view.committed)
+        .inspect_err(|_| pinned.close())
+        .with_context(|| {
+            format!(
+                "the gate on {} cannot be trusted and was closed; take it off with `remus gate remove`",
+                tap.name
+            )
+        })?;
+    info!(
+        "took over the gate on {}: {}, term {}, epoch {} open, {} committed; {}",
+        tap.name,
+        mode_name(view.mode),
+        view.open.term(),
+        view.open.epoch(),
+        view.committed.epoch(),
+        describe(pinned.held()?)
+    );
+    let Settings { buffer_mib, release } = &options.settings;
+    let same_way = (*release == Release::ReEntry) == (view.uplink_index == 0);
+    if view.capacity_bytes != u64::from(*buffer_mib) << 20 || !same_way {
+        warn!(
+            "it keeps the buffer and the way out that it was made with, until a discard makes it anew"
+        );
+    }
+    let gate = Gate::adopt(tap.clone(), pins)?
+        .with_context(|| format!("the gate on {} went away meanwhile", tap.name))?;
+    Ok(Some(Taken { gate, brain, lease_until_ns: view.lease_until_ns }))
+}
+
+fn describe(held: Held) -> String {
+    if held.frames == 0 {
+        return "it holds nothing".to_owned();
+    }
+    format!(
+        "it holds {} frames ({} bytes) of epochs {} to {}, {} of them committed",
+        held.frames,
+        held.bytes,
+        held.first.epoch(),
+        held.last.epoch(),
+        held.committed
+    )
+}
