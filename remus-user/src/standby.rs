@@ -15,9 +15,12 @@ use tracing::warn;
 use crate::{
     config::LinkName,
     gate::{self, Gate},
-    machine::{CpuProfile, Placement, Prepared, Shape},
+    machine::{CpuProfile, MTU_BYTES_MAX, Placement, Prepared, Shape},
     net::{IfIndex, Links, Mac, Station, TapSpec, VNET_HEADER_BYTES, announce},
 };
+
+// The gate holds the longest frame that a guest may send: addresses, type and two VLAN tags beside the packet.
+const _: () = assert!(MTU_BYTES_MAX as usize + 14 + 8 <= remus_abi::gate::FRAME_MAX);
 
 /// The announcement is repeated: a switch that is busy with the death of a link may miss the first.
 const ANNOUNCE_AGAIN: [Duration; 3] =

@@ -112,7 +112,8 @@ pub(super) fn primary(config: &Config) -> Report {
     checks.push(host::memory(config.machine.memory_mib));
     checks.push(host::kernel(&config.machine.kernel));
     checks.push(host::placement(&config.placement));
-    checks.extend(network::links(Some(&net.tap), net.bridge.as_ref(), Some(&config.name)));
+    let (vm, mtu_bytes) = (Some(&config.name), Some(net.mtu_bytes));
+    checks.extend(network::links(Some(&net.tap), net.bridge.as_ref(), vm, mtu_bytes));
     checks.extend(network::trigger(config.trigger, config.protection.backup));
     Report::new(checks)
 }
@@ -123,7 +124,7 @@ pub(super) fn backup(options: &BackupOptions) -> Report {
     checks.push(host::run_dir(&options.run_dir));
     checks.push(host::placement(&options.placement));
     checks.push(network::listen(options.listen));
-    checks.extend(network::links(options.tap.as_ref(), options.bridge.as_ref(), None));
+    checks.extend(network::links(options.tap.as_ref(), options.bridge.as_ref(), None, None));
     Report::new(checks)
 }
 

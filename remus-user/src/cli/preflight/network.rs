@@ -9,11 +9,13 @@ use crate::{
     net::{Kind, Link, Links, tap_alias},
 };
 
-/// The tap and the bridge, as far as they are named. `vm` is whose tap may be there already.
+/// The tap and the bridge, as far as they are named. `vm` is whose tap may be there already, `mtu_bytes` its longest
+/// packet; a backup knows neither before a primary speaks to it.
 pub(super) fn links(
     tap: Option<&LinkName>,
     bridge: Option<&LinkName>,
     vm: Option<&VmName>,
+    mtu_bytes: Option<u16>,
 ) -> Vec<Check> {
     if tap.is_none() && bridge.is_none() {
         return Vec::new();
@@ -29,7 +31,7 @@ pub(super) fn links(
         Err(e) => Check::refused("tap", format!("{e:#}"), "see the kernel log"),
     });
     let bridge = bridge.map(|name| match links.find(name.as_str()) {
-        Ok(found) => judge_bridge(name, found),
+        Ok(found) => judge_bridge(name, found, mtu_bytes),
         Err(e) => Check::refused("bridge", format!("{e:#}"), "see the kernel log"),
     });
     tap.into_iter().chain(bridge).collect()
@@ -64,7 +66,7 @@ fn judge_tap(name: &LinkName, found: Option<Link>, vm: Option<&VmName>) -> Check
     }
 }
 
-fn judge_bridge(name: &LinkName, found: Option<Link>) -> Check {
+fn judge_bridge(name: &LinkName, found: Option<Link>, mtu_bytes: Option<u16>) -> Check {
     const NAME: &str = "bridge";
     let make = format!("make it (ip link add {name} type bridge; ip link set {name} up)");
     let Some(link) = found else {
@@ -85,6 +87,17 @@ fn judge_bridge(name: &LinkName, found: Option<Link>) -> Check {
             format!("{name} is down: nothing reaches the guest"),
             format!("ip link set {name} up"),
         ),
+        // A bridge takes the MTU of its narrowest port, unless an administrator gave it another.
+        Kind::Bridge { .. } if mtu_bytes.is_some_and(|wanted| link.mtu_bytes < wanted.into()) => {
+            Check::warning(
+                NAME,
+                format!("{name} carries packets of {} bytes, less than net.mtu", link.mtu_bytes),
+                format!(
+                    "raise the MTU of its ports and of the network behind them, or let net.mtu be {}",
+                    link.mtu_bytes
+                ),
+            )
+        }
         Kind::Bridge { .. } => Check::ok(NAME, format!("{name}")),
         Kind::Tap { .. } | Kind::Other(_) => {
             Check::refused(NAME, format!("{name} is no bridge but a {}", link.kind), make)
@@ -139,5 +152,33 @@ pub(super) fn listen(address: SocketAddr) -> Check {
             };
             Check::refused(NAME, format!("cannot listen at {address}: {e}"), remedy)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Outcome;
+    use super::*;
+    use crate::net::IfIndex;
+
+    #[test]
+    fn a_bridge_narrower_than_the_guests_packets_is_warned_of() {
+        let name = LinkName::new("br0").unwrap();
+        let bridge = Link {
+            index: IfIndex(3),
+            name: "br0".to_owned(),
+            kind: Kind::Bridge { spanning_tree: false },
+            up: true,
+            controller: None,
+            mac: None,
+            mtu_bytes: 1500,
+            alias: None,
+        };
+        let judged = |mtu_bytes| judge_bridge(&name, Some(bridge.clone()), mtu_bytes);
+        assert_eq!(judged(Some(1500)).outcome, Outcome::Ok);
+        assert_eq!(judged(None).outcome, Outcome::Ok);
+        let narrow = judged(Some(9000));
+        assert_eq!(narrow.outcome, Outcome::Warning);
+        assert!(narrow.found.contains("1500 bytes") && narrow.remedy.contains("net.mtu"));
     }
 }
