@@ -55,21 +55,21 @@ impl Trigger {
         Ok(Self { loaded, id, words, attached: None })
     }
 
-    /// Puts `ack` at the ingress of the interface `link`, unless it is there. It waits for the kernel's readers,
-    /// some ten milliseconds, when it has to attach.
+    /// Puts `ack` at the ingress of the interface `link`, and says so; or finds it there. It waits for the kernel's
+    /// readers, some ten milliseconds, when it has to attach.
     ///
     /// # Errors
     /// When the interface is gone, or the kernel refuses. Then it is nowhere.
-    pub fn attach(&mut self, link: &str) -> Result<()> {
+    pub fn attach(&mut self, link: &str) -> Result<bool> {
         if self.is_at(link) {
-            return Ok(());
+            return Ok(false);
         }
         self.attached = None;
         // First, so that no other program takes datagrams away; it passes on whatever is not one.
         let held = attach_tcx(classifier(&mut self.loaded, ACK)?, link, Side::Ingress)
             .with_context(|| format!("attach {ACK} to {link} (TCX needs Linux 6.6)"))?;
         self.attached = Some(Attached { to: link.to_owned(), _link: held });
-        Ok(())
+        Ok(true)
     }
 
     /// Whether `ack` is in front of the interface `link` now. A link that was deleted and made again has lost it.

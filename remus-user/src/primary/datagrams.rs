@@ -90,8 +90,7 @@ impl Datagrams {
 
 fn attach(trigger: &mut Trigger, there: SocketAddr) -> Result<()> {
     let link = Links::open()?.towards(there)?;
-    if !trigger.is_at(&link.name) {
-        trigger.attach(&link.name)?;
+    if trigger.attach(&link.name)? {
         info!("the kernel takes acks at {}, the link to the backup", link.name);
     }
     Ok(())
