@@ -36,12 +36,12 @@ const MAPS: [&str; 10] = [
     "ACKED",
     "ACKS",
 ];
-const HOLD: &str = "hold";
+pub(super) const HOLD: &str = "hold";
 const FLUSH: &str = "flush";
-const GUARD: &str = "guard";
+pub(super) const GUARD: &str = "guard";
 /// Pins of programs; those of links are named after the program alone.
-const HOLD_PROGRAM: &str = "hold_program";
-const GUARD_PROGRAM: &str = "guard_program";
+pub(super) const HOLD_PROGRAM: &str = "hold_program";
+pub(super) const GUARD_PROGRAM: &str = "guard_program";
 
 /// What `flush` gets as its packet: a buffer to write frames into, as long as a full frame so that it rarely
 /// has to grow.

@@ -31,7 +31,7 @@ impl Links {
                 bail!("{name} is not a tap but a {}: name the guest's tap", link.kind)
             }
         }
-        if let Some(misfit) = tap_misfit(name)? {
+        if let Some(misfit) = misfit(name)? {
             bail!("{misfit}");
         }
         Ok(ForeignTap { index: link.index, up: link.up })
@@ -39,12 +39,12 @@ impl Links {
 }
 
 /// What about the tap `name` would let frames meet the gate later than `write()` returns, or on several CPUs at
-/// once, with what to do about it; `None` when all is well. Whoever opens a tap may change this, so it is asked
-/// again when a gate begins to hold.
+/// once, with what to do about it; `None` when all is well. Whoever opens the tap may change this: a gate that is on
+/// it looks on every tick.
 ///
 /// # Errors
 /// When sysfs cannot be asked: then nobody knows.
-pub fn tap_misfit(name: &str) -> Result<Option<String>> {
+fn misfit(name: &str) -> Result<Option<String>> {
     let Some(flags) = sysfs::tun_flags(name)? else {
         return Ok(Some(format!("{name} is no tap any more")));
     };

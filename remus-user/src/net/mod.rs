@@ -13,7 +13,7 @@ mod route;
 mod sysfs;
 mod tap;
 
-pub use foreign_tap::{ForeignTap, tap_misfit};
+pub use foreign_tap::ForeignTap;
 pub use identity::{Identity, Station};
 pub use links::{IfIndex, Kind, Link, Links};
 pub use mac::{Mac, NotAMac};

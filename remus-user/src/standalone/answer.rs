@@ -34,9 +34,8 @@ pub(super) enum Code {
     GoingBack,
     /// The gate was started without a lease, so there is none to renew; or the gate is to open and its lease is over.
     Lease,
-    /// The tap is open in a way in which the gate cannot guard it.
-    UnfitTap,
-    /// The gate is not in front of its tap any more: pause the guest.
+    /// The gate is not in front of its tap any more, or the tap is open in a way in which it cannot be guarded:
+    /// pause the guest.
     GateLost,
     /// Released frames are still on their way: ask again.
     Pending,
@@ -99,7 +98,6 @@ impl Code {
             Self::NotSealed => "not-sealed",
             Self::GoingBack => "going-back",
             Self::Lease => "lease",
-            Self::UnfitTap => "unfit-tap",
             Self::GateLost => "gate-lost",
             Self::Pending => "pending",
             Self::Failed => "failed",

@@ -25,7 +25,6 @@ use super::{
 };
 use crate::{
     gate::{Fill, Flushed, Gate, Settings, Tap},
-    net::tap_misfit,
     os::boot_now,
     replication::Standalone,
 };
@@ -184,12 +183,6 @@ impl Keeper {
     }
 
     fn hold(&mut self) -> Result<Answer, Answer> {
-        // Whoever has opened the tap since the start may have opened it otherwise.
-        match tap_misfit(&self.place.tap.name) {
-            Ok(None) => {}
-            Ok(Some(misfit)) => return Err(Answer::error(Code::UnfitTap, misfit)),
-            Err(e) => return Err(Answer::error(Code::UnfitTap, format!("{e:#}"))),
-        }
         let before = self.brain.mode();
         let epoch = self.brain.handle_hold();
         match before {

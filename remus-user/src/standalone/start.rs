@@ -64,12 +64,9 @@ fn take_over(options: &StandaloneOptions, tap: &Tap, pins: &Path) -> Result<Opti
     let on_this_tap = view.tap_index == tap.ifindex;
     match pinned.attachment(Some(&tap.name))? {
         Attachment::First if on_this_tap => {}
-        Attachment::Behind { first_program } if on_this_tap => bail!(
-            "program {first_program} was put before the gate on {}, and may let frames pass: take it off (bpftool net \
-             show dev {} finds it), or remove the gate (`remus gate remove`)",
-            tap.name,
-            tap.name
-        ),
+        Attachment::Behind(why) if on_this_tap => {
+            bail!("{why}: take that off, or this gate (`remus gate remove`)")
+        }
         Attachment::Gone => {
             let held = pinned.held()?;
             warn!(
@@ -78,7 +75,7 @@ fn take_over(options: &StandaloneOptions, tap: &Tap, pins: &Path) -> Result<Opti
             );
             return Ok(None);
         }
-        Attachment::First | Attachment::Behind { .. } | Attachment::Elsewhere => bail!(
+        Attachment::First | Attachment::Behind(_) | Attachment::Elsewhere => bail!(
             "the gate of this name is on another tap (link {}, perhaps of another network namespace): give this one \
              another --name, or take that one off with `remus gate remove`",
             view.tap_index

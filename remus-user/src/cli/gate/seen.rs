@@ -137,7 +137,7 @@ impl Seen {
             tap: here.filter(|_| attachment.is_on_tap()),
             attached: match attachment {
                 Attachment::First => "first",
-                Attachment::Behind { .. } => "behind",
+                Attachment::Behind(_) => "behind",
                 Attachment::Elsewhere => "elsewhere",
                 Attachment::Gone => "gone",
             },

@@ -13,7 +13,6 @@ use std::{
 /// A link of a program to the ingress of an interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct TcxLink {
-    pub(super) program_id: u32,
     /// `None` when the interface is gone: the link stays, and guards nothing (`tcx_uninstall` in
     /// kernel/bpf/tcx.c, 6.18).
     pub(super) ifindex: Option<u32>,
@@ -75,7 +74,7 @@ impl TcxLink {
             return Err(io::Error::other("it is no link to an interface's ingress"));
         }
         let ifindex = (info.ifindex != 0).then_some(info.ifindex);
-        Ok(Self { program_id: info.prog_id, ifindex })
+        Ok(Self { ifindex })
     }
 }
 

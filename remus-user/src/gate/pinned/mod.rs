@@ -15,19 +15,26 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use aya::{
-    maps::{Array, Map, MapData},
-    programs::{SchedClassifier, TcAttachType},
-};
+use aya::maps::{Array, Map, MapData};
 use remus_abi::{
     Stamp,
     gate::{CONTROL_WORDS, Control, LAYOUT, Life, Mode, RING_WORDS, Ring, Slot, SlotState, UNIT},
 };
 
 use self::link::TcxLink;
-use super::{Counters, control::Words, counters::CounterMap, mode_of, pins::Pins, programs};
+use super::{
+    Counters,
+    chain::{Place, Side},
+    control::Words,
+    counters::CounterMap,
+    health::{Lost, check_hook},
+    hook::Hook,
+    mode_of,
+    pins::Pins,
+    programs::{self, GUARD, GUARD_PROGRAM, HOLD, HOLD_PROGRAM},
+    rtnl::Rtnl,
+};
 
-const HOLD: &str = "hold";
 const CONTROL: &str = "CONTROL";
 
 /// See the module.
@@ -70,23 +77,24 @@ pub struct Held {
 }
 
 /// Whether the gate is in front of its tap.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Attachment {
     /// First in the chain: every frame meets it before anything else.
     First,
     /// Another program comes before it, and may let frames pass by.
-    Behind { first_program: u32 },
+    Behind(Lost),
     /// The link is alive, but no interface of this network namespace has it: the tap is in another one.
     Elsewhere,
-    /// The tap was deleted, or the gate taken off it. Frames of a tap made anew under its name are not held.
+    /// The tap was deleted, or the gate taken off it; without TCX (before Linux 6.6) it may also be in another
+    /// network namespace. Frames of a tap made anew under its name are not held.
     Gone,
 }
 
 impl Attachment {
     /// Whether the interface that was asked about is the gate's tap.
-    pub fn is_on_tap(self) -> bool {
+    pub fn is_on_tap(&self) -> bool {
         match self {
-            Self::First | Self::Behind { .. } => true,
+            Self::First | Self::Behind(_) => true,
             Self::Elsewhere | Self::Gone => false,
         }
     }
@@ -180,26 +188,46 @@ impl Pinned {
     /// # Errors
     /// When the kernel does not say.
     pub fn attachment(&self, name: Option<&str>) -> Result<Attachment> {
-        let path = self.pins.path(HOLD);
-        let link = match TcxLink::at(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Attachment::Gone),
-            link => link.with_context(|| format!("ask for the link {}", path.display()))?,
+        let Some(name) = name else { return self.away() };
+        let place = Place { ifindex: self.view().tap_index, side: Side::Ingress };
+        // Without a link it is found by its filter; where there is none either it is not there.
+        let Ok(hook) = Hook::open(HOLD, HOLD_PROGRAM, name, place, &self.pins) else {
+            return self.away();
         };
-        if link.ifindex.is_none() {
-            return Ok(Attachment::Gone);
-        }
-        let Some(name) = name else { return Ok(Attachment::Elsewhere) };
-        let (_, chain) = SchedClassifier::query_tcx(name, TcAttachType::Ingress)
-            .with_context(|| format!("ask which programs sit on {name}"))?;
-        let ids: Vec<u32> = chain.iter().map(aya::programs::ProgramInfo::id).collect();
-        Ok(match ids.first() {
-            Some(first) if *first == link.program_id => Attachment::First,
-            Some(first) if ids.contains(&link.program_id) => {
-                Attachment::Behind { first_program: *first }
+        let rtnl = Rtnl::open().context("open an rtnetlink socket")?;
+        match check_hook(&hook, &rtnl) {
+            Ok(()) => Ok(Attachment::First),
+            Err(why @ (Lost::Displaced { .. } | Lost::XdpInFront { .. })) => {
+                Ok(Attachment::Behind(why))
             }
-            // Indexes are counted per network namespace: this is another interface with the same number.
-            Some(_) | None => Attachment::Elsewhere,
-        })
+            // Indexes are counted per network namespace: this may be another interface with the same number.
+            Err(
+                Lost::Deleted { .. }
+                | Lost::Recreated { .. }
+                | Lost::Detached { .. }
+                | Lost::QdiscRemoved { .. },
+            ) => self.away(),
+            Err(
+                unknown @ (Lost::Steered { .. }
+                | Lost::Napi { .. }
+                | Lost::SeveralQueues { .. }
+                | Lost::PinGone { .. }
+                | Lost::PinsUnmounted { .. }
+                | Lost::Unknown { .. }),
+            ) => Err(unknown.into()),
+        }
+    }
+
+    /// Where `hold` is, if it is on no interface that we see.
+    fn away(&self) -> Result<Attachment> {
+        let path = self.pins.path(HOLD);
+        match TcxLink::at(&path) {
+            Ok(TcxLink { ifindex: Some(_) }) => Ok(Attachment::Elsewhere),
+            Ok(TcxLink { ifindex: None }) => Ok(Attachment::Gone),
+            // A filter leaves no trace of where it was.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Attachment::Gone),
+            Err(e) => Err(e).with_context(|| format!("ask for the link {}", path.display())),
+        }
     }
 
     /// Shuts the gate: fresh frames are dropped, and nothing that is held leaves. A live controller may open it
@@ -215,6 +243,17 @@ impl Pinned {
     /// When a pin cannot be removed; says which.
     pub fn remove(self) -> Result<()> {
         self.close();
+        let View { tap_index, uplink_index, .. } = self.view();
+        for (name, program, ifindex, side) in [
+            (HOLD, HOLD_PROGRAM, tap_index, Side::Ingress),
+            (GUARD, GUARD_PROGRAM, uplink_index, Side::Egress),
+        ] {
+            // A link goes with its pin; a filter has to be removed while the program's pin says which it is.
+            let (link, place) = (format!("link {ifindex}"), Place { ifindex, side });
+            if let Ok(hook) = Hook::open(name, program, &link, place, &self.pins) {
+                hook.detach()?;
+            }
+        }
         let mut names = pin_names(&self.pins)?;
         // The link first, since it is what is asked for; then the pin by which a gate is found, so that none is
         // found that is not whole.
