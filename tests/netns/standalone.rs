@@ -12,10 +12,11 @@ use std::{
 
 use rig::sys;
 
-use crate::wire::{Wire, number_in, numbered};
+use crate::wire::{Wire, frame, number_in, numbered};
 
 const TAP: &str = "guest0";
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A busy machine takes seconds to load and verify the programs.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A run directory, with whatever controller and gate is in it.
 struct Standalone {
@@ -48,7 +49,8 @@ impl Standalone {
     fn restart(&mut self, options: &[&str]) {
         assert!(self.controller.is_none());
         let mut command = Command::new(remus());
-        command.args(["gate", "run", "--tap", TAP, "--run-dir"]).arg(self.dir.path()).args(options);
+        command.args(["gate", "run", "--tap", TAP, "--buffer-mib", "4", "--run-dir"]);
+        command.arg(self.dir.path()).args(options);
         // SAFETY: between fork and exec the closure makes one system call; it neither allocates nor locks.
         unsafe { command.pre_exec(|| sys::die_with_parent(libc::SIGKILL)) };
         self.controller = Some(command.stderr(Stdio::piped()).spawn().expect("start remus"));
@@ -372,6 +374,28 @@ fn an_opened_gate_releases_all_before_what_comes() {
     assert_eq!(client.value("hold", "open"), client.value("status", "open"));
     wire.send(&numbered(3001));
     assert_eq!(arrived(&mut wire), [] as [u32; 0]);
+}
+
+#[test]
+fn a_gate_that_fills_wakes_those_who_wait() {
+    let mut wire = Wire::new();
+    let gate = Standalone::start(&[]);
+    let (mut client, mut waiter) = (gate.client(), gate.client());
+    client.ask("hold");
+    for waiting in [&mut waiter, &mut gate.client()] {
+        waiting.0.get_mut().write_all(b"wait\n").unwrap();
+    }
+    assert_eq!(client.value("status", "held"), "0", "the one who waits keeps nobody waiting");
+    // Of 4 MiB.
+    for _ in 0..1500 {
+        wire.send(&frame(0x88b5, &[7; 1480]));
+    }
+    let answer = waiter.answer();
+    assert!(answer.starts_with("ok held=") && answer.ends_with(" capacity=4194304"), "{answer}");
+    client.ask("seal");
+    client.ask("commit 1");
+    wire.arrivals();
+    assert_eq!(client.value("status", "held"), "0");
 }
 
 #[test]
