@@ -71,8 +71,8 @@ pub(super) fn stamp_and_lock(
     let lock_ns = fastest(|| time(&loaded, lock, size, mark(0)))?;
     Ok(vec![
         (Figure::EmptyNs, empty_ns),
-        (Figure::StampNs, stamp_ns - empty_ns),
-        (Figure::LockNs, lock_ns - empty_ns),
+        (Figure::StampNs, (stamp_ns - empty_ns).max(0.0)),
+        (Figure::LockNs, (lock_ns - empty_ns).max(0.0)),
     ])
 }
 

@@ -137,7 +137,10 @@ impl<'a> Report<'a> {
                 self.group(format!("{}, {name}", size.name()), Phase::Latency, size, figure)
             })
         });
-        let panel = |title: &str, groups| Panel { title: title.to_owned(), groups };
+        let panel = |title: &str, mut groups: Vec<Group>| {
+            groups.retain(|group| !group.bars.is_empty());
+            Panel { title: title.to_owned(), groups }
+        };
         let panels = vec![
             panel("Open throughput, kpps", groups_of(Phase::Open, &copied, Figure::SinkKpps)),
             panel("Open throughput, Gb/s", groups_of(Phase::Open, &SIZES[1..], Figure::SinkGbps)),
@@ -152,11 +155,13 @@ impl<'a> Report<'a> {
         ];
         let Machine { kernel, cpu, cpus, .. } = &self.machine;
         let quick = if self.quick { "; QUICK: figures mean little" } else { "" };
+        let panels = panels.into_iter().filter(|panel| !panel.groups.is_empty()).collect();
         Drawing {
             title: "The gate, against the same bridge without one".to_owned(),
             subtitle: format!(
-                "Linux {kernel}, {cpus} CPUs, {cpu}; medians of {} rounds{quick}",
-                self.rounds
+                "Linux {kernel}, {cpus} CPUs, {cpu}; median of {} {}{quick}",
+                self.rounds,
+                if self.rounds == 1 { "round" } else { "rounds" }
             ),
             legend: self.arms.iter().map(|arm| (arm.name(), arm.colour())).collect(),
             panels,
