@@ -14,7 +14,7 @@ use rig::{
     topology::Topology,
 };
 
-/// Exit codes: 0 nothing was lost, 1 something was lost or the run failed, 2 usage.
+/// Exit codes: 0 nothing was lost (bench: every claim holds), 1 it was not so or the run failed, 2 usage.
 #[derive(Parser)]
 #[command(name = "remus-rig", about = "Two hosts, a switch and a client in network namespaces")]
 struct Arguments {
@@ -49,7 +49,7 @@ struct BenchOptions {
     /// Rounds that count, after one that does not
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
-    /// Few and short rounds: shows that it works, not how fast
+    /// Short rounds, one if nothing else is said: shows that it works, not how fast, and judges only that
     #[arg(long)]
     quick: bool,
 }

@@ -69,8 +69,9 @@ impl<'a> Report<'a> {
         }
     }
 
+    /// Whether every claim holds; after quick rounds, every one that is not about speed.
     pub(super) fn all_hold(&self) -> bool {
-        self.claims.iter().all(|claim| claim.holds)
+        self.claims.iter().all(|claim| claim.holds || self.quick && !claim.correctness)
     }
 
     pub(super) fn write(&self, folder: &Path) -> Result<()> {
