@@ -147,3 +147,83 @@ fn a_backup_that_dies_stalls_its_primary_and_a_new_one_is_synced() {
         lost_nothing(client, 4).await;
     });
 }
+
+/// Runs a shell line of an operator's on the primary host.
+async fn on_primary(pair: &Pair, line: &str) {
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-ec", line]);
+    let host = &pair.topology.primary;
+    let mut shell = host.spawn(shell, rig::host::Share::Load, &pair.log("shell")).unwrap();
+    let ended = loop {
+        if let Some(status) = shell.ended().unwrap() {
+            break status;
+        }
+        sleep(Duration::from_millis(2)).await;
+    };
+    assert!(ended.success(), "{line}: {}", pair.logged("shell"));
+}
+
+/// The guest was paused, its primary ends by itself for the reason `why`, and the backup goes on.
+async fn is_taken_over_for(pair: &Pair, primary: &mut Daemon, backup: &mut Daemon, why: &str) {
+    promoted(backup).await;
+    assert_eq!(ended(primary).await.code(), Some(1));
+    let said = pair.logged("primary");
+    assert!(said.contains("the gate is lost, the guest is paused") && said.contains(why), "{said}");
+}
+
+#[test]
+fn a_tap_deleted_under_load_is_a_takeover_and_no_client_is_contradicted() {
+    with_hosts(async |pair| {
+        let (mut primary, mut backup) = pair.protected().await;
+        let mut guest = pair.guest().await;
+        guest.start_work(500, 64, 20_000).await.unwrap();
+        let client = pair.client(4).await;
+        let links = pair.topology.primary.links();
+        let all = links.list().await.unwrap();
+        let tap = all.iter().find(|link| link.name == rig::remus::TAP).unwrap();
+        links.delete(tap).await.unwrap();
+        is_taken_over_for(&pair, &mut primary, &mut backup, "tap0 was deleted").await;
+        replies_more(&client, 100).await;
+        lost_nothing(client, 4).await;
+    });
+}
+
+#[test]
+fn a_gate_that_can_be_put_back_is_and_the_guest_goes_on_where_it_was() {
+    with_hosts(async |pair| {
+        let (mut primary, mut backup) = pair.protected().await;
+        let client = pair.client(4).await;
+        let pins = pair.vm_dir().join("bpf");
+        on_primary(&pair, &format!("umount -l {}", pins.display())).await;
+        let until = tokio::time::Instant::now() + PATIENCE;
+        while !pair.logged("primary").contains("the gate is back") {
+            assert!(tokio::time::Instant::now() < until, "{}", pair.logged("primary"));
+            sleep(Duration::from_millis(5)).await;
+        }
+        primary.wait_for(Protection::Protected, PATIENCE).await.unwrap();
+        replies_more(&client, 100).await;
+        assert_eq!(primary.status(None).await.unwrap().gate.mode, "hold");
+
+        // And it is as good as the first.
+        let armed = pair.topology.primary.arm().await.unwrap();
+        pair.topology.primary.die(Death::Host, &armed, &mut primary.process).await.unwrap();
+        promoted(&mut backup).await;
+        replies_more(&client, 100).await;
+        lost_nothing(client, 4).await;
+    });
+}
+
+#[test]
+fn a_tap_that_is_steered_past_its_gate_shows_and_is_taken_over_from() {
+    with_hosts(async |pair| {
+        let (mut primary, mut backup) = pair.protected().await;
+        let client = pair.client(4).await;
+        on_primary(&pair, "echo 1 > /sys/class/net/tap0/queues/rx-0/rps_cpus").await;
+        let status = primary.wait_for(Protection::GateLost, PATIENCE).await.unwrap();
+        assert!(status.reason.contains("rps_cpus is 1"), "{}", status.reason);
+        assert_eq!(status.gate.mode, "closed");
+        is_taken_over_for(&pair, &mut primary, &mut backup, "receive packet steering").await;
+        replies_more(&client, 100).await;
+        lost_nothing(client, 4).await;
+    });
+}

@@ -124,10 +124,24 @@ impl Wire {
         ifindex(&self.tap.name)
     }
 
+    /// Deletes the guest's tap.
+    pub(crate) fn delete_tap(&mut self) {
+        self.guest = open_dev_null();
+    }
+
     /// Deletes the guest's tap and makes another of the same name.
     pub(crate) fn recreate_tap(&mut self) {
-        self.guest = open_dev_null();
+        self.delete_tap();
         self.guest = open_tap("guest0");
+    }
+
+    /// The VMM lets go of the tap, which stays, and takes it again in NAPI mode.
+    pub(crate) fn retake_tap_in_napi_mode(&mut self) {
+        // SAFETY: TUNSETPERSIST takes its argument by value.
+        let kept = unsafe { libc::ioctl(self.guest.as_raw_fd(), libc::TUNSETPERSIST, 1) };
+        assert_eq!(kept, 0, "keep the tap: {}", std::io::Error::last_os_error());
+        self.guest = open_dev_null();
+        self.guest = open_tap_with("guest0", libc::IFF_NAPI);
     }
 }
 
@@ -176,6 +190,11 @@ fn enter_namespaces() {
 }
 
 fn open_tap(name: &str) -> File {
+    open_tap_with(name, 0)
+}
+
+/// Opens a tap with more flags than it always has.
+pub(crate) fn open_tap_with(name: &str, flags: libc::c_int) -> File {
     // SAFETY: a terminated path; the descriptor is checked and owned by the File.
     let tap = unsafe {
         let fd =
@@ -188,7 +207,7 @@ fn open_tap(name: &str) -> File {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_TAP | libc::IFF_NO_PI).unwrap();
+    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_TAP | libc::IFF_NO_PI | flags).unwrap();
     // SAFETY: TUNSETIFF reads an ifreq that lives during the call.
     let result = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw const request) };
     assert_eq!(result, 0, "make tap {name}: {}", std::io::Error::last_os_error());
@@ -199,7 +218,7 @@ fn open_dev_null() -> File {
     File::options().read(true).write(true).open("/dev/null").unwrap()
 }
 
-fn ifindex(name: &str) -> u32 {
+pub(crate) fn ifindex(name: &str) -> u32 {
     let name = std::ffi::CString::new(name).unwrap();
     // SAFETY: a terminated string.
     let index = unsafe { libc::if_nametoindex(name.as_ptr()) };

@@ -58,6 +58,35 @@ pub enum Lost {
     Unknown { question: &'static str, error: String },
 }
 
+/// What helps against a loss.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Remedy {
+    /// A new gate in the place of the lost one.
+    NewGate,
+    /// Only whoever did it can undo it.
+    Wait,
+    /// Nothing: there is no tap any more that the guest's frames come from.
+    None,
+}
+
+impl Lost {
+    pub fn remedy(&self) -> Remedy {
+        match self {
+            Self::Detached { .. }
+            | Self::QdiscRemoved { .. }
+            | Self::Displaced { .. }
+            | Self::PinGone { .. }
+            | Self::PinsUnmounted { .. } => Remedy::NewGate,
+            Self::XdpInFront { .. }
+            | Self::Steered { .. }
+            | Self::Napi { .. }
+            | Self::SeveralQueues { .. }
+            | Self::Unknown { .. } => Remedy::Wait,
+            Self::Deleted { .. } | Self::Recreated { .. } => Remedy::None,
+        }
+    }
+}
+
 impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

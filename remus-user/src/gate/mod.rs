@@ -45,7 +45,7 @@ use remus_abi::{
 pub use self::{
     acks::AckCounters,
     counters::{Counters, Residence},
-    health::Lost,
+    health::{Lost, Remedy},
     hook::HookKind,
     pinned::{Attachment, Held, Pinned, View},
     settings::{Release, Settings},
@@ -183,6 +183,21 @@ impl Gate {
         let Ok(programs) = Programs::open(&tap, &release, pins) else { return Ok(None) };
         let gate = Self::over(tap, programs)?;
         Ok(gate.verify().is_ok().then_some(gate))
+    }
+
+    /// A new gate in the place of this one, which is lost: of the same term and build, closed and empty. This one is
+    /// of no use after; what it held is gone.
+    ///
+    /// # Errors
+    /// As those of [`Gate::install`], and when the new gate finds itself lost for the same reason.
+    pub fn again(&self) -> Result<Self> {
+        let units = self.control.get(Control::Units as usize);
+        let settings = Settings {
+            buffer_mib: u32::try_from(units * u64::from(UNIT) >> 20).context("a gate's size")?,
+            release: self.programs.release()?,
+        };
+        let kind = self.programs.kind();
+        Self::install_by(kind, self.tap.clone(), self.programs.pins(), &settings, self.term())
     }
 
     fn over(tap: Tap, programs: Programs) -> Result<Self> {

@@ -34,6 +34,10 @@ impl Pins {
         Ok((dir.is_dir() && is_bpffs(dir)?).then(|| Self { dir: dir.to_owned() }))
     }
 
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The path of the pin `name`.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)

@@ -19,6 +19,8 @@ use super::{
     settings::{Release, Settings},
 };
 
+use crate::config::LinkName;
+
 /// The object that `cargo xtask build` made from remus-ebpf.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("REMUS_GATE_OBJECT"));
 
@@ -170,6 +172,23 @@ impl Programs {
             r if r == FlushResult::Refused as u32 => FlushResult::Refused,
             r if r == FlushResult::Unguarded as u32 => FlushResult::Unguarded,
             r => bail!("flush answered {r}, which means nothing"),
+        })
+    }
+
+    /// How `hold` is attached.
+    pub(super) fn kind(&self) -> HookKind {
+        self.hold.kind()
+    }
+
+    pub(super) fn pins(&self) -> &Path {
+        self.pins.dir()
+    }
+
+    /// Which way released frames go.
+    pub(super) fn release(&self) -> Result<Release> {
+        Ok(match &self.guard {
+            None => Release::ReEntry,
+            Some(guard) => Release::Uplink(LinkName::new(&guard.link)?),
         })
     }
 

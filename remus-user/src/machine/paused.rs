@@ -85,6 +85,11 @@ impl<'a> Paused<'a> {
         self.vm.protect(pages)
     }
 
+    /// Ends the pause without resuming the guest, which never runs again: the machine is of use to nobody.
+    pub fn keep(self) {
+        std::mem::forget(self);
+    }
+
     /// Resumes the guest, as dropping does.
     pub fn resume(self) {}
 }

@@ -105,6 +105,7 @@ fn word(protection: Protection) -> &'static str {
         Protection::Stalled => "stalled",
         Protection::Unprotected => "UNPROTECTED",
         Protection::Promoted => "PROMOTED, unprotected",
+        Protection::GateLost => "GATE LOST, paused",
         Protection::Stopped => "stopped",
     }
 }

@@ -307,6 +307,7 @@ impl Standing {
             | Protection::Stalled
             | Protection::Unprotected
             | Protection::Promoted
+            | Protection::GateLost
             | Protection::Stopped => self.protected_before,
         }
     }

@@ -28,6 +28,9 @@ pub enum Protection {
     Unprotected,
     /// A backup that took over: unprotected, in a term of its own.
     Promoted,
+    /// The gate guards no more: the guest is paused until it does, or the backup takes over.
+    #[serde(rename = "gate-lost")]
+    GateLost,
     /// The guest ended on purpose, or another host speaks for it now.
     Stopped,
 }

@@ -61,10 +61,18 @@ impl Report {
                 | Protection::Stalled
                 | Protection::Unprotected
                 | Protection::Promoted
+                | Protection::GateLost
                 | Protection::Stopped => {}
             }
             self.shared.stand(protection, &self.reason);
         }
+    }
+
+    /// The guest is paused because its gate is lost.
+    pub(crate) fn gate_lost(&mut self, why: &str) {
+        self.standing = Some(Protection::GateLost);
+        why.clone_into(&mut self.reason);
+        self.shared.stand(Protection::GateLost, why);
     }
 
     /// Why protection is not what it should be; said with the standing as it is.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::Check;
-use crate::config::Placement;
+use crate::{config::Placement, gate::HookKind};
 
 /// Capabilities that the gate and the tap take, by bit number.
 const CAPABILITIES: &[(u32, &str, &str)] = &[
@@ -50,11 +50,18 @@ pub(super) fn kernel_version() -> Check {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let release = release.trim();
     match version(release) {
-        Some(v) if v >= (6, 6) => Check::ok(NAME, format!("{release}: the gate attaches by TCX")),
+        Some(v) if v >= (6, 1) => {
+            let how = match HookKind::of_this_kernel() {
+                Ok(HookKind::Tcx) => "the gate attaches by TCX".to_owned(),
+                Ok(HookKind::Clsact) => "the gate attaches by clsact (TCX needs 6.6)".to_owned(),
+                Err(e) => format!("whether it has TCX cannot be asked ({e})"),
+            };
+            Check::ok(NAME, format!("{release}: {how}"))
+        }
         Some(_) => Check::refused(
             NAME,
-            format!("{release} has no TCX, by which the gate is first on its tap"),
-            "use Linux 6.6 or later",
+            format!("{release} is older than what the gate was tried on"),
+            "use Linux 6.1 or later",
         ),
         None => {
             Check::warning(NAME, format!("cannot read a version in {release:?}"), "mount /proc")

@@ -15,6 +15,7 @@
 //! buffer or no place in the pipeline the epoch just lasts longer.
 
 mod ending;
+mod loss;
 mod session;
 
 use std::{collections::VecDeque, io, os::fd::AsRawFd, time::Duration};
@@ -35,7 +36,7 @@ use super::{
 };
 use crate::{
     checkpoint::{DirtyBook, HotSet, Page, PageSet, QUIET_EPOCHS_DEFAULT},
-    gate::{Flushed, Gate},
+    gate::{Flushed, Gate, Lost},
     machine::{End, Event, Machine, Prepared},
     os::boot_now,
     replication::{Pipeline, PrimaryLease, SealWhen},
@@ -117,6 +118,10 @@ pub(crate) struct Engine {
     next_tick: Moment,
     ending: Option<Ending>,
     stood_down: Option<Term>,
+    /// Why the gate, which is open, could not hold.
+    doubt: Option<Lost>,
+    /// When the gate was last put back.
+    gate_back_at: Option<Moment>,
 }
 
 impl Engine {
@@ -141,7 +146,11 @@ impl Engine {
         // Lines that nobody would see are not written in the kernel either.
         gate.set_debug(tracing::enabled!(tracing::Level::DEBUG));
         fine_timers()?;
-        gate.verify()?;
+        match gate.verify() {
+            // Nothing is held: a guest that runs unprotected does not wait for a gate.
+            Err(lost) if brain.gate_is_open() => warn!("the gate, which is open, is lost: {lost}"),
+            verified => verified?,
+        }
         let machine = machine.start()?;
         let epoll = Epoll::new().context("make an epoll instance")?;
         let waited_for =
@@ -182,6 +191,8 @@ impl Engine {
             next_tick: boot_now(),
             ending: None,
             stood_down: None,
+            doubt: None,
+            gate_back_at: None,
         })
     }
 
@@ -251,7 +262,11 @@ impl Engine {
 
     /// Serves the machine's devices.
     fn serve(&mut self) -> Result<()> {
-        match self.machine.service()? {
+        let event = match self.machine.service() {
+            Ok(event) => event,
+            Err(e) => return self.explain(e, boot_now()),
+        };
+        match event {
             Event::Served => Ok(()),
             Event::Ended(End::PowerOff) => {
                 info!("the guest has powered off");
@@ -383,7 +398,7 @@ impl Engine {
 
     fn tick(&mut self, now: Moment) -> Result<()> {
         self.next_tick = now + TICK;
-        self.gate.verify()?;
+        self.look_after_gate(now)?;
         self.gate.drain_log();
         self.publish()
     }

@@ -40,6 +40,10 @@ impl Engine {
             let replaced = link.session;
             self.lost(replaced, "another session took its place");
         }
+        if !self.gate_is_well() {
+            self.refuse_for_gate(session);
+            return Ok(());
+        }
         if let Err(e) = self.brain.handle_welcome(session, welcome) {
             warn!("the session is of no use: {e}");
             self.order(Order::Drop(session));
