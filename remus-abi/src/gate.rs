@@ -101,6 +101,11 @@ pub enum Control {
     Layout = 8,
     /// Units held from which on the controller is woken; see the map `EVENTS`. 0: never.
     Watermark = 9,
+    /// Who keeps IP frames: 0 the buffer, 1 netfilter's queue.
+    Engine = 10,
+    /// Non-zero: `stamp` sends IP frames to the queue. Always while it holds; through an open gate as long as older
+    /// ones wait there.
+    Queueing = 11,
 }
 pub const CONTROL_WORDS: usize = 16;
 

@@ -14,6 +14,15 @@
 //!                          +------------ BPF_F_INGRESS ---------+
 //! ```
 //!
+//! The engine `nfqueue` puts `stamp` where `hold` sits. It is `hold` with one more branch: an IP frame is not
+//! copied but marked and passed on to netfilter, which keeps it in a queue; once a batch verdict of the
+//! controller lets it go on, `lock` proves its mark.
+//!
+//! ```text
+//! guest -> tap ingress -> stamp --mark--> prerouting -> queue --verdict--> lock --> bridge or router
+//!                           `--what is not plain IP: as `hold` does
+//! ```
+//!
 //! Invariants (the names are those of `remus_abi::gate`):
 //! - A frame passes `hold` only when the mode is `Open` and nothing is held, or when its slot is `Sent`, of the
 //!   number in the mark, and its stamp is covered by the committed one. `guard` lets a frame with our mark pass
@@ -41,9 +50,14 @@ mod ack;
 mod flush;
 mod guard;
 mod hold;
+mod lock;
 mod maps;
+mod stamp;
 
-use aya_ebpf::{macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    macros::{classifier, socket_filter},
+    programs::{SkBuffContext, TcContext},
+};
 
 #[classifier]
 pub fn hold(ctx: TcContext) -> i32 {
@@ -63,6 +77,16 @@ pub fn guard(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn ack(ctx: TcContext) -> i32 {
     ack::judge(&ctx)
+}
+
+#[classifier]
+pub fn stamp(ctx: TcContext) -> i32 {
+    stamp::judge(&ctx)
+}
+
+#[socket_filter]
+pub fn lock(ctx: SkBuffContext) -> i64 {
+    lock::judge(&ctx).into()
 }
 
 #[panic_handler]

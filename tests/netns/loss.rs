@@ -21,7 +21,7 @@ use crate::{
     bpf::{Stranger, detach_link},
     gate::{TERM, committed, epoch, release_all},
     hook::{kinds, with_clsact, with_tcx},
-    wire::{Wire, ifindex, number_in, numbered, open_tap_with},
+    wire::{Offloads, Wire, ifindex, number_in, numbered, open_tap_with},
 };
 
 const TAP: &str = "guest0";
@@ -234,7 +234,7 @@ fn napi_mode_is_noticed() {
 #[test]
 fn a_tap_of_several_queues_gets_no_gate() {
     let wire = Wire::new();
-    let _tap = open_tap_with("many0", libc::IFF_MULTI_QUEUE);
+    let _tap = open_tap_with("many0", Offloads::None, libc::IFF_MULTI_QUEUE);
     let tap = Tap { name: "many0".into(), ifindex: ifindex("many0") };
     let refused = Gate::install(tap, wire.pins.path(), &Settings::default(), TERM).err().unwrap();
     let expected = Lost::SeveralQueues { link: "many0".into() };

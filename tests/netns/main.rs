@@ -8,6 +8,7 @@ mod hook;
 mod hosts;
 mod loss;
 mod net;
+mod nfqueue;
 mod programs;
 mod second_lock;
 mod server;

@@ -5,6 +5,7 @@
 use std::{
     fs::{self, File},
     io::{ErrorKind, Read, Write},
+    net::Ipv4Addr,
     os::fd::{AsRawFd, FromRawFd},
     time::{Duration, Instant},
 };
@@ -22,6 +23,7 @@ const MTU: u32 = 9000;
 pub(crate) struct Wire {
     guest: File,
     outside: File,
+    offloads: Offloads,
     pub(crate) tap: Tap,
     pub(crate) pins: tempfile::TempDir,
 }
@@ -38,9 +40,18 @@ impl Drop for Wire {
 impl Wire {
     /// Moves the calling thread into namespaces of its own for good: each test runs in a thread of its own.
     pub(crate) fn new() -> Self {
+        Self::with(Offloads::None)
+    }
+
+    /// Frames at both ends have the header of virtio-net before them, and may be large and without a checksum.
+    pub(crate) fn with_offloads() -> Self {
+        Self::with(Offloads::All)
+    }
+
+    fn with(offloads: Offloads) -> Self {
         enter_namespaces();
-        let guest = open_tap("guest0");
-        let outside = open_tap("outside0");
+        let guest = open_tap("guest0", offloads);
+        let outside = open_tap("outside0", offloads);
         // Neighbour discovery of the host's own stack is not what the tests look at.
         for scope in ["default", "all"] {
             fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1")
@@ -80,7 +91,7 @@ impl Wire {
             },
         );
         let tap = Tap { name: "guest0".to_owned(), ifindex: guest_index };
-        Self { guest, outside, tap, pins: tempfile::tempdir().unwrap() }
+        Self { guest, outside, offloads, tap, pins: tempfile::tempdir().unwrap() }
     }
 
     /// The guest sends `frame`.
@@ -92,11 +103,12 @@ impl Wire {
     pub(crate) fn arrivals(&mut self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         let mut last = Instant::now();
-        let mut buffer = [0; 10_000];
+        let mut buffer = vec![0; 1 << 17];
+        let header = self.offloads.header();
         while last.elapsed() < Duration::from_millis(30) {
             match self.outside.read(&mut buffer) {
                 Ok(n) => {
-                    if buffer[6..12] == GUEST_MAC {
+                    if buffer[header..][6..12] == GUEST_MAC {
                         frames.push(buffer[..n].to_vec());
                     }
                     last = Instant::now();
@@ -129,10 +141,25 @@ impl Wire {
         self.guest = open_dev_null();
     }
 
+    /// Gives the host an address on the bridge: the MAC address that it has there.
+    pub(crate) fn host_on_bridge(&self, address: Ipv4Addr) -> [u8; 6] {
+        give_address("br0", address)
+    }
+
+    /// Takes the guest's tap out of the bridge and gives the host an address on it: the MAC address that it has there.
+    pub(crate) fn host_on_tap(&self, address: Ipv4Addr) -> [u8; 6] {
+        let index = self.tap.ifindex;
+        with_links(async |links| {
+            let free = LinkUnspec::new_with_index(index).nocontroller().build();
+            links.link().set(free).execute().await.expect("leave the bridge");
+        });
+        give_address(&self.tap.name, address)
+    }
+
     /// Deletes the guest's tap and makes another of the same name.
     pub(crate) fn recreate_tap(&mut self) {
         self.delete_tap();
-        self.guest = open_tap("guest0");
+        self.guest = open_tap("guest0", self.offloads);
     }
 
     /// The VMM lets go of the tap, which stays, and takes it again in NAPI mode.
@@ -141,9 +168,49 @@ impl Wire {
         let kept = unsafe { libc::ioctl(self.guest.as_raw_fd(), libc::TUNSETPERSIST, 1) };
         assert_eq!(kept, 0, "keep the tap: {}", std::io::Error::last_os_error());
         self.guest = open_dev_null();
-        self.guest = open_tap_with("guest0", libc::IFF_NAPI);
+        self.guest = open_tap_with("guest0", self.offloads, libc::IFF_NAPI);
     }
 }
+
+/// What the ends of the wire leave to each other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Offloads {
+    None,
+    All,
+}
+
+impl Offloads {
+    /// Bytes before each frame.
+    fn header(self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::All => VIRTIO_NET_HEADER,
+        }
+    }
+
+    fn flags(self) -> i16 {
+        let header = match self {
+            Self::None => 0,
+            Self::All => libc::IFF_VNET_HDR,
+        };
+        i16::try_from(libc::IFF_TAP | libc::IFF_NO_PI | header).unwrap()
+    }
+
+    /// Takes what the other end offers: large frames of TCP over IPv4 and IPv6, checksums still to be filled in.
+    fn accept(self, tap: &File) {
+        let accepted = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+        if self == Self::All {
+            // SAFETY: TUNSETOFFLOAD takes a number.
+            let result = unsafe {
+                libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(accepted))
+            };
+            assert_eq!(result, 0, "set offloads: {}", std::io::Error::last_os_error());
+        }
+    }
+}
+
+/// Bytes of the header of virtio-net, as a tap has it.
+pub(crate) const VIRTIO_NET_HEADER: usize = 10;
 
 /// A broadcast frame of the experimental ethertype that carries `number`.
 pub(crate) fn numbered(number: u32) -> Vec<u8> {
@@ -189,12 +256,12 @@ fn enter_namespaces() {
     assert_eq!(result, 0, "private mounts: {}", std::io::Error::last_os_error());
 }
 
-fn open_tap(name: &str) -> File {
-    open_tap_with(name, 0)
+fn open_tap(name: &str, offloads: Offloads) -> File {
+    open_tap_with(name, offloads, 0)
 }
 
 /// Opens a tap with more flags than it always has.
-pub(crate) fn open_tap_with(name: &str, flags: libc::c_int) -> File {
+pub(crate) fn open_tap_with(name: &str, offloads: Offloads, flags: libc::c_int) -> File {
     // SAFETY: a terminated path; the descriptor is checked and owned by the File.
     let tap = unsafe {
         let fd =
@@ -207,11 +274,47 @@ pub(crate) fn open_tap_with(name: &str, flags: libc::c_int) -> File {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_TAP | libc::IFF_NO_PI | flags).unwrap();
+    let flags = libc::c_short::try_from(flags).expect("flags of a tap");
+    request.ifr_ifru.ifru_flags = offloads.flags() | flags;
     // SAFETY: TUNSETIFF reads an ifreq that lives during the call.
     let result = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw const request) };
     assert_eq!(result, 0, "make tap {name}: {}", std::io::Error::last_os_error());
+    offloads.accept(&tap);
     tap
+}
+
+fn give_address(link: &str, address: Ipv4Addr) -> [u8; 6] {
+    let index = ifindex(link);
+    with_links(async |links| {
+        let add = links.address().add(index, address.into(), 24);
+        add.execute().await.expect("add an address");
+    });
+    mac_of(link)
+}
+
+/// Runs `body` on a connection to the links of this thread's namespace.
+fn with_links(body: impl AsyncFnOnce(rtnetlink::Handle)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (connection, links, _) = rtnetlink::new_connection().expect("netlink");
+        tokio::spawn(connection);
+        body(links).await;
+    });
+}
+
+fn mac_of(link: &str) -> [u8; 6] {
+    // SAFETY: ifreq is plain data.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(link.bytes()) {
+        *to = from.cast_signed();
+    }
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    // SAFETY: SIOCGIFHWADDR fills an ifreq that lives during the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) };
+    assert_eq!(result, 0, "address of {link}: {}", std::io::Error::last_os_error());
+    // SAFETY: the member that SIOCGIFHWADDR has just filled.
+    let address = unsafe { request.ifr_ifru.ifru_hwaddr.sa_data };
+    std::array::from_fn(|n| address[n].cast_unsigned())
 }
 
 fn open_dev_null() -> File {

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::gate::{Release, Settings};
+use crate::gate::{Engine, Release, Settings};
 
 const GOOD: &str = r#"name = "demo"
 
@@ -171,6 +171,17 @@ fn frames_leave_by_the_uplink_that_is_named() {
     assert!(error.contains("gate.release.uplink"), "{error}");
     let error = parse(&text.replace("uplink", "uplinc")).unwrap_err().to_string();
     assert!(error.contains("uplink"), "{error}");
+}
+
+#[test]
+fn the_engine_is_one_that_there_is_and_goes_with_the_release() {
+    let engine = |text: &str| parse(&format!("{GOOD}[gate]\n{text}\n")).map(|c| c.gate.engine);
+    assert_eq!(engine("engine = \"nfqueue\"").unwrap(), Engine::NfQueue);
+    let error = engine("engine = \"plug\"").unwrap_err().to_string();
+    assert!(error.contains("gate.engine: \"plug\" is no engine"), "{error}");
+    let both = "engine = \"nfqueue\"\nrelease = { uplink = \"eth0\" }";
+    let error = engine(both).unwrap_err().to_string();
+    assert!(error.contains("not by an uplink"), "{error}");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::{
     state_dir_beside,
 };
 use crate::{
-    gate::{Release, Settings},
+    gate::{Engine, Release, Settings},
     machine::{MTU_BYTES_MAX, MTU_BYTES_MIN},
     net::Mac,
 };
@@ -46,6 +46,7 @@ const KEYS: &[(&str, &str, bool)] = &[
     ("protection.lease_ms", "lease_ms = 60", false),
     ("gate", "[gate]", false),
     ("gate.buffer_mib", "buffer_mib = 32", false),
+    ("gate.engine", "engine = \"bpf\"", false),
     ("gate.release", "[gate.release]", false),
     ("gate.release.uplink", "uplink = \"eth0\"", false),
     ("gate.release.trigger", "trigger = \"kernel\"", false),
@@ -105,6 +106,7 @@ struct RawProtection {
 #[serde(deny_unknown_fields)]
 struct RawGate {
     buffer_mib: Option<i64>,
+    engine: Option<String>,
     #[serde(default)]
     release: RawRelease,
 }
@@ -380,7 +382,24 @@ impl Check<'_, '_> {
             Some(uplink) => Release::Uplink(self.link("gate.release.uplink", uplink)?),
             None => Release::ReEntry,
         };
-        Ok(Settings { buffer_mib, release })
+        let key = "gate.engine";
+        let engine = match raw.engine.as_deref() {
+            None | Some("bpf") => Engine::Bpf,
+            Some("nfqueue") if release == Release::ReEntry => Engine::NfQueue,
+            Some("nfqueue") => {
+                return Err(self.wrong(
+                    key,
+                    "netfilter's queue releases frames where they were held, not by an uplink"
+                        .to_owned(),
+                    "leave out gate.release.uplink, or use engine = \"bpf\"",
+                ));
+            }
+            Some(other) => {
+                let what = format!("{other:?} is no engine");
+                return Err(self.wrong(key, what, "\"bpf\" or \"nfqueue\""));
+            }
+        };
+        Ok(Settings { buffer_mib, release, engine })
     }
 
     fn trigger(&self, raw: Option<&RawGate>) -> Result<ReleaseTrigger, ConfigError> {

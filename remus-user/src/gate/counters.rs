@@ -16,6 +16,11 @@ impl Counters {
     pub fn get(&self, which: Counter) -> u64 {
         self.0[which as usize]
     }
+
+    /// Adds what another part of the kernel has counted.
+    pub(super) fn add(&mut self, which: Counter, more: u64) {
+        self.0[which as usize] += more;
+    }
 }
 
 impl CounterMap {

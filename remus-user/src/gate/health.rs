@@ -54,6 +54,8 @@ pub enum Lost {
     PinGone { path: PathBuf },
     /// The bpffs with the pins is gone.
     PinsUnmounted { path: PathBuf },
+    /// Netfilter does not hold this link's frames as it was told to, or somebody else does.
+    QueueGone { link: String, how: String },
     /// Nobody knows: the kernel did not answer.
     Unknown { question: &'static str, error: String },
 }
@@ -76,7 +78,8 @@ impl Lost {
             | Self::QdiscRemoved { .. }
             | Self::Displaced { .. }
             | Self::PinGone { .. }
-            | Self::PinsUnmounted { .. } => Remedy::NewGate,
+            | Self::PinsUnmounted { .. }
+            | Self::QueueGone { .. } => Remedy::NewGate,
             Self::XdpInFront { .. }
             | Self::Steered { .. }
             | Self::Napi { .. }
@@ -136,6 +139,9 @@ impl fmt::Display for Lost {
                 "the bpffs at {} is gone, and the gate's pins with it: the gate would open should this process die",
                 path.display()
             ),
+            Self::QueueGone { link, how } => {
+                write!(f, "netfilter does not hold the frames of {link} as it should: {how}")
+            }
             Self::Unknown { question, error } => {
                 write!(f, "nobody knows whether the gate is in place: {question}: {error}")
             }

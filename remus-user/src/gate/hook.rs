@@ -169,13 +169,18 @@ pub(super) fn is_in_front(name: &str, link: &str) -> bool {
     if let Ok((_, programs)) = SchedClassifier::query_tcx(link, Side::Ingress.for_aya())
         && let Some(first) = programs.first()
     {
-        return first.name_as_str() == Some(name);
+        return first.name_as_str().is_some_and(|found| fills(name, found.as_bytes()));
     }
     let found = || -> Result<bool> {
         let place = Place { ifindex: ifindex(link).context("no such link")?, side: Side::Ingress };
         first_filter_is(&Rtnl::open()?, place, name)
     };
     found().unwrap_or(false)
+}
+
+/// Whether the program called `found` is one for the place `name`: `hold`'s is also that of the engine `nfqueue`'s.
+fn fills(name: &str, found: &[u8]) -> bool {
+    found == name.as_bytes() || (name == "hold" && found == b"stamp")
 }
 
 /// The number of the link called `name` in the calling thread's network namespace.
@@ -217,7 +222,7 @@ fn remove_older_filters(name: &str, id: u32, link: &str, place: Place) -> Result
     let rtnl = Rtnl::open().context("open an rtnetlink socket")?;
     let mut older = Vec::new();
     chain::filters(&rtnl, place, &mut |filter| {
-        if filter.name == name.as_bytes() && filter.program != Some(id) {
+        if fills(name, filter.name) && filter.program != Some(id) {
             older.push((filter.priority, filter.handle));
         }
     })
@@ -247,7 +252,7 @@ fn first_filter_is(rtnl: &Rtnl, place: Place, name: &str) -> Result<bool> {
     chain::filters(rtnl, place, &mut |filter| {
         // The entry of a classifier goes before its filters.
         if filter.handle != 0 {
-            first.get_or_insert(filter.name == name.as_bytes());
+            first.get_or_insert(fills(name, filter.name));
         }
     })
     .context("ask which filters sit on the link")?;

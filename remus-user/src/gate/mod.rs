@@ -22,6 +22,7 @@ mod control;
 mod counters;
 mod health;
 mod hook;
+mod nfqueue;
 mod pinned;
 mod pins;
 mod programs;
@@ -30,7 +31,7 @@ mod settings;
 mod trigger;
 
 use std::{
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     path::Path,
 };
 
@@ -39,7 +40,7 @@ use aya::maps::{Map, MapData, RingBuf};
 use aya_log::EbpfLogger;
 use remus_abi::{
     Epoch, Stamp, Term,
-    gate::{Control, FlushResult, LAYOUT, Mode, Ring, UNIT, slots},
+    gate::{Control, Counter, FlushResult, LAYOUT, Mode, Ring, UNIT, slots},
 };
 
 pub use self::{
@@ -47,11 +48,19 @@ pub use self::{
     counters::{Counters, Residence},
     health::{Lost, Remedy},
     hook::HookKind,
+    nfqueue::{Support as QueueSupport, support as queue_support},
     pinned::{Attachment, Held, Pinned, View},
-    settings::{Release, Settings},
+    settings::{Engine, Release, Settings},
     trigger::Trigger,
 };
-use self::{acks::AckMaps, control::Words, counters::CounterMap, pins::Pins, programs::Programs};
+use self::{
+    acks::AckMaps,
+    control::Words,
+    counters::CounterMap,
+    nfqueue::{NfQueue, Permit},
+    pins::Pins,
+    programs::Programs,
+};
 use crate::{
     config::LinkName,
     replication::{Committed, Fenced},
@@ -98,6 +107,7 @@ pub struct Gate {
     residence: Words,
     events: RingBuf<MapData>,
     programs: Programs,
+    queue: Option<NfQueue>,
     logger: EbpfLogger<&'static dyn log::Log>,
 }
 
@@ -147,6 +157,7 @@ impl Gate {
                 (Control::Tap, tap.ifindex.into()),
                 (Control::Uplink, uplink.into()),
                 (Control::Layout, LAYOUT),
+                (Control::Engine, engine_word(settings.engine)),
                 (Control::Open, Stamp::new(term, Epoch::FIRST).bits()),
                 (Control::Committed, Stamp::new(term, Epoch::NONE).bits()),
             ] {
@@ -195,14 +206,21 @@ impl Gate {
         let settings = Settings {
             buffer_mib: u32::try_from(units * u64::from(UNIT) >> 20).context("a gate's size")?,
             release: self.programs.release()?,
+            engine: if self.queue.is_some() { Engine::NfQueue } else { Engine::Bpf },
         };
         let kind = self.programs.kind();
         Self::install_by(kind, self.tap.clone(), self.programs.pins(), &settings, self.term())
     }
 
     fn over(tap: Tap, programs: Programs) -> Result<Self> {
+        let control = Words::map(&programs.map("CONTROL")?)?;
+        let queue = match control.get(Control::Engine as usize) {
+            NFQUEUE => Some(NfQueue::install(&tap, programs.lock()?.fd()?.as_fd())?),
+            _ => None,
+        };
         Ok(Self {
-            control: Words::map(&programs.map("CONTROL")?)?,
+            control,
+            queue,
             ring: Words::map(&programs.map("RING")?)?,
             counters: CounterMap::new(programs.map("COUNTERS")?)?,
             acks: AckMaps::new(&programs.map("ACKED")?, programs.map("ACKS")?)?,
@@ -228,6 +246,7 @@ impl Gate {
     /// From now on frames are held, as output of `epoch`. Called in the pause that captures the checkpoint
     /// before `epoch`, which is the first whole one.
     pub fn hold_from(&mut self, epoch: Epoch) {
+        self.control.set(Control::Queueing as usize, self.queue.is_some().into());
         self.control.set(Control::Open as usize, Stamp::new(self.term(), epoch).bits());
         self.set_mode(Mode::Hold);
     }
@@ -272,7 +291,35 @@ impl Gate {
     /// # Errors
     /// When the kernel does not run the program any more.
     pub fn flush(&mut self) -> Result<Flushed> {
-        if self.held() == 0 {
+        match (self.flush_queue()?, self.flush_buffer()?) {
+            (Flushed::Refused, _) | (_, Flushed::Refused) => Ok(Flushed::Refused),
+            (Flushed::Pending, _) | (_, Flushed::Pending) => Ok(Flushed::Pending),
+            (Flushed::All, Flushed::All) => Ok(Flushed::All),
+        }
+    }
+
+    fn flush_queue(&mut self) -> Result<Flushed> {
+        let word = |which: Control| self.control.get(which as usize);
+        let (open, mode) = (self.open_epoch(), self.mode());
+        let Some(queue) = &mut self.queue else { return Ok(Flushed::All) };
+        match mode {
+            Mode::Closed => Ok(Flushed::Refused),
+            Mode::Hold => queue.flush(&Permit::Committed {
+                open,
+                committed: Stamp::from_bits(word(Control::Committed)),
+                lease_until_ns: word(Control::LeaseUntil),
+            }),
+            Mode::Open => {
+                let flushed = queue.flush(&Permit::Unprotected { open })?;
+                // What came before the gate opened is out: what comes next need not queue up behind it.
+                self.control.set(Control::Queueing as usize, 0);
+                Ok(flushed)
+            }
+        }
+    }
+
+    fn flush_buffer(&mut self) -> Result<Flushed> {
+        if self.in_buffer() == 0 {
             return Ok(Flushed::All);
         }
         for _ in 0..RUNS_PER_FLUSH {
@@ -299,8 +346,13 @@ impl Gate {
         self.set_mode(Mode::Closed);
     }
 
-    /// Frames held now, those on their way out included.
+    /// Frames held now, those on their way out included; of those in netfilter's queue, the ones that were there at
+    /// the last [`Gate::flush`].
     pub fn held(&self) -> u64 {
+        self.in_buffer() + self.queue.as_ref().map_or(0, NfQueue::held)
+    }
+
+    fn in_buffer(&self) -> u64 {
         self.ring.get(Ring::Head as usize).saturating_sub(self.ring.get(Ring::Tail as usize))
     }
 
@@ -332,7 +384,11 @@ impl Gate {
     /// # Errors
     /// When the map cannot be read.
     pub fn counters(&self) -> Result<Counters> {
-        self.counters.read()
+        let mut counters = self.counters.read()?;
+        if let Some(queue) = &self.queue {
+            counters.add(Counter::DroppedFull, queue.dropped()?);
+        }
+        Ok(counters)
     }
 
     pub fn residence(&self) -> Residence {
@@ -365,7 +421,10 @@ impl Gate {
     /// # Errors
     /// When it does not, what has happened. Frames may be passing by this gate, so the guest must not run on.
     pub fn verify(&self) -> Result<(), Lost> {
-        self.programs.verify()
+        self.programs.verify()?;
+        let Some(queue) = &self.queue else { return Ok(()) };
+        let gone = |e| Lost::QueueGone { link: self.tap.name.clone(), how: format!("{e:#}") };
+        queue.verify().map_err(gone)
     }
 
     /// Switches the programs' debug lines on or off; [`Gate::drain_log`] brings them.
@@ -384,7 +443,13 @@ impl Gate {
     /// When a pin cannot be removed; says which.
     pub fn remove(mut self) -> Result<()> {
         self.close();
-        self.programs.detach()
+        let queue = self.queue.take().map_or(Ok(()), NfQueue::remove);
+        self.programs.detach().and(queue)
+    }
+
+    /// Readable when frames have joined netfilter's queue; `None` with another engine.
+    pub fn queue_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.queue.as_ref().map(AsFd::as_fd)
     }
 
     pub fn tap(&self) -> &Tap {
@@ -404,6 +469,16 @@ impl Gate {
 fn mode_of(word: u64) -> Mode {
     let known = [Mode::Hold, Mode::Open].into_iter().find(|known| *known as u64 == word);
     known.unwrap_or(Mode::Closed)
+}
+
+/// [`Control::Engine`] of the engine `nfqueue`.
+const NFQUEUE: u64 = 1;
+
+fn engine_word(engine: Engine) -> u64 {
+    match engine {
+        Engine::Bpf => 0,
+        Engine::NfQueue => NFQUEUE,
+    }
 }
 
 fn interface_index(name: &str) -> Result<u32> {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
     maps::{Map, MapData},
-    programs::SchedClassifier,
+    programs::{SchedClassifier, SocketFilter},
 };
 use remus_abi::gate::{FRAME_MAX, FlushResult, chunks, slots};
 
@@ -16,7 +16,7 @@ use super::{
     health::{Health, Lost, check_hook},
     hook::{self, Hook, HookKind},
     pins::Pins,
-    settings::{Release, Settings},
+    settings::{Engine, Release, Settings},
 };
 
 use crate::config::LinkName;
@@ -41,6 +41,9 @@ const MAPS: [&str; 10] = [
 pub(super) const HOLD: &str = "hold";
 const FLUSH: &str = "flush";
 pub(super) const GUARD: &str = "guard";
+/// What the engine `nfqueue` has in the place of [`HOLD`], and as its second lock.
+const STAMP: &str = "stamp";
+const LOCK: &str = "lock";
 /// Pins of programs; those of links are named after the program alone.
 pub(super) const HOLD_PROGRAM: &str = "hold_program";
 pub(super) const GUARD_PROGRAM: &str = "guard_program";
@@ -73,7 +76,7 @@ pub(super) fn load(settings: &Settings) -> Result<Ebpf> {
         .context(
             "load the gate's eBPF object (needs CAP_BPF, CAP_NET_ADMIN and a kernel with BTF)",
         )?;
-    for name in [HOLD, FLUSH, GUARD] {
+    for name in [front(settings.engine), FLUSH, GUARD] {
         classifier(&mut loaded, name)?
             .load()
             .with_context(|| format!("the kernel refused the eBPF program {name}"))?;
@@ -100,13 +103,20 @@ impl Programs {
                 hook::attach(guard, GUARD, uplink, place, kind, &pins)?;
             }
         }
-        let hold = classifier(&mut loaded, HOLD)?;
+        let front = front(settings.engine);
+        let hold = classifier(&mut loaded, front)?;
         hook::attach(hold, HOLD, &tap.name, ingress(tap), kind, &pins)?;
         // From here on the new gate rules.
-        for (pin, name) in [(HOLD_PROGRAM, HOLD), (FLUSH, FLUSH), (GUARD_PROGRAM, GUARD)] {
+        for (pin, name) in [(HOLD_PROGRAM, front), (FLUSH, FLUSH), (GUARD_PROGRAM, GUARD)] {
             pins.remove(pin)?;
             let program = classifier(&mut loaded, name)?;
             program.pin(pins.path(pin)).with_context(|| format!("pin the program {name}"))?;
+        }
+        pins.remove(LOCK)?;
+        if settings.engine == Engine::NfQueue {
+            let lock = socket_filter(&mut loaded, LOCK)?;
+            lock.load().with_context(|| format!("the kernel refused the eBPF program {LOCK}"))?;
+            lock.pin(pins.path(LOCK)).with_context(|| format!("pin the program {LOCK}"))?;
         }
         for name in MAPS {
             pins.remove(name)?;
@@ -154,6 +164,11 @@ impl Programs {
             .load()
             .with_context(|| format!("the kernel refused the eBPF program {name}"))?;
         Ok(loaded)
+    }
+
+    /// The second lock of the engine `nfqueue`.
+    pub(super) fn lock(&self) -> Result<SocketFilter> {
+        SocketFilter::from_pin(self.pins.path(LOCK)).context("open the pin of lock")
     }
 
     /// The kernel's number of `hold`, by which the log finds its ring.
@@ -206,7 +221,15 @@ impl Programs {
         hold.detach()?;
         guard.map_or(Ok(()), Hook::detach)?;
         drop(flush);
-        pins.clear(&[&[HOLD, GUARD, FLUSH, HOLD_PROGRAM, GUARD_PROGRAM][..], &MAPS].concat())
+        pins.clear(&[&[HOLD, GUARD, FLUSH, LOCK, HOLD_PROGRAM, GUARD_PROGRAM][..], &MAPS].concat())
+    }
+}
+
+/// The program in front at the tap. Its pins have the name of the place, `hold`, whichever it is.
+fn front(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Bpf => HOLD,
+        Engine::NfQueue => STAMP,
     }
 }
 
@@ -234,6 +257,13 @@ pub(super) fn map(pins: &Pins, name: &str) -> Result<MapData> {
 
 fn open_map(path: &Path) -> Result<MapData> {
     Ok(MapData::from_pin(path)?)
+}
+
+fn socket_filter<'a>(loaded: &'a mut Ebpf, name: &str) -> Result<&'a mut SocketFilter> {
+    let program = loaded
+        .program_mut(name)
+        .with_context(|| format!("the gate's object has no program {name}"))?;
+    Ok(program.try_into()?)
 }
 
 /// The program `name` of the object.

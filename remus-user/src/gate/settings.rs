@@ -14,6 +14,17 @@ pub struct Settings {
     /// `BUFFER_MIB_MAX`. A gate takes about 1.6 times as much of the host's memory.
     pub buffer_mib: u32,
     pub release: Release,
+    pub engine: Engine,
+}
+
+/// Who keeps the frames that wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// The eBPF programs themselves: copies of the frames, in a buffer.
+    Bpf,
+    /// Netfilter: the IP frames themselves, large ones and unfinished checksums as they are. The buffer has the rest.
+    NfQueue,
 }
 
 /// Which way released frames go.
@@ -28,7 +39,7 @@ pub enum Release {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { buffer_mib: BUFFER_MIB_DEFAULT, release: Release::ReEntry }
+        Self { buffer_mib: BUFFER_MIB_DEFAULT, release: Release::ReEntry, engine: Engine::Bpf }
     }
 }
 
@@ -40,6 +51,10 @@ impl Settings {
         ensure!(
             mib.is_power_of_two() && mib <= BUFFER_MIB_MAX,
             "the gate's buffer must be a power of two of MiB up to {BUFFER_MIB_MAX}, not {mib}"
+        );
+        ensure!(
+            self.engine == Engine::Bpf || self.release == Release::ReEntry,
+            "netfilter's queue releases frames where they were held, not by an uplink"
         );
         Ok(())
     }

@@ -105,7 +105,7 @@ fn take_over(options: &StandaloneOptions, tap: &Tap, pins: &Path) -> Result<Opti
         view.committed.epoch(),
         describe(pinned.held()?)
     );
-    let Settings { buffer_mib, release } = &options.settings;
+    let Settings { buffer_mib, release, engine: _ } = &options.settings;
     let same_way = (*release == Release::ReEntry) == (view.uplink_index == 0);
     if view.capacity_bytes != u64::from(*buffer_mib) << 20 || !same_way {
         warn!(

@@ -68,7 +68,7 @@ impl Arm {
             Room::Default => Settings::default().buffer_mib,
             Room::Burst => BUFFER_MIB_MAX,
         };
-        let settings = Settings { buffer_mib, release };
+        let settings = Settings { buffer_mib, release, ..Settings::default() };
         let gate = Gate::install(bed.tap.clone(), Path::new(PINS), &settings, Term::FIRST)?;
         Ok(Some(Gated::holding(gate)))
     }

@@ -67,6 +67,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         settings: Settings {
             buffer_mib: args.buffer_mib,
             release: args.release_uplink.map_or(Release::ReEntry, Release::Uplink),
+            ..Settings::default()
         },
         lease_max: args.lease_ms.map(Duration::from_millis),
         at_exit: args.at_exit,

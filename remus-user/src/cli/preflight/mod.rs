@@ -6,6 +6,7 @@
 //! Deliberately absent: whether an existing tap carries our own gate. Only the gate's loader can tell, and it
 //! does so when the tap is adopted.
 
+mod engines;
 mod host;
 mod kvm;
 mod network;
@@ -18,7 +19,7 @@ use std::{
 use serde::Serialize;
 
 use super::Failure;
-use crate::{backup::BackupOptions, config::Config};
+use crate::{backup::BackupOptions, config::Config, gate::Engine};
 
 /// How a check stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -107,7 +108,7 @@ impl Report {
 /// What `run` needs for `config`.
 pub(super) fn primary(config: &Config) -> Report {
     let net = &config.net;
-    let mut checks = everywhere();
+    let mut checks = everywhere(Some(config.gate.engine));
     checks.push(host::run_dir(&config.run_dir));
     checks.push(host::memory(config.machine.memory_mib));
     checks.push(host::kernel(&config.machine.kernel));
@@ -120,7 +121,7 @@ pub(super) fn primary(config: &Config) -> Report {
 
 /// What `backup` needs; the VM's own needs are checked when a primary announces it.
 pub(super) fn backup(options: &BackupOptions) -> Report {
-    let mut checks = everywhere();
+    let mut checks = everywhere(None);
     checks.push(host::run_dir(&options.run_dir));
     checks.push(host::placement(&options.placement));
     checks.push(network::listen(options.listen));
@@ -135,10 +136,10 @@ pub(super) fn gate(run_dir: &Path) -> Report {
     Report::new(checks)
 }
 
-fn everywhere() -> Vec<Check> {
+fn everywhere(engine: Option<Engine>) -> Vec<Check> {
     let mut checks = kvm::checks();
     checks.extend(for_a_gate());
-    checks.extend([host::tun(), host::clocksource()]);
+    checks.extend([host::tun(), host::clocksource(), engines::check(engine)]);
     checks
 }
 
@@ -160,7 +161,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let report = match &args.config {
         Some(path) => primary(&Config::load(path)?),
-        None => Report::new(everywhere()),
+        None => Report::new(everywhere(None)),
     };
     let text = if args.json {
         let mut json = serde_json::to_string_pretty(&report).map_err(anyhow::Error::from)?;

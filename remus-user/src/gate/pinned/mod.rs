@@ -213,6 +213,7 @@ impl Pinned {
                 | Lost::SeveralQueues { .. }
                 | Lost::PinGone { .. }
                 | Lost::PinsUnmounted { .. }
+                | Lost::QueueGone { .. }
                 | Lost::Unknown { .. }),
             ) => Err(unknown.into()),
         }
