@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write, fs};
 
-use aya::{Ebpf, EbpfLoader, programs::SchedClassifier};
+use aya::{Ebpf, EbpfLoader, programs::Program};
 
 const OBJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/gate.o");
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/verifier.txt");
@@ -25,8 +25,13 @@ fn verified() -> BTreeMap<String, u32> {
 }
 
 fn verified_of(loaded: &mut Ebpf, name: &str) -> u32 {
-    let program: &mut SchedClassifier = loaded.program_mut(name).unwrap().try_into().unwrap();
-    program.load().unwrap_or_else(|e| panic!("the verifier refuses {name}: {e:#}"));
+    let program = loaded.program_mut(name).unwrap();
+    let taken = match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::SocketFilter(program) => program.load(),
+        other => panic!("the gate has no programs like {name}: {:?}", other.prog_type()),
+    };
+    taken.unwrap_or_else(|e| panic!("the verifier refuses {name}: {e:#}"));
     program.info().unwrap().verified_instruction_count().expect("Linux 5.16 and later")
 }
 
