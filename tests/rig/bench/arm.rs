@@ -6,12 +6,13 @@ use anyhow::Result;
 use clap::ValueEnum;
 use remus::{
     config::LinkName,
-    gate::{Counters, Flushed, Gate, Release, Settings},
+    gate::{Counters, Engine, Flushed, Gate, Release, Settings},
 };
 use remus_abi::{Term, gate::BUFFER_MIB_MAX};
 use serde::Serialize;
 
 use super::{
+    BURSTS,
     bed::{Bed, PINS, UPLINK},
     epochs::Epochs,
     frames::Size,
@@ -26,16 +27,20 @@ pub enum Arm {
     Reentry,
     /// Engine bpf, released straight out of the uplink
     Uplink,
+    /// Engine nfqueue: netfilter keeps the frames themselves
+    #[value(name = "nfqueue")]
+    NfQueue,
 }
 
 impl Arm {
-    pub const ALL: [Self; 3] = [Self::None, Self::Reentry, Self::Uplink];
+    pub const ALL: [Self; 4] = [Self::None, Self::Reentry, Self::Uplink, Self::NfQueue];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Reentry => "reentry",
             Self::Uplink => "uplink",
+            Self::NfQueue => "nfqueue",
         }
     }
 
@@ -45,6 +50,7 @@ impl Arm {
             Self::None => "#999999",
             Self::Reentry => "#0072b2",
             Self::Uplink => "#e69f00",
+            Self::NfQueue => "#009e73",
         }
     }
 
@@ -52,25 +58,37 @@ impl Arm {
     /// device does not offer them to the guest.
     pub(super) fn takes(self, size: Size) -> bool {
         match (self, size) {
-            (Self::None, _) | (Self::Reentry | Self::Uplink, Size::B64 | Size::B1500) => true,
+            (Self::None | Self::NfQueue, _)
+            | (Self::Reentry | Self::Uplink, Size::B64 | Size::B1500) => true,
             (Self::Reentry | Self::Uplink, Size::Gso64K) => false,
+        }
+    }
+
+    /// Frames of the runs that release everything at once: netfilter's queue takes 65,536.
+    pub(super) fn bursts(self) -> &'static [u32] {
+        match self {
+            Self::None => &[],
+            Self::Reentry | Self::Uplink => &BURSTS,
+            Self::NfQueue => &[10_000, 60_000],
         }
     }
 
     /// Puts the arm's gate on the tap, holding; `None` for the arm that has none.
     pub(super) fn set_up(self, bed: &Bed, room: Room) -> Result<Option<Gated>> {
-        let release = match self {
+        let uplink = || Release::Uplink(LinkName::new(UPLINK).expect("a link's name"));
+        let (engine, release) = match self {
             Self::None => return Ok(None),
-            Self::Reentry => Release::ReEntry,
-            Self::Uplink => Release::Uplink(LinkName::new(UPLINK).expect("a link's name")),
+            Self::Reentry => (Engine::Bpf, Release::ReEntry),
+            Self::Uplink => (Engine::Bpf, uplink()),
+            Self::NfQueue => (Engine::NfQueue, Release::ReEntry),
         };
         let buffer_mib = match room {
             Room::Default => Settings::default().buffer_mib,
             Room::Burst => BUFFER_MIB_MAX,
         };
-        let settings = Settings { buffer_mib, release, ..Settings::default() };
+        let settings = Settings { buffer_mib, release, engine };
         let gate = Gate::install(bed.tap.clone(), Path::new(PINS), &settings, Term::FIRST)?;
-        Ok(Some(Gated::holding(gate)))
+        Ok(Some(Gated::holding(gate, engine)))
     }
 }
 
@@ -87,15 +105,16 @@ pub(super) enum Room {
 /// no work of the gate.
 pub(super) struct Gated {
     gate: Gate,
+    engine: Engine,
     epochs: Epochs,
 }
 
 impl Gated {
-    fn holding(mut gate: Gate) -> Self {
+    fn holding(mut gate: Gate, engine: Engine) -> Self {
         let epochs = Epochs::begin();
         gate.hold_from(epochs.open());
         gate.renew_lease(u64::MAX);
-        Self { gate, epochs }
+        Self { gate, engine, epochs }
     }
 
     /// Ends the open epoch; what it held may leave after [`Gated::commit`].
@@ -124,7 +143,16 @@ impl Gated {
         anyhow::bail!("released frames do not come back")
     }
 
-    pub(super) fn held(&self) -> u64 {
+    /// Frames that are held, or `None` where only a flush finds out.
+    pub(super) fn held(&self) -> Option<u64> {
+        match self.engine {
+            Engine::Bpf => Some(self.gate.held()),
+            Engine::NfQueue => None,
+        }
+    }
+
+    /// Frames that are held after a flush.
+    pub(super) fn left(&self) -> u64 {
         self.gate.held()
     }
 

@@ -78,6 +78,10 @@ pub(super) fn bounds(arm: Arm) -> Vec<Bound> {
             ));
             bounds
         }
+        Arm::NfQueue => vec![
+            open("nfqueue_open_64k_gso", Size::Gso64K, Says::Gbps(30.0)),
+            judge("nfqueue_stamp_and_lock"),
+        ],
     }
 }
 
@@ -96,6 +100,12 @@ const fn faults(arm: Arm) -> Option<[(&'static str, Figure); 4]> {
             ("uplink_lost", Figure::Lost),
             ("uplink_out_of_order", Figure::OutOfOrder),
             ("uplink_refused_by_lock", Figure::RefusedByLock),
+        ]),
+        Arm::NfQueue => Some([
+            ("nfqueue_early", Figure::Early),
+            ("nfqueue_lost", Figure::Lost),
+            ("nfqueue_out_of_order", Figure::OutOfOrder),
+            ("nfqueue_refused_by_lock", Figure::RefusedByLock),
         ]),
     }
 }

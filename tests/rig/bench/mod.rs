@@ -51,6 +51,7 @@ const WRITER_CPU: usize = 0;
 const CONTROLLER_CPU: usize = 1;
 const SIZES: [Size; 3] = [Size::B64, Size::B1500, Size::Gso64K];
 const EPOCHS_MS: [u32; 2] = [25, 100];
+/// Super-frames are not among them: one is as much as forty full frames, and a burst of those another question.
 const BURSTS: [u32; 2] = [10_000, 100_000];
 
 /// What the user asked for.
@@ -154,21 +155,20 @@ fn measure(
                 let measured = hold::paced(bed, gated, size, epoch, epochs)?;
                 rows.push((run(Phase::HoldMs(epoch_ms)), measured));
             }
-            for frames in BURSTS {
+            let bursts = if size == Size::Gso64K { &[] } else { arm.bursts() };
+            for &frames in bursts {
                 let measured = release::burst(bed, gated, size, frames)?;
                 rows.push((run(Phase::Release(frames)), measured));
             }
         }
         Ok(())
     })?;
-    let lock = match arm {
-        Arm::None => return Ok(rows),
-        Arm::Reentry => judge::HOLD,
-        Arm::Uplink => judge::GUARD,
-    };
-    for &size in &sizes {
-        let run = Run { phase: Phase::Judge, size, arm };
-        rows.push((run, judge::stamp_and_lock(&places.gate, &places.sink, size, lock)?));
+    for &size in sizes.iter().filter(|&&size| size != Size::Gso64K) {
+        if let Some(questions) = judge::questions(arm) {
+            let run = Run { phase: Phase::Judge, size, arm };
+            let measured = judge::stamp_and_lock(&places.gate, &places.sink, questions, size);
+            rows.push((run, measured?));
+        }
     }
     Ok(rows)
 }

@@ -96,8 +96,7 @@ fn drive(gated: &mut Option<Gated>, time: Duration, worth: u64) -> Result<()> {
         return Ok(());
     };
     while monotonic_ns() < until_ns {
-        let held = gated.held();
-        if held >= worth {
+        if gated.held().is_none_or(|held| held >= worth) {
             gated.seal();
             gated.commit();
             gated.flush()?;
@@ -116,6 +115,6 @@ fn drain(gated: &mut Option<Gated>) -> Result<()> {
     gated.seal();
     gated.commit();
     gated.flush_all()?;
-    ensure!(gated.held() == 0, "the gate holds frames that were released");
+    ensure!(gated.left() == 0, "the gate holds frames that were released");
     Ok(())
 }
