@@ -40,15 +40,23 @@ pub(crate) fn holding(wire: &Wire, kind: HookKind) -> Gate {
 /// Does `harm` to a fresh gate of every kind that this kernel has, and hands over what the next look finds.
 fn lost_by(harm: impl Fn(&mut Wire) + Sync, judge: impl Fn(&Wire, Lost) + Sync) {
     for kind in kinds() {
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let mut wire = Wire::new();
-                let gate = holding(&wire, kind);
-                harm(&mut wire);
-                judge(&wire, gate.verify().expect_err("a lost gate is noticed"));
-            });
-        });
+        lost_by_kind(kind, &harm, &judge);
     }
+}
+
+fn lost_by_kind(
+    kind: HookKind,
+    harm: impl FnOnce(&mut Wire) + Send,
+    judge: impl FnOnce(&Wire, Lost) + Send,
+) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut wire = Wire::new();
+            let gate = holding(&wire, kind);
+            harm(&mut wire);
+            judge(&wire, gate.verify().expect_err("a lost gate is noticed"));
+        });
+    });
 }
 
 #[test]
@@ -81,25 +89,35 @@ fn a_lost_bpffs_is_noticed() {
 
 #[test]
 fn each_missing_pin_is_noticed() {
-    let wire = Wire::new();
-    drop(holding(&wire, HookKind::of_this_kernel().unwrap()));
-    let pins: Vec<_> = fs::read_dir(wire.pins.path())
-        .unwrap()
-        .map(|pin| pin.unwrap().file_name().into_string().unwrap())
-        // The kernel's own, which every bpffs begins with.
-        .filter(|name| !name.ends_with(".debug"))
-        .collect();
-    assert!(pins.iter().any(|name| name == "hold_program"), "{pins:?}");
-    drop(wire);
-    for pin in pins {
-        lost_by(
-            |wire| fs::remove_file(wire.pins.path().join(&pin)).unwrap(),
-            |wire, lost| {
-                let path = wire.pins.path().join(&pin);
-                assert_eq!(lost, Lost::PinGone { path });
-            },
-        );
+    for kind in kinds() {
+        for pin in pins_of(kind) {
+            lost_by_kind(
+                kind,
+                |wire| fs::remove_file(wire.pins.path().join(&pin)).unwrap(),
+                |wire, lost| {
+                    let path = wire.pins.path().join(&pin);
+                    assert_eq!(lost, Lost::PinGone { path });
+                },
+            );
+        }
     }
+}
+
+/// The names of everything that a gate pins.
+fn pins_of(kind: HookKind) -> Vec<String> {
+    let listed = || {
+        let wire = Wire::new();
+        drop(holding(&wire, kind));
+        let pins: Vec<_> = fs::read_dir(wire.pins.path())
+            .unwrap()
+            .map(|pin| pin.unwrap().file_name().into_string().unwrap())
+            // The kernel's own, which every bpffs begins with.
+            .filter(|name| !name.ends_with(".debug"))
+            .collect();
+        assert!(pins.iter().any(|name| name == "hold_program"), "{pins:?}");
+        pins
+    };
+    std::thread::scope(|scope| scope.spawn(listed).join().unwrap())
 }
 
 #[test]
@@ -107,10 +125,10 @@ fn another_object_in_the_place_of_a_pin_is_noticed() {
     lost_by(
         |wire| {
             let at = |name: &str| wire.pins.path().join(name);
-            fs::remove_file(at("SLOTS")).unwrap();
-            fs::rename(at("flush"), at("SLOTS")).unwrap();
+            fs::remove_file(at("flush")).unwrap();
+            fs::rename(at("SLOTS"), at("flush")).unwrap();
         },
-        |wire, lost| assert_eq!(lost, Lost::PinGone { path: wire.pins.path().join("SLOTS") }),
+        |wire, lost| assert_eq!(lost, Lost::PinGone { path: wire.pins.path().join("flush") }),
     );
 }
 

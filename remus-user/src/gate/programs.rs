@@ -144,6 +144,7 @@ impl Programs {
         };
         let mut pinned = [&[FLUSH, HOLD_PROGRAM, GUARD_PROGRAM][..], &MAPS].concat();
         pinned.extend([Some(&hold), guard.as_ref()].into_iter().flatten().filter_map(Hook::pin));
+        pinned.extend(pins.path(LOCK).exists().then_some(LOCK));
         let health = Health::watch(&hold, &pins, &pinned)?;
         Ok(Self { hold, flush, guard, health, pins })
     }
