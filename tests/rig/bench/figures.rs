@@ -13,6 +13,8 @@ pub(super) enum Figure {
     /// Frames that arrived at the sink.
     SinkKpps,
     SinkGbps,
+    /// Frames that the writer wrote: how much it got of its CPU, and of the gate's patience.
+    OfferedKpps,
     LatencyP50Us,
     LatencyP99Us,
     /// From the commit until the last frame was at the sink, for each frame.
@@ -51,6 +53,7 @@ impl Figure {
         match self {
             Self::SinkKpps => "sink_kpps",
             Self::SinkGbps => "sink_gbps",
+            Self::OfferedKpps => "offered_kpps",
             Self::LatencyP50Us => "latency_p50",
             Self::LatencyP99Us => "latency_p99",
             Self::ReleaseUs => "release_per_frame",
@@ -74,7 +77,7 @@ impl Figure {
 
     pub(super) fn unit(self) -> &'static str {
         match self {
-            Self::SinkKpps => "kpps",
+            Self::SinkKpps | Self::OfferedKpps => "kpps",
             Self::SinkGbps => "Gb/s",
             Self::LatencyP50Us | Self::LatencyP99Us | Self::ReleaseUs | Self::FlushUsPerEpoch => {
                 "us"

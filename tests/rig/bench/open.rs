@@ -35,7 +35,7 @@ pub(super) fn throughput(
     bed.sink.allow(u64::MAX);
     let frame = size.template();
     bed.writer.begin(Order { frame, tag, pace_ns: None, frames_max: u32::MAX })?;
-
+    let offering_since_ns = monotonic_ns();
     drive(gated, WARM_UP, WORTH_A_FLUSH)?;
     let [before, busy_before_ns] = [bed.sink.arrived().frames, all_cpus_busy_ns()?];
     let (bytes_before, cpu_before_ns) = (bed.sink.arrived().bytes, thread_cpu_ns());
@@ -44,6 +44,7 @@ pub(super) fn throughput(
     let (arrived, ended_ns) = (bed.sink.arrived(), monotonic_ns());
     let [cpu_ns, busy_ns] = [thread_cpu_ns() - cpu_before_ns, all_cpus_busy_ns()? - busy_before_ns];
     let written = bed.writer.stop()?;
+    let offered_ns = (monotonic_ns() - offering_since_ns) as f64;
     drain(gated)?;
     ensure!(written.refused == 0, "the tap refused {} writes", written.refused);
 
@@ -51,6 +52,7 @@ pub(super) fn throughput(
     let frames = (arrived.frames - before) as f64;
     let per_frame = |ns: u64| ns as f64 / frames.max(1.0);
     let mut measured = vec![
+        (Figure::OfferedKpps, f64::from(written.frames) / offered_ns * 1e6),
         (Figure::SinkKpps, frames / took_ns * 1e6),
         (Figure::SinkGbps, (arrived.bytes - bytes_before) as f64 * 8.0 / took_ns),
         (Figure::WriterCpuNs, written.cpu_ns as f64 / f64::from(written.frames.max(1))),

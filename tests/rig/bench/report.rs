@@ -211,6 +211,7 @@ impl Phase {
     fn columns(self) -> &'static [Figure] {
         match self {
             Self::Open => &[
+                Figure::OfferedKpps,
                 Figure::SinkKpps,
                 Figure::SinkGbps,
                 Figure::WriterCpuNs,
@@ -242,6 +243,7 @@ impl Phase {
 impl Figure {
     fn label(self) -> &'static str {
         match self {
+            Self::OfferedKpps => "offered",
             Self::SinkKpps | Self::SinkGbps => "sink",
             Self::LatencyP50Us => "p50",
             Self::LatencyP99Us => "p99",
