@@ -86,7 +86,7 @@ pub(super) fn bounds(arm: Arm) -> Vec<Bound> {
 }
 
 /// Ids of what must be 0 behind an arm's gate.
-const fn faults(arm: Arm) -> Option<[(&'static str, Figure); 4]> {
+const fn faults(arm: Arm) -> Option<[(&'static str, Figure); 5]> {
     match arm {
         Arm::None => None,
         Arm::Reentry => Some([
@@ -94,18 +94,21 @@ const fn faults(arm: Arm) -> Option<[(&'static str, Figure); 4]> {
             ("reentry_lost", Figure::Lost),
             ("reentry_out_of_order", Figure::OutOfOrder),
             ("reentry_refused_by_lock", Figure::RefusedByLock),
+            ("reentry_dropped_full", Figure::DroppedFull),
         ]),
         Arm::Uplink => Some([
             ("uplink_early", Figure::Early),
             ("uplink_lost", Figure::Lost),
             ("uplink_out_of_order", Figure::OutOfOrder),
             ("uplink_refused_by_lock", Figure::RefusedByLock),
+            ("uplink_dropped_full", Figure::DroppedFull),
         ]),
         Arm::NfQueue => Some([
             ("nfqueue_early", Figure::Early),
             ("nfqueue_lost", Figure::Lost),
             ("nfqueue_out_of_order", Figure::OutOfOrder),
             ("nfqueue_refused_by_lock", Figure::RefusedByLock),
+            ("nfqueue_dropped_full", Figure::DroppedFull),
         ]),
     }
 }
@@ -153,7 +156,7 @@ pub(super) fn claims(arms: &[Arm], figures: &Figures) -> Vec<Claim> {
     let faults = arms.iter().flat_map(|&arm| {
         let of_arm = faults(arm).into_iter().flatten();
         of_arm.map(move |(id, figure)| Claim {
-            correctness: true,
+            correctness: figure != Figure::DroppedFull,
             ..Claim::at_most(id, figures.count(arm, figure), 0.0, "frames")
         })
     });

@@ -6,7 +6,7 @@ use remus::gate::Counters;
 use remus_abi::gate::Counter;
 use serde::Serialize;
 
-use super::{arm::Arm, frames::Size};
+use super::{arm::Arm, frames::Size, sink::Arrived};
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Figure {
@@ -36,7 +36,8 @@ pub(super) enum Figure {
     LockNs,
     /// Calls of flush that a release took.
     Flushes,
-    /// Counts, added up over the rounds; all but the last are 0 in a gate that works.
+    /// Counts, added up over the rounds. All but the last two are 0 in a gate that works, and none is dropped where
+    /// its controller is not kept waiting for a CPU.
     Early,
     Lost,
     OutOfOrder,
@@ -113,12 +114,22 @@ impl Figure {
     }
 }
 
-/// What the gate's own counters say of a run.
-pub(super) fn refusals(before: &Counters, after: &Counters) -> [Measured; 3] {
+/// What became of a held run's frames, by the sink's count and by the gate's own counters before and after it. What
+/// the gate dropped because it was full is not lost: it says so.
+pub(super) fn outcome(
+    written: u32,
+    arrived: &Arrived,
+    before: &Counters,
+    after: &Counters,
+) -> [Measured; 6] {
     let grew = |counter| after.get(counter).saturating_sub(before.get(counter)) as f64;
+    let dropped = grew(Counter::DroppedFull);
     [
+        (Figure::Early, arrived.early as f64),
+        (Figure::Lost, f64::from(written) - arrived.frames as f64 - dropped),
+        (Figure::OutOfOrder, arrived.out_of_order as f64),
         (Figure::RefusedByLock, grew(Counter::RefusedByLock)),
-        (Figure::DroppedFull, grew(Counter::DroppedFull)),
+        (Figure::DroppedFull, dropped),
         (Figure::Resent, grew(Counter::Resent)),
     ]
 }

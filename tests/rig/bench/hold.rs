@@ -15,7 +15,7 @@ use super::{
     arm::Gated,
     bed::Bed,
     clocks::{monotonic_ns, thread_cpu_ns},
-    figures::{Figure, Measured, refusals},
+    figures::{Figure, Measured, outcome},
     frames::Size,
     writer::Order,
 };
@@ -70,11 +70,8 @@ pub(super) fn paced(
         (Figure::FramesPerEpoch, f64::from(released) / f64::from(epochs)),
         (Figure::GateCpuNs, cpu_ns as f64 / f64::from(released.max(1))),
         (Figure::WriterCpuNs, written.cpu_ns as f64 / f64::from(written.frames.max(1))),
-        (Figure::Early, arrived.early as f64),
-        (Figure::Lost, f64::from(written.frames) - arrived.frames as f64),
-        (Figure::OutOfOrder, arrived.out_of_order as f64),
     ];
-    measured.extend(refusals(&before, &gated.counters()?));
+    measured.extend(outcome(written.frames, &arrived, &before, &gated.counters()?));
     Ok(measured)
 }
 

@@ -7,7 +7,7 @@ use super::{
     arm::Gated,
     bed::Bed,
     clocks::{monotonic_ns, thread_cpu_ns},
-    figures::{Figure, Measured, refusals},
+    figures::{Figure, Measured, outcome},
     frames::Size,
     writer::Order,
 };
@@ -39,10 +39,7 @@ pub(super) fn burst(
         (Figure::ReleaseUs, (ended_ns - began_ns) as f64 / 1e3 / each),
         (Figure::GateCpuNs, cpu_ns as f64 / each),
         (Figure::Flushes, flushes as f64),
-        (Figure::Early, arrived.early as f64),
-        (Figure::Lost, each - arrived.frames as f64),
-        (Figure::OutOfOrder, arrived.out_of_order as f64),
     ];
-    measured.extend(refusals(&before, &gated.counters()?));
+    measured.extend(outcome(frames, &arrived, &before, &gated.counters()?));
     Ok(measured)
 }

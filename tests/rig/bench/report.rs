@@ -226,6 +226,7 @@ impl Phase {
                 Figure::Early,
                 Figure::Lost,
                 Figure::OutOfOrder,
+                Figure::DroppedFull,
             ],
             Self::Release(_) => &[
                 Figure::ReleaseUs,
@@ -234,6 +235,7 @@ impl Phase {
                 Figure::Early,
                 Figure::Lost,
                 Figure::OutOfOrder,
+                Figure::DroppedFull,
             ],
             Self::Judge => &[Figure::StampNs, Figure::LockNs, Figure::EmptyNs],
         }
