@@ -76,6 +76,12 @@ pub fn be_nice(by: libc::c_int) -> io::Result<()> {
     check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, by) }).map(drop)
 }
 
+/// Makes the calling process the leader of a session of its own, out of reach of its terminal's signals.
+pub fn begin_session() -> io::Result<()> {
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::setsid() }).map(drop)
+}
+
 /// How many CPUs the machine has, those included on which we may not run.
 pub fn host_cpus() -> usize {
     // SAFETY: takes no pointers.

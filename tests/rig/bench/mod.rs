@@ -115,7 +115,9 @@ pub fn run(plan: &Plan, places: &Places) -> Result<bool> {
 fn come_first() -> Result<()> {
     const NICENESS: libc::c_int = -15;
     sys::be_nice(NICENESS).context("take a higher priority")?;
-    // Where sessions are scheduled as groups, niceness counts within the group only.
+    // Where sessions are scheduled as groups, niceness counts within the group only. A session of our own: the one
+    // that started us, and what else runs in it, stays as it is. Signals come by way of the nest's outer process.
+    sys::begin_session().context("begin a session")?;
     match fs::write("/proc/self/autogroup", NICENESS.to_string()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         written => written.context("take a higher priority as a session"),
