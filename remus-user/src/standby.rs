@@ -14,8 +14,8 @@ use tracing::warn;
 
 use crate::{
     config::LinkName,
-    gate::{self, Gate},
-    machine::{CpuProfile, MTU_BYTES_MAX, Placement, Prepared, Shape},
+    gate::{self, Engine, Gate},
+    machine::{CpuProfile, MTU_BYTES_MAX, Offloads, Placement, Prepared, Shape},
     net::{IfIndex, Links, Mac, Station, TapSpec, VNET_HEADER_BYTES, announce},
 };
 
@@ -38,6 +38,15 @@ pub(crate) struct Plan {
     pub(crate) gate: gate::Settings,
     /// The term in which this host speaks, or would.
     pub(crate) term: Term,
+}
+
+/// What the network device may leave to the host: with a gate that copies frames nothing, since what is put off
+/// is written beside a frame and would be lost.
+pub(crate) fn offloads_under(engine: Engine) -> Offloads {
+    match engine {
+        Engine::Bpf => Offloads::None,
+        Engine::NfQueue => Offloads::Segmentation,
+    }
 }
 
 /// See the module.

@@ -2,7 +2,7 @@
 
 use std::{io, os::fd::AsRawFd, path::PathBuf, sync::Arc, thread, time::Duration};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use remus_abi::{Stamp, Term};
 use tokio::task::AbortHandle;
 use tracing::{error, info, warn};
@@ -27,7 +27,7 @@ use crate::{
     replication::{
         Backup, Detector, NotPromotable, Pipeline, Policy, Promotion, Readiness, Suspicion,
     },
-    standby::{Plan, Standby},
+    standby::{Plan, Standby, offloads_under},
     store::{Record, Standing, Store},
     wire::{Hello, Instance, Lane, Refusal, Refuse, Session, Timing, ToBackup, ToPrimary, VmName},
 };
@@ -252,6 +252,10 @@ impl Follower {
         let Announced { shape, tap, bridge, gate } = announced;
         shape.validate()?;
         gate.validate()?;
+        ensure!(
+            shape.offloads == offloads_under(gate.engine),
+            "the primary's network device offers what its gate's engine cannot keep"
+        );
         let name = |name: String| LinkName::new(&name).map_err(|e| anyhow!("{name}: {e}"));
         let cpus = &self.options.placement;
         let of = |n| cpus.of_vcpu(n).map(|cpu| cpu as usize);

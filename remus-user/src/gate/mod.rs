@@ -204,7 +204,7 @@ impl Gate {
     pub fn again(&self) -> Result<Self> {
         let units = self.control.get(Control::Units as usize);
         let settings = Settings {
-            buffer_mib: u32::try_from(units * u64::from(UNIT) >> 20).context("a gate's size")?,
+            buffer_mib: u32::try_from((units * u64::from(UNIT)) >> 20).context("a gate's size")?,
             release: self.programs.release()?,
             engine: if self.queue.is_some() { Engine::NfQueue } else { Engine::Bpf },
         };

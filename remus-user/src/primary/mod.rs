@@ -48,11 +48,11 @@ use self::{
 use crate::{
     config::{Config, LEASE_MARGIN, ReleaseTrigger},
     gate::{Gate, Trigger},
-    machine::{self, CpuProfile, Offloads, Shape},
+    machine::{self, CpuProfile, Shape},
     observe::{Shared, StatusSocket, VmDir, status::Role},
     os::{boot_now, fresh_instance, run_on},
     replication::{Fenced, Pipeline, Policy},
-    standby::{Plan, Standby, Wiring},
+    standby::{Plan, Standby, Wiring, offloads_under},
     store::{Record, Standing, Store},
     wire::{Hello, Session, Timing},
 };
@@ -237,8 +237,7 @@ fn plan_of(config: &Config, term: Term) -> Result<Plan> {
             vcpus,
             mac: config.net.mac.0,
             mtu_bytes: config.net.mtu_bytes,
-            // The gate copies frames.
-            offloads: Offloads::None,
+            offloads: offloads_under(config.gate.engine),
         },
         cpu: CpuProfile::of_host()?,
         placement: placement_of(config),
