@@ -351,7 +351,7 @@ fn a_lost_gate_is_put_back_and_holds_in_the_same_term() {
 #[test]
 fn a_gate_on_a_tap_that_is_gone_is_not_put_back() {
     let mut wire = Wire::new();
-    let gate = holding(&wire, HookKind::of_this_kernel().unwrap());
+    let mut gate = holding(&wire, HookKind::of_this_kernel().unwrap());
     wire.recreate_tap();
     assert_eq!(gate.verify().unwrap_err().remedy(), Remedy::None);
     assert!(gate.again().is_err());

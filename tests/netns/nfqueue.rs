@@ -7,7 +7,7 @@ use std::{
 };
 
 use remus::{
-    gate::{Engine, Flushed, Gate, Settings},
+    gate::{Engine, Flushed, Gate, Remedy, Settings},
     replication::Fenced,
 };
 use remus_abi::{Term, gate::Counter};
@@ -424,6 +424,22 @@ fn delete_table(tap: &str) -> i32 {
     };
     assert!(received >= 20);
     -i32::from_ne_bytes(answer[16..20].try_into().unwrap())
+}
+
+#[test]
+fn a_gate_that_is_lost_is_put_back_though_its_rules_have_an_owner() {
+    let mut wire = Wire::new();
+    let mut gate = holding_gate_on(&wire);
+    std::fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", "0").unwrap();
+    assert_eq!(gate.verify().unwrap_err().remedy(), Remedy::NewGate);
+    let mut back = gate.again().expect("put the gate back");
+    assert!(gate.verify().is_err(), "the old one is of no use");
+    back.verify().expect("well");
+    back.hold_from(epoch(1));
+    wire.send(&ip(0));
+    back.flush().unwrap();
+    assert_eq!(back.held(), 1);
+    assert!(wire.arrivals().is_empty());
 }
 
 #[test]

@@ -201,14 +201,19 @@ impl Gate {
     ///
     /// # Errors
     /// As those of [`Gate::install`], and when the new gate finds itself lost for the same reason.
-    pub fn again(&self) -> Result<Self> {
+    pub fn again(&mut self) -> Result<Self> {
         let units = self.control.get(Control::Units as usize);
         let settings = Settings {
             buffer_mib: u32::try_from((units * u64::from(UNIT)) >> 20).context("a gate's size")?,
             release: self.programs.release()?,
-            engine: if self.queue.is_some() { Engine::NfQueue } else { Engine::Bpf },
+            engine: match self.control.get(Control::Engine as usize) {
+                NFQUEUE => Engine::NfQueue,
+                _ => Engine::Bpf,
+            },
         };
         let kind = self.programs.kind();
+        // The rules have one owner: they stand without one, and drop, until the new gate takes them over.
+        self.queue = None;
         Self::install_by(kind, self.tap.clone(), self.programs.pins(), &settings, self.term())
     }
 
@@ -422,9 +427,14 @@ impl Gate {
     /// When it does not, what has happened. Frames may be passing by this gate, so the guest must not run on.
     pub fn verify(&self) -> Result<(), Lost> {
         self.programs.verify()?;
-        let Some(queue) = &self.queue else { return Ok(()) };
-        let gone = |e| Lost::QueueGone { link: self.tap.name.clone(), how: format!("{e:#}") };
-        queue.verify().map_err(gone)
+        let gone = |how| Lost::QueueGone { link: self.tap.name.clone(), how };
+        match &self.queue {
+            Some(queue) => queue.verify().map_err(|e| gone(format!("{e:#}"))),
+            None if self.control.get(Control::Engine as usize) == NFQUEUE => {
+                Err(gone("nobody listens to its queue".to_owned()))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Switches the programs' debug lines on or off; [`Gate::drain_log`] brings them.
