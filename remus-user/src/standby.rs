@@ -14,7 +14,7 @@ use tracing::warn;
 
 use crate::{
     config::LinkName,
-    gate::{self, Engine, Gate},
+    gate::{self, Engine, Gate, Pinned},
     machine::{CpuProfile, MTU_BYTES_MAX, Offloads, Placement, Prepared, Shape},
     net::{IfIndex, Links, Mac, Station, TapSpec, VNET_HEADER_BYTES, announce},
 };
@@ -89,6 +89,7 @@ impl Standby {
         let index = tap.index;
         let built = || -> Result<(Gate, Prepared, File)> {
             let guarded = gate::Tap { name: plan.tap.to_string(), ifindex: index.0 };
+            tell_what_is_left(pins);
             let gate = Gate::install(guarded, pins, &plan.gate, plan.term)?;
             let voice = File::from(tap.fd.try_clone().context("share the tap")?);
             match Prepared::new(&plan.shape, &plan.cpu, &plan.placement, tap.fd) {
@@ -179,6 +180,22 @@ impl Wiring {
         remove_gate(gate);
         self.links.delete(self.tap)
     }
+}
+
+/// Says what a gate holds that an earlier controller left: the guest that sent it died with that controller, so it
+/// is never released.
+fn tell_what_is_left(pins: &Path) {
+    let Ok(Some(left)) = Pinned::find(pins) else { return };
+    let (view, Ok(held)) = (left.view(), left.held()) else { return };
+    warn!(
+        "an earlier controller left its gate, of term {}, epoch {} open, {} committed; the {} frames ({} bytes) that it \
+         holds are discarded: their guest is gone",
+        view.open.term(),
+        view.open.epoch(),
+        view.committed.epoch(),
+        held.frames,
+        held.bytes
+    );
 }
 
 fn remove_gate(gate: Gate) {

@@ -1,5 +1,10 @@
 //! Claims about the gate, on real frames through a real tap and bridge.
 
+use std::{
+    net::{Ipv4Addr, UdpSocket},
+    time::Duration,
+};
+
 use remus::{
     config::LinkName,
     gate::{Flushed, Gate, Release, Settings},
@@ -114,6 +119,9 @@ fn every_kind_of_frame_is_held_and_comes_out_as_it_went_in() {
         frame(0x86dd, &[0x60; 40]),
         frame(0x88cc, &[2; 46]),
         frame(0x1234, &[3; 1]),
+        // A runt: a header and one byte. And one to a group.
+        [&address[..], &[0x88, 0xb5, 4]].concat(),
+        [&[0x01, 0, 0x5e, 0, 0, 0xfb][..], &GUEST_MAC, &payload].concat(),
         [&address[..], &tag(0x8100, 5, &payload)].concat(),
         [&address[..], &tag(0x88a8, 6, &tag(0x8100, 7, &payload))].concat(),
     ];
@@ -129,6 +137,65 @@ fn every_kind_of_frame_is_held_and_comes_out_as_it_went_in() {
         assert_eq!(out.get(at), Some(sent), "frame {at}");
     }
     assert_eq!(out.len(), frames.len());
+}
+
+#[test]
+fn frames_to_the_host_itself_are_held() {
+    let mut wire = Wire::new();
+    let (host, port) = (Ipv4Addr::new(10, 9, 0, 1), 4001);
+    let mac = wire.host_on_bridge(host);
+    let socket = UdpSocket::bind((host, port)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let mut gate = holding_gate_on(&wire);
+    wire.send(&udp(mac, host, port, b"from the guest"));
+    let mut heard = [0; 64];
+    socket.recv(&mut heard).unwrap_err();
+    gate.seal(epoch(2));
+    gate.commit(&committed(1));
+    release_all(&mut gate);
+    let n = socket.recv(&mut heard).expect("it was held, not lost");
+    assert_eq!(&heard[..n], b"from the guest");
+}
+
+/// A UDP packet over IPv4 from 10.9.0.2 to a host; without a checksum of its own, which IPv4 allows.
+fn udp(mac: [u8; 6], to: Ipv4Addr, port: u16, payload: &[u8]) -> Vec<u8> {
+    let udp_len = u16::try_from(8 + payload.len()).unwrap();
+    let mut ip = vec![0x45, 0];
+    ip.extend((20 + udp_len).to_be_bytes());
+    ip.extend([0, 0, 0x40, 0, 64, 17, 0, 0, 10, 9, 0, 2]);
+    ip.extend(to.octets());
+    let sum = ip.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum::<u32>();
+    let sum = !u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    for field in [4000, port, udp_len, 0] {
+        ip.extend(field.to_be_bytes());
+    }
+    ip.extend(payload);
+    [&mac[..], &GUEST_MAC, &[8, 0], &ip].concat()
+}
+
+#[test]
+fn several_gates_share_an_uplink() {
+    let mut wire = Wire::new();
+    let uplink = LinkName::new(wire.uplink()).unwrap();
+    let settings = Settings { release: Release::Uplink(uplink), ..Settings::default() };
+    let mut gate = Gate::install(wire.tap.clone(), wire.pins.path(), &settings, TERM).unwrap();
+    gate.hold_from(epoch(1));
+    gate.renew_lease(u64::MAX);
+    // Another VM's, on a tap of its own; its guard is attached later, so it is in front.
+    let (other_tap, other_pins) = (wire.another_tap("guest1"), tempfile::tempdir().unwrap());
+    let other = Gate::install(other_tap, other_pins.path(), &settings, TERM).unwrap();
+    gate.verify().unwrap();
+    other.verify().unwrap();
+    wire.send(&numbered(1));
+    gate.seal(epoch(2));
+    gate.commit(&committed(1));
+    release_all(&mut gate);
+    assert_eq!(wire.arrivals(), [numbered(1)]);
+    assert_eq!(gate.counters().unwrap().get(Counter::Released), 1);
+    let others = other.counters().unwrap();
+    assert_eq!(others.get(Counter::RefusedStale) + others.get(Counter::RefusedByLock), 0);
+    other.remove().unwrap();
 }
 
 #[test]

@@ -24,6 +24,7 @@ pub(crate) struct Wire {
     guest: File,
     outside: File,
     offloads: Offloads,
+    others: Vec<File>,
     pub(crate) tap: Tap,
     pub(crate) pins: tempfile::TempDir,
 }
@@ -91,7 +92,14 @@ impl Wire {
             },
         );
         let tap = Tap { name: "guest0".to_owned(), ifindex: guest_index };
-        Self { guest, outside, offloads, tap, pins: tempfile::tempdir().unwrap() }
+        Self {
+            others: Vec::new(),
+            guest,
+            outside,
+            offloads,
+            tap,
+            pins: tempfile::tempdir().unwrap(),
+        }
     }
 
     /// The guest sends `frame`.
@@ -134,6 +142,12 @@ impl Wire {
     /// The index of the guest's tap now.
     pub(crate) fn tap_index(&self) -> u32 {
         ifindex(&self.tap.name)
+    }
+
+    /// A tap of another guest, down and in no bridge; it lasts as long as the wire.
+    pub(crate) fn another_tap(&mut self, name: &str) -> Tap {
+        self.others.push(open_tap(name, self.offloads));
+        Tap { name: name.to_owned(), ifindex: ifindex(name) }
     }
 
     /// Deletes the guest's tap.

@@ -22,7 +22,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::{
-    chain::{self, TCX_ROOM},
+    chain::{self, Side, TCX_ROOM},
     hook::{self, Hook, HookKind},
     pins::{self, Pins},
     rtnl::{Attributes, Request, Rtnl, word},
@@ -171,6 +171,9 @@ pub(super) fn check_hook(hook: &Hook, rtnl: &Rtnl) -> Result<(), Lost> {
     let detached = || Lost::Detached { link: link.clone(), program };
     match (hook.kind(), tcx.first()) {
         (HookKind::Tcx, Some(first)) if *first == ours => Ok(()),
+        // Several gates share an uplink, and one guard comes after another. What an earlier program lets out past a
+        // guard is seen by the flush that sent it.
+        (HookKind::Tcx, Some(_)) if place.side == Side::Egress && tcx.contains(&ours) => Ok(()),
         (HookKind::Tcx, Some(first)) if tcx.contains(&ours) => Err(displaced(*first, "TCX")),
         (HookKind::Tcx, _) => Err(detached()),
         (HookKind::Clsact, Some(first)) => Err(displaced(*first, "TCX")),
@@ -180,6 +183,7 @@ pub(super) fn check_hook(hook: &Hook, rtnl: &Rtnl) -> Result<(), Lost> {
                 .map_err(|e| gone(hook, e, "which filters are there"))?;
             match front {
                 Front::Ours => Ok(()),
+                Front::Other { then_ours: true, .. } if place.side == Side::Egress => Ok(()),
                 Front::Other { by, then_ours: true, kind } => Err(displaced(by, kind.as_str())),
                 Front::Nothing | Front::Other { then_ours: false, .. } => {
                     match chain::has_clsact(rtnl, *place) {
