@@ -125,6 +125,8 @@ pub enum Ring {
     Tail = 9,
     /// Every unit below is free again.
     TailUnit = 10,
+    /// The CPU whose backlog has the frames that are under way. Another CPU's would overtake them.
+    Cpu = 11,
 }
 pub const RING_WORDS: usize = 16;
 

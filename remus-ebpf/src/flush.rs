@@ -4,14 +4,15 @@
 //! sends at most a batch, because softirqs, and with them `hold`, wait until it returns.
 //!
 //! A frame that goes back into the tap waits in a CPU's backlog, which may lose it: its slot stays Sent until
-//! `hold` has seen it, and it is sent again when it was not seen in time. A frame that goes out of an uplink has
+//! `hold` has seen it, and it is sent again when it was not seen in time. Backlogs of two CPUs have no order between
+//! them: a run on another CPU than the last waits until nothing is under way. A frame that goes out of an uplink has
 //! passed `guard`, and is in the interface's queue or refused by it, before `bpf_clone_redirect` returns.
 
 use aya_ebpf::{
     bindings::BPF_F_INGRESS,
     helpers::{
-        bpf_clone_redirect, bpf_ktime_get_boot_ns, bpf_skb_change_tail, bpf_skb_store_bytes,
-        bpf_skb_vlan_pop, bpf_skb_vlan_push,
+        bpf_clone_redirect, bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_skb_change_tail,
+        bpf_skb_store_bytes, bpf_skb_vlan_pop, bpf_skb_vlan_push,
     },
     programs::TcContext,
 };
@@ -133,6 +134,12 @@ impl Run {
         let head = self.ring.word(Ring::Head);
         let tail = self.ring.word(Ring::Tail);
         let mut next = self.ring.word(Ring::Next);
+        // SAFETY: a helper without arguments.
+        let cpu = u64::from(unsafe { bpf_get_smp_processor_id() });
+        if tail < next && self.ring.word(Ring::Cpu) != cpu {
+            return FlushResult::InFlight;
+        }
+        self.ring.set(Ring::Cpu, cpu);
         let mut result = FlushResult::More;
         for _ in 0..FLUSH_BATCH {
             let waits = if tail < next { FlushResult::InFlight } else { FlushResult::Done };
