@@ -264,8 +264,9 @@ async fn ends_without_a_trace(pair: &Pair, mut primary: Daemon) {
 
 fn hello(memory_mib: u32, cpu: &str) -> Hello {
     let shape = format!(
-        r#"{{"shape":{{"memory_mib":{memory_mib},"vcpus":1,"mac":[82,84,0,119,0,10]}},
-            "tap":"tap0","bridge":"br0","slots":1024}}"#
+        r#"{{"shape":{{"memory_mib":{memory_mib},"vcpus":1,"mac":[82,84,0,119,0,10],
+            "mtu_bytes":1500,"offloads":"none"}},"tap":"tap0","bridge":"br0",
+            "gate":{{"buffer_mib":1,"release":"ReEntry","engine":"bpf"}}}}"#
     );
     Hello {
         vm: VmName::new(VM).unwrap(),
