@@ -154,7 +154,8 @@ pub enum Counter {
     Sent = 8,
     /// Given to the stack again, because the first copy was lost on the way.
     Resent = 9,
-    /// The stack refused a frame of `flush`; it is sent again.
+    /// The stack took no more from `flush` now (backlog or queue full): the run ended with this frame, which is sent
+    /// again.
     SendFailed = 10,
     /// Runs of `flush` that found the lease over. Runs, not frames.
     LeaseOver = 11,

@@ -206,26 +206,40 @@ impl Run {
             count(Counter::DroppedUnfit);
             return Fate::GoOn;
         }
+        if !life.is(SlotState::Held) {
+            count(Counter::Resent);
+        }
         // SAFETY: by contract.
         unsafe {
-            if !life.is(SlotState::Held) {
-                count(Counter::Resent);
-            } else if (*slot).held_ticks != 0 {
-                note_residence(residence_bucket(self.now.wrapping_sub((*slot).held_ticks)));
-            }
             (*slot).sent_ticks = self.now;
             set_life(slot, life.become_state(SlotState::Sent));
         }
         ctx.set_mark(mark(number));
-        if self.uplink == 0 { self.re_enter(ctx) } else { self.leave(ctx, slot, life) }
+        let fate = if self.uplink == 0 {
+            self.re_enter(ctx, slot, life)
+        } else {
+            self.leave(ctx, slot, life)
+        };
+        // SAFETY: by contract; nobody uses the slot anew before this run, or a later one, has moved the tail.
+        let held = unsafe { (*slot).held_ticks };
+        if fate == Fate::GoOn && life.is(SlotState::Held) && held != 0 {
+            note_residence(residence_bucket(self.now.wrapping_sub(held)));
+        }
+        fate
     }
 
     #[inline(always)]
-    fn re_enter(self, ctx: &TcContext) -> Fate {
+    fn re_enter(self, ctx: &TcContext, slot: *mut Slot, life: Life) -> Fate {
         // SAFETY: the context of this run.
         let failed = unsafe { bpf_clone_redirect(ctx.skb.skb, self.tap, u64::from(BPF_F_INGRESS)) };
-        // The backlog was full (NET_RX_DROP): the slot stays Sent and is sent again when its time has come.
-        count(if failed == 0 { Counter::Sent } else { Counter::SendFailed });
+        if failed != 0 {
+            // The backlog is full (NET_RX_DROP). What came after this frame would overtake it: the run ends here.
+            // SAFETY: the slot is live by contract of the caller.
+            unsafe { set_life(slot, life.become_state(SlotState::Held)) };
+            count(Counter::SendFailed);
+            return Fate::Stay;
+        }
+        count(Counter::Sent);
         Fate::GoOn
     }
 
