@@ -9,8 +9,8 @@ use rig::{
     host::Host,
     links::Links,
     remus::{
-        Daemon, Programs, TAP, Timing, Trigger, VM, primary_config, primary_run_dir, start_backup,
-        start_primary_with,
+        Daemon, GateOptions, Programs, TAP, Timing, VM, primary_config, primary_run_dir,
+        start_backup, start_primary_with,
     },
     sniffer::{Seen, Sniffer},
     sys,
@@ -57,7 +57,7 @@ impl Pair {
         let text = primary_config(
             &self.programs,
             Timing::default(),
-            Trigger::default(),
+            GateOptions::default(),
             self.folder.path(),
         )
         .unwrap();

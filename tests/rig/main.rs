@@ -8,7 +8,7 @@ use rig::{
     bench::{self, Arm, Places},
     host::Death,
     nest,
-    remus::{Programs, Timing, Trigger},
+    remus::{GateOptions, Programs, Timing},
     story::{self, Plan},
     sys,
     topology::Topology,
@@ -72,9 +72,8 @@ struct RunOptions {
     /// The longest epoch, in milliseconds
     #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(2..=1000))]
     epoch_ms: u32,
-    /// Who sets a release off: the primary's process alone, or the kernel too
-    #[arg(long, value_enum, default_value = "controller")]
-    trigger: Trigger,
+    #[command(flatten)]
+    gate: GateOptions,
     /// Seconds of load: the host dies at a random moment within them
     #[arg(long, default_value_t = 1.5, value_parser = seconds)]
     seconds: f64,
@@ -144,7 +143,7 @@ fn plan(options: &RunOptions) -> Plan {
         rounds: options.repeat,
         dirty_pages: options.dirty,
         timing: Timing { epoch_ms: options.epoch_ms, ..Timing::default() },
-        trigger: options.trigger,
+        gate: options.gate,
         load: Duration::from_secs_f64(options.seconds),
         seed: options.seed,
         keep: options.keep,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use remus::observe::status::{Protection, Status};
 use serde::Serialize;
 use tokio::{
@@ -78,7 +78,28 @@ impl Default for Timing {
     }
 }
 
-/// Who sets a release off: `[gate] release.trigger`.
+/// How the primary's gate works: its section of the config.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Args)]
+pub struct GateOptions {
+    /// Who keeps the frames that wait: the eBPF programs, or netfilter's queue
+    #[arg(long, value_enum, default_value_t)]
+    pub engine: Engine,
+    /// Who sets a release off: the primary's process alone, or the kernel too
+    #[arg(long, value_enum, default_value_t)]
+    pub trigger: Trigger,
+}
+
+/// `gate.engine`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[value(rename_all = "lowercase")]
+pub enum Engine {
+    #[default]
+    Bpf,
+    NfQueue,
+}
+
+/// `gate.release.trigger`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Trigger {
@@ -101,11 +122,11 @@ pub fn start_primary(
     host: &Host,
     programs: &Programs,
     timing: Timing,
-    trigger: Trigger,
+    gate: GateOptions,
     folder: &Path,
     log: &Path,
 ) -> Result<Daemon> {
-    let text = primary_config(programs, timing, trigger, folder)?;
+    let text = primary_config(programs, timing, gate, folder)?;
     start_primary_with(host, programs, &text, folder, log)
 }
 
@@ -149,7 +170,7 @@ pub fn start_backup(host: &Host, programs: &Programs, folder: &Path, log: &Path)
 pub fn primary_config(
     programs: &Programs,
     timing: Timing,
-    trigger: Trigger,
+    gate: GateOptions,
     folder: &Path,
 ) -> Result<String> {
     let Timing { epoch_ms, depth, heartbeat_ms, detect_ms, lease_ms } = timing;
@@ -187,11 +208,16 @@ detect_ms = {detect_ms}
 lease_ms = {lease_ms}
 
 [gate]
+engine = "{engine}"
 buffer_mib = 32
 release = {{ trigger = "{trigger}" }}
 {placement}"#,
         ip = GUEST.ip(),
-        trigger = match trigger {
+        engine = match gate.engine {
+            Engine::Bpf => "bpf",
+            Engine::NfQueue => "nfqueue",
+        },
+        trigger = match gate.trigger {
             Trigger::Controller => "controller",
             Trigger::Kernel => "kernel",
         },

@@ -17,7 +17,7 @@ pub use claims::{Claim, Relation};
 
 use crate::{
     host::Death,
-    remus::{Timing, Trigger},
+    remus::{GateOptions, Timing},
 };
 
 /// What one round measured. Times are CLOCK_BOOTTIME; `None` where the host did not die.
@@ -119,7 +119,8 @@ pub struct Report {
     pub placement: &'static str,
     pub death: Option<Death>,
     pub timing: Timing,
-    pub trigger: Trigger,
+    #[serde(flatten)]
+    pub gate: GateOptions,
     pub dirty_pages_asked: u32,
     pub seed: u64,
 
@@ -159,7 +160,7 @@ pub struct Asked {
     pub id: String,
     pub death: Option<Death>,
     pub timing: Timing,
-    pub trigger: Trigger,
+    pub gate: GateOptions,
     pub dirty_pages: u32,
     pub seed: u64,
 }
@@ -182,7 +183,7 @@ impl Report {
             placement: "vCPU on CPU 0; daemons, clients and the rig on the others",
             death: asked.death,
             timing: asked.timing,
-            trigger: asked.trigger,
+            gate: asked.gate,
             dirty_pages_asked: asked.dirty_pages,
             seed: asked.seed,
             checkpoints: sum(|round| round.checkpoints),
@@ -264,8 +265,8 @@ mod tests {
     use super::*;
 
     fn asked(death: Option<Death>) -> Asked {
-        let (timing, trigger) = (Timing::default(), Trigger::default());
-        Asked { id: "t".into(), death, timing, trigger, dirty_pages: 1000, seed: 1 }
+        let (timing, gate) = (Timing::default(), GateOptions::default());
+        Asked { id: "t".into(), death, timing, gate, dirty_pages: 1000, seed: 1 }
     }
 
     fn good() -> Round {

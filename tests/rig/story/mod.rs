@@ -23,7 +23,7 @@ use crate::{
     nest,
     netns::NetNs,
     progress::Display,
-    remus::{Programs, Timing, Trigger},
+    remus::{GateOptions, Programs, Timing},
     report::{Asked, Report},
     sys::boottime_ns,
     topology::{BACKUP_PORT, PRIMARY_PORT, Topology},
@@ -38,7 +38,7 @@ pub struct Plan {
     pub rounds: u32,
     pub dirty_pages: u32,
     pub timing: Timing,
-    pub trigger: Trigger,
+    pub gate: GateOptions,
     /// How long the load runs before the host dies at the latest, or at all if it does not die.
     pub load: Duration,
     pub seed: Option<u64>,
@@ -80,7 +80,7 @@ pub async fn run(plan: &Plan, programs: &Programs) -> Result<bool> {
         id,
         death: plan.death,
         timing: plan.timing,
-        trigger: plan.trigger,
+        gate: plan.gate,
         dirty_pages: plan.dirty_pages,
         seed,
     };

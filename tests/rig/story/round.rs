@@ -37,9 +37,9 @@ impl RoundRun<'_> {
 
         let log = self.stage.log("primary");
         let folder = &self.stage.folder;
-        let Plan { timing, trigger, .. } = *self.plan;
+        let Plan { timing, gate, .. } = *self.plan;
         let mut primary =
-            start_primary(&topology.primary, self.programs, timing, trigger, folder, &log)?;
+            start_primary(&topology.primary, self.programs, timing, gate, folder, &log)?;
         let mut guest = self.guest_answers(&mut primary).await?;
         self.display.step("the guest answers, unprotected");
         round.guest_work_before = self.measure_work(&mut guest, &primary, BASELINE).await?;
