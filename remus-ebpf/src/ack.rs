@@ -38,8 +38,11 @@ const IPPROTO_UDP: u8 = 17;
 const ETH_P_IP: u32 = 0x0800u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86ddu16.to_be() as u32;
 /// UDP header and datagram.
+#[expect(clippy::cast_possible_truncation, reason = "tens of bytes")]
 const UDP_LEN: u16 = (UDP_HLEN + DATAGRAM_LEN) as u16;
+#[expect(clippy::cast_possible_truncation, reason = "tens of bytes")]
 const IPV4_FRAME: u32 = (ETH_HLEN + IPV4_HLEN + UDP_HLEN + DATAGRAM_LEN) as u32;
+#[expect(clippy::cast_possible_truncation, reason = "tens of bytes")]
 const IPV6_FRAME: u32 = (ETH_HLEN + IPV6_HLEN + UDP_HLEN + DATAGRAM_LEN) as u32;
 /// More-fragments and the offset.
 const IPV4_FRAGMENT: u16 = 0x3fff;

@@ -114,7 +114,7 @@ fn store(ctx: &TcContext, control: ControlWords, ring: RingWords) -> Counter {
         (*slot).stamp = control.open().bits();
         (*slot).at = at as u32;
         (*slot).len = len;
-        (*slot).held_ticks = if held == 0 || head % TIMED_OF == 0 {
+        (*slot).held_ticks = if held == 0 || head.is_multiple_of(TIMED_OF) {
             (bpf_ktime_get_boot_ns() >> TICK_SHIFT) as u32 | 1
         } else {
             0

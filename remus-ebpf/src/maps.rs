@@ -183,7 +183,8 @@ pub fn slot(number: u64, units: u64) -> Option<*mut Slot> {
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "as for slot")]
 pub fn data(at: u64, units: u64) -> Option<*mut u8> {
-    let chunk = at as u32 / UNITS_PER_CHUNK & (units as u32 / UNITS_PER_CHUNK).wrapping_sub(1);
+    let chunks = units as u32 / UNITS_PER_CHUNK;
+    let chunk = (at as u32 / UNITS_PER_CHUNK) & chunks.wrapping_sub(1);
     let value = DATA.get_ptr_mut(chunk)?.cast::<u8>();
     let offset = (at as u32 & (UNITS_PER_CHUNK - 1)) * UNIT;
     // SAFETY: below CHUNK, in a live map value of CHUNK + FRAME_MAX bytes.
