@@ -465,6 +465,8 @@ impl Follower {
             brain: Pipeline::start_unprotected(fenced, policy, decided),
             lease: timing.lease,
             depth: policy.depth,
+            // It has no backup to pause for.
+            pause_max: timing.epoch_max,
             store: store.clone(),
             report: Report::new(Arc::clone(&shared)),
             inbox,

@@ -13,6 +13,7 @@
 
 mod assembly;
 mod batch;
+mod budget;
 mod delta;
 mod dirty;
 mod encoder;
@@ -24,6 +25,7 @@ mod state;
 
 pub use assembly::{Arrived, Assembly, STATE_MAX};
 pub use batch::{Batch, BatchError, Content, Encoding};
+pub use budget::PauseBudget;
 pub use delta::{Comparer, Delta, DeltaError, Difference};
 pub use dirty::DirtyBook;
 pub use encoder::{Encoded, Encoder, OutBatch, Totals, Verdict};

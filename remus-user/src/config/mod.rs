@@ -22,7 +22,7 @@ pub use name::{BadName, LinkName};
 
 pub use crate::wire::VmName;
 
-use crate::{gate, net::Mac};
+use crate::{gate, net::Mac, replication::Tempo};
 
 /// A config file with every key, for people to start from.
 pub const EXAMPLE: &str = include_str!("example.toml");
@@ -101,8 +101,10 @@ pub enum Start {
 pub struct Protection {
     pub backup: SocketAddr,
     pub start: Start,
-    /// Longest time between two seals.
-    pub epoch: Duration,
+    /// When epochs end.
+    pub tempo: Tempo,
+    /// What a pause may take: the pages that stay writable are as many as fit it.
+    pub pause_max: Duration,
     /// Un-acked epochs before the guest has to wait.
     pub depth: usize,
     pub heartbeat: Duration,

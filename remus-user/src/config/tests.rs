@@ -40,7 +40,7 @@ fn what_is_left_out_has_its_documented_default() {
     assert_eq!((c.net.bridge, c.net.mtu_bytes), (None, 1500));
     let p = &c.protection;
     assert_eq!((p.start, p.depth), (Start::Protected, 2));
-    let ms = [p.epoch, p.heartbeat, p.detect, p.lease].map(|d| d.as_millis());
+    let ms = [p.tempo.epoch_max, p.heartbeat, p.detect, p.lease].map(|d| d.as_millis());
     assert_eq!(ms, [25, 10, 100, 60]);
     assert_eq!(c.gate, Settings::default());
     assert_eq!(c.placement, Placement::default());

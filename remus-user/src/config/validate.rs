@@ -19,6 +19,7 @@ use crate::{
     gate::{Engine, Release, Settings},
     machine::{MTU_BYTES_MAX, MTU_BYTES_MIN},
     net::Mac,
+    replication::{Mode, Tempo},
 };
 
 /// Every key: its dotted path, an example line, and whether it must be there.
@@ -39,7 +40,12 @@ const KEYS: &[(&str, &str, bool)] = &[
     ("protection", "[protection]", true),
     ("protection.backup", "backup = \"10.99.0.2:7000\"", true),
     ("protection.start", "start = \"protected\"", false),
+    ("protection.mode", "mode = \"latency\"", false),
     ("protection.epoch_ms", "epoch_ms = 25", false),
+    ("protection.idle_ms", "idle_ms = 250", false),
+    ("protection.output_delay_us", "output_delay_us = 0", false),
+    ("protection.rate_max", "rate_max = 2000", false),
+    ("protection.pause_max_us", "pause_max_us = 2000", false),
     ("protection.depth", "depth = 2", false),
     ("protection.heartbeat_ms", "heartbeat_ms = 10", false),
     ("protection.detect_ms", "detect_ms = 100", false),
@@ -58,6 +64,11 @@ const KEYS: &[(&str, &str, bool)] = &[
 const CPUS_MAX: u32 = 1024;
 const CMDLINE_BYTES_MAX: usize = 2048;
 const MTU_BYTES_DEFAULT: i64 = 1500;
+const EPOCH_MS_DEFAULT: i64 = 25;
+const EPOCH_MS_MAX: u32 = 10_000;
+const IDLE_MS_DEFAULT: i64 = 250;
+const RATE_MAX_DEFAULT: i64 = 2000;
+const PAUSE_MAX_US_DEFAULT: i64 = 2000;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -95,7 +106,12 @@ struct RawNet {
 struct RawProtection {
     backup: String,
     start: Option<String>,
+    mode: Option<String>,
     epoch_ms: Option<i64>,
+    idle_ms: Option<i64>,
+    output_delay_us: Option<i64>,
+    rate_max: Option<i64>,
+    pause_max_us: Option<i64>,
     depth: Option<i64>,
     heartbeat_ms: Option<i64>,
     detect_ms: Option<i64>,
@@ -325,7 +341,9 @@ impl Check<'_, '_> {
         let ms = |key, value: Option<i64>, default, min, max| {
             self.number(key, value.unwrap_or(default), min, max)
         };
-        let epoch_ms = ms("protection.epoch_ms", raw.epoch_ms, 25, 1, 1000)?;
+        let tempo = self.tempo(raw)?;
+        let pause_max_us = raw.pause_max_us.unwrap_or(PAUSE_MAX_US_DEFAULT);
+        let pause_max_us = self.number("protection.pause_max_us", pause_max_us, 300, 1_000_000)?;
         let depth = self.number("protection.depth", raw.depth.unwrap_or(2), 1, 16)?;
         let heartbeat_ms = ms("protection.heartbeat_ms", raw.heartbeat_ms, 10, 1, 1000)?;
         let detect_ms = ms("protection.detect_ms", raw.detect_ms, 100, 30, 60_000)?;
@@ -357,11 +375,61 @@ impl Check<'_, '_> {
         Ok(Protection {
             backup,
             start,
-            epoch: duration(epoch_ms),
+            tempo,
+            pause_max: Duration::from_micros(pause_max_us.into()),
             depth: depth as usize,
             heartbeat: duration(heartbeat_ms),
             detect: duration(detect_ms),
             lease: duration(lease_ms),
+        })
+    }
+
+    fn tempo(&self, raw: &RawProtection) -> Result<Tempo, ConfigError> {
+        let mode = match raw.mode.as_deref() {
+            None | Some("latency") => Mode::Latency,
+            Some("throughput") => Mode::Throughput,
+            Some("fixed") => Mode::Fixed,
+            Some(other) => {
+                return Err(self.wrong(
+                    "protection.mode",
+                    format!("{other:?} is no mode"),
+                    "\"latency\": output waits as short as can be; \"throughput\": the guest is stopped as rarely \
+                     as may be; \"fixed\": every epoch lasts epoch_ms",
+                ));
+            }
+        };
+        let epoch_ms = raw.epoch_ms.unwrap_or(EPOCH_MS_DEFAULT);
+        let epoch_ms = self.number("protection.epoch_ms", epoch_ms, 1, EPOCH_MS_MAX)?;
+        let idle_ms = raw.idle_ms.unwrap_or(i64::from(epoch_ms).max(IDLE_MS_DEFAULT));
+        let idle_ms = self.number("protection.idle_ms", idle_ms, 1, EPOCH_MS_MAX)?;
+        if idle_ms < epoch_ms {
+            return Err(self.wrong(
+                "protection.idle_ms",
+                format!("{idle_ms} ms is less than epoch_ms = {epoch_ms}"),
+                format!("an idle guest is not stopped more often than one that works: {epoch_ms} or more"),
+            ));
+        }
+        let delay_us = raw.output_delay_us.unwrap_or(0);
+        let delay_us = self.number("protection.output_delay_us", delay_us, 0, 1_000_000)?;
+        let rate_max = raw.rate_max.unwrap_or(RATE_MAX_DEFAULT);
+        let rate_max = self.number("protection.rate_max", rate_max, 1, 10_000)?;
+        let interval_min = Duration::from_secs(1) / rate_max;
+        let epoch_max = Duration::from_millis(epoch_ms.into());
+        if interval_min > epoch_max {
+            return Err(self.wrong(
+                "protection.rate_max",
+                format!(
+                    "{rate_max} checkpoints a second are fewer than one each epoch_ms = {epoch_ms}"
+                ),
+                format!("rate_max = {} or more, or a longer epoch_ms", 1000_u32.div_ceil(epoch_ms)),
+            ));
+        }
+        Ok(Tempo {
+            mode,
+            epoch_max,
+            output_delay: Duration::from_micros(delay_us.into()),
+            interval_min,
+            idle_max: Duration::from_millis(idle_ms.into()),
         })
     }
 

@@ -151,11 +151,20 @@ impl Memory {
 
     /// Adds the pages that the VMM wrote since the last time, and forgets them.
     pub(super) fn harvest_touched(&self, pages: &mut PageSet) {
+        self.each_touched(pages, Touched::harvest);
+    }
+
+    /// Adds the pages that the VMM wrote since the last harvest.
+    pub(super) fn look_at_touched(&self, pages: &mut PageSet) {
+        self.each_touched(pages, Touched::look);
+    }
+
+    fn each_touched(&self, pages: &mut PageSet, add: impl Fn(&Touched, &mut [u64])) {
         let mut words = pages.words_mut();
         for region in self.ram.iter() {
             let of_region = usize::try_from(region.len()).expect("mapped") / PAGE_SIZE / 64;
             let (head, rest) = words.split_at_mut(of_region);
-            touched(region).harvest(head);
+            add(touched(region), head);
             words = rest;
         }
     }

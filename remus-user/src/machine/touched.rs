@@ -32,6 +32,11 @@ impl Touched {
         }
     }
 
+    /// Adds the marked pages to `words`.
+    pub(super) fn look(&self, words: &mut [u64]) {
+        self.words.iter().zip(words).for_each(|(from, to)| *to |= from.load(Ordering::Relaxed));
+    }
+
     /// Marks every page.
     pub(super) fn mark_all(&self) {
         self.words.iter().for_each(|word| word.store(u64::MAX, Ordering::Release));

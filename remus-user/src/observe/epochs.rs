@@ -18,11 +18,27 @@ use super::{histogram::exact, status::Distribution};
 /// Six minutes at 40 epochs a second; a power of two.
 pub(super) const REMEMBERED: usize = 1 << 14;
 
+/// What the parts of a pause took, in microseconds. They add up to the whole.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PauseParts(pub [u32; Self::COUNT]);
+
+impl PauseParts {
+    pub const COUNT: usize = 6;
+    /// Until the vCPUs have left the guest; until all state is captured, that of the gate and the devices included;
+    /// reading the dirty log; copying; protecting what cooled; letting the guest go on.
+    pub const NAMES: [&'static str; Self::COUNT] =
+        ["kick", "state", "log", "copy", "clear", "resume"];
+
+    pub fn sum_us(&self) -> u32 {
+        self.0.iter().fold(0, |sum, us| sum.saturating_add(*us))
+    }
+}
+
 /// Zero, in every field, means "not yet": what is zero by nature is stored as it is, for it counts nothing.
 #[derive(Default)]
 struct Slot {
     stamp: AtomicU64,
-    pause_us: AtomicU32,
+    parts_us: [AtomicU32; PauseParts::COUNT],
     dirty_pages: AtomicU32,
     /// One more than the time.
     commit_us: AtomicU32,
@@ -36,6 +52,8 @@ pub(super) struct EpochRing {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Stretch {
     pub(super) pause_us: Distribution,
+    /// Medians.
+    pub(super) parts_us: [u64; PauseParts::COUNT],
     pub(super) dirty_pages: Distribution,
     /// Over those that are committed.
     pub(super) commit_us: Distribution,
@@ -47,12 +65,14 @@ impl EpochRing {
     }
 
     /// One thread only: a second writer would mix two epochs in one slot.
-    pub(super) fn seal(&self, stamp: Stamp, pause_us: u32, dirty_pages: u32) {
+    pub(super) fn seal(&self, stamp: Stamp, parts: &PauseParts, dirty_pages: u32) {
         let slot = self.slot(stamp);
         // Readers that see any store below also see that the slot is nobody's.
         slot.stamp.store(0, Relaxed);
         fence(Release);
-        slot.pause_us.store(pause_us, Relaxed);
+        for (word, us) in slot.parts_us.iter().zip(parts.0) {
+            word.store(us, Relaxed);
+        }
         slot.dirty_pages.store(dirty_pages, Relaxed);
         slot.commit_us.store(0, Relaxed);
         slot.stamp.store(stamp.bits(), Release);
@@ -69,9 +89,10 @@ impl EpochRing {
     /// Over the remembered epochs of `term` after `since`.
     pub(super) fn stretch(&self, term: Term, since: Epoch) -> Stretch {
         let (mut pauses, mut pages, mut commits) = (Vec::new(), Vec::new(), Vec::new());
+        let mut parts: [Vec<u32>; PauseParts::COUNT] = Default::default();
         for slot in &self.slots {
             let before = slot.stamp.load(Acquire);
-            let pause_us = slot.pause_us.load(Relaxed);
+            let of_pause = PauseParts(std::array::from_fn(|at| slot.parts_us[at].load(Relaxed)));
             let dirty_pages = slot.dirty_pages.load(Relaxed);
             let commit_us = slot.commit_us.load(Relaxed);
             fence(Acquire);
@@ -80,12 +101,14 @@ impl EpochRing {
             if !whole || stamp.term() != term || stamp.epoch() <= since {
                 continue;
             }
-            pauses.push(pause_us);
+            pauses.push(of_pause.sum_us());
+            parts.iter_mut().zip(of_pause.0).for_each(|(part, us)| part.push(us));
             pages.push(dirty_pages);
             commits.extend(commit_us.checked_sub(1));
         }
         Stretch {
             pause_us: exact(&mut pauses),
+            parts_us: parts.map(|mut part| exact(&mut part).p50),
             dirty_pages: exact(&mut pages),
             commit_us: exact(&mut commits),
         }
@@ -107,12 +130,16 @@ mod tests {
         Stamp::new(Term::new(term).unwrap(), Epoch::new(epoch).unwrap())
     }
 
+    fn pause(us: u32) -> PauseParts {
+        PauseParts([0, us, 0, 0, 0, 0])
+    }
+
     #[test]
     fn a_stretch_counts_its_own_term_after_its_epoch() {
         let ring = EpochRing::new();
-        ring.seal(stamp(1, 5), 900, 900);
+        ring.seal(stamp(1, 5), &pause(900), 900);
         for n in 1..=10u32 {
-            ring.seal(stamp(2, n.into()), n * 100, n);
+            ring.seal(stamp(2, n.into()), &pause(n * 100), n);
         }
         ring.commit(stamp(2, 9), 0);
         let all = ring.stretch(Term::new(2).unwrap(), Epoch::NONE);
@@ -125,8 +152,8 @@ mod tests {
     fn the_oldest_epoch_gives_way_and_its_late_commit_goes_nowhere() {
         let ring = EpochRing::new();
         let reuse = 3 + REMEMBERED as u64;
-        ring.seal(stamp(1, 3), 10, 1);
-        ring.seal(stamp(1, reuse), 20, 2);
+        ring.seal(stamp(1, 3), &pause(10), 1);
+        ring.seal(stamp(1, reuse), &pause(20), 2);
         ring.commit(stamp(1, 3), 77);
         let all = ring.stretch(Term::FIRST, Epoch::NONE);
         assert_eq!((all.pause_us.count, all.pause_us.max, all.commit_us.count), (1, 20, 0));
@@ -139,7 +166,7 @@ mod tests {
             scope.spawn(|| {
                 for n in 1..=400_000u32 {
                     // One slot over and over; both numbers of an epoch are the same.
-                    ring.seal(stamp(1, u64::from(n) * REMEMBERED as u64), n, n);
+                    ring.seal(stamp(1, u64::from(n) * REMEMBERED as u64), &pause(n), n);
                 }
                 done.store(true, Relaxed);
             });

@@ -13,6 +13,7 @@ mod socket;
 pub mod status;
 mod vm_dir;
 
+pub use epochs::PauseParts;
 pub use render::render;
 pub use shared::{GateReading, Shared};
 pub use socket::{StatusSocket, query};

@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 
-use super::status::{Distribution, Protection, Role, Status};
+use super::{
+    PauseParts,
+    status::{Distribution, Protection, Role, Status},
+};
 
 /// The lines that `remus status` prints, each ended.
 pub fn render(s: &Status) -> String {
@@ -26,6 +29,13 @@ pub fn render(s: &Status) -> String {
         format!("{} committed, {seconds:.1} s protected, {rate:.1}/s", s.checkpoints),
     );
     line("pause", spread(&s.pause_us, micros));
+    let parts: Vec<_> = PauseParts::NAMES
+        .iter()
+        .filter_map(|name| Some(format!("{name} {}", micros(*s.pause_parts_us.get(*name)?))))
+        .collect();
+    if s.pause_us.count > 0 {
+        line("of which", parts.join(", "));
+    }
     line("commit", spread(&s.commit_us, micros));
     line("dirty pages", spread(&s.dirty_pages, |n| n.to_string()));
     line("lag", format!("{:.1} ms from seal to release", s.lag_ms));

@@ -24,7 +24,7 @@ use remus_abi::{
 };
 
 use super::{
-    epochs::EpochRing,
+    epochs::{EpochRing, PauseParts, Stretch},
     histogram::Histogram,
     status::{Distribution, Epochs, Failover, Gate, Protection, Role, Status, Trigger},
 };
@@ -46,6 +46,7 @@ pub struct Shared {
     bytes_raw: AtomicU64,
     ring: EpochRing,
     pause_us: Histogram,
+    parts_us: [Histogram; PauseParts::COUNT],
     commit_us: Histogram,
     dirty_pages: Histogram,
     gate_mode: AtomicU64,
@@ -107,6 +108,7 @@ impl Shared {
             bytes_raw: zero(),
             ring: EpochRing::new(),
             pause_us: Histogram::new(),
+            parts_us: std::array::from_fn(|_| Histogram::new()),
             commit_us: Histogram::new(),
             dirty_pages: Histogram::new(),
             gate_mode: AtomicU64::new(Mode::Closed as u64),
@@ -134,11 +136,15 @@ impl Shared {
         self.open.store(Stamp::new(term, Epoch::FIRST).bits(), Release);
     }
 
-    /// The engine sealed `stamp`: the guest stood still for `pause_us`, `dirty_pages` are captured, the next
-    /// epoch is open. The engine thread only.
-    pub fn sealed(&self, stamp: Stamp, pause_us: u32, dirty_pages: u32) {
-        self.ring.seal(stamp, pause_us, dirty_pages);
+    /// The engine sealed `stamp`: the guest stood still for as long as `parts` are together, `dirty_pages` are captured,
+    /// the next epoch is open. The engine thread only.
+    pub fn sealed(&self, stamp: Stamp, parts: &PauseParts, dirty_pages: u32) {
+        let pause_us = parts.sum_us();
+        self.ring.seal(stamp, parts, dirty_pages);
         self.pause_us.record(pause_us);
+        for (histogram, us) in self.parts_us.iter().zip(parts.0) {
+            histogram.record(us);
+        }
         self.dirty_pages.record(dirty_pages);
         self.open.store(Stamp::new(stamp.term(), stamp.epoch().next()).bits(), Release);
         self.captured.store(stamp.bits(), Release);
@@ -210,16 +216,14 @@ impl Shared {
             true => stamp.epoch().get(),
             false => Epoch::NONE.get(),
         };
-        let (pause_us, commit_us, dirty_pages) = match since {
-            Some(since) => {
-                let stretch = self.ring.stretch(open.term(), since);
-                (stretch.pause_us, stretch.commit_us, stretch.dirty_pages)
-            }
-            None => (
-                self.pause_us.distribution(),
-                self.commit_us.distribution(),
-                self.dirty_pages.distribution(),
-            ),
+        let Stretch { pause_us, parts_us, commit_us, dirty_pages } = match since {
+            Some(since) => self.ring.stretch(open.term(), since),
+            None => Stretch {
+                pause_us: self.pause_us.distribution(),
+                parts_us: std::array::from_fn(|part| self.parts_us[part].distribution().p50),
+                commit_us: self.commit_us.distribution(),
+                dirty_pages: self.dirty_pages.distribution(),
+            },
         };
         let standing = lock(&self.standing);
         let protected = standing.protected(Instant::now());
@@ -238,6 +242,11 @@ impl Shared {
             protected_ms: u64::try_from(protected.as_millis()).unwrap_or(u64::MAX),
             lag_ms: self.lag_us.load(Relaxed) as f64 / 1000.0,
             pause_us,
+            pause_parts_us: PauseParts::NAMES
+                .map(str::to_owned)
+                .into_iter()
+                .zip(parts_us)
+                .collect(),
             commit_us,
             dirty_pages,
             bytes_sent: self.bytes_sent.load(Relaxed),
@@ -329,8 +338,8 @@ mod tests {
     #[test]
     fn an_epoch_is_seen_through_seal_commit_and_release() {
         let shared = Shared::new("demo", Role::Primary, Term::FIRST);
-        shared.sealed(stamp(1), 400, 1000);
-        shared.sealed(stamp(2), 500, 10);
+        shared.sealed(stamp(1), &PauseParts([400, 0, 0, 0, 0, 0]), 1000);
+        shared.sealed(stamp(2), &PauseParts([400, 100, 0, 0, 0, 0]), 10);
         shared.sent(5_000, 4_096_000);
         shared.committed(stamp(1), 1500);
         shared.released(stamp(1), 1600);

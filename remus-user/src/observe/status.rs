@@ -4,6 +4,8 @@
 //! answers with one JSON document of this shape, and closes. With `since`, the distributions are taken over
 //! the epochs after EPOCH alone (of those still remembered, at least the last 4096).
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -50,6 +52,8 @@ pub struct Status {
     /// Milliseconds from the seal of an epoch to the release of its output, newest committed epoch.
     pub lag_ms: f64,
     pub pause_us: Distribution,
+    /// Where a pause goes: the median of each part. See [`PauseParts`](super::PauseParts).
+    pub pause_parts_us: BTreeMap<String, u64>,
     /// From the seal to the commit ack.
     pub commit_us: Distribution,
     pub dirty_pages: Distribution,

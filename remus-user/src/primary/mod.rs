@@ -138,7 +138,11 @@ impl Shell {
         let vm = config.name.as_str();
         let (term, timing) = (fenced.term(), timing_of(config));
         let hello = hello_of(config, &standby, term)?;
-        let policy = Policy { depth: config.protection.depth, ..Policy::new(&timing) };
+        let policy = Policy {
+            tempo: config.protection.tempo,
+            depth: config.protection.depth,
+            ..Policy::new(&timing)
+        };
         let brain = if open {
             Pipeline::start_unprotected(fenced, policy, boot_now())
         } else {
@@ -156,6 +160,7 @@ impl Shell {
             brain,
             lease: timing.lease,
             depth: policy.depth,
+            pause_max: config.protection.pause_max,
             store: store.clone(),
             report: Report::new(Arc::clone(&shared)),
             inbox,
@@ -291,7 +296,7 @@ fn placement_of(config: &Config) -> machine::Placement {
 fn timing_of(config: &Config) -> Timing {
     let p = &config.protection;
     Timing {
-        epoch_max: p.epoch,
+        epoch_max: p.tempo.epoch_max,
         heartbeat: p.heartbeat,
         detect: p.detect,
         lease: p.lease,

@@ -14,10 +14,11 @@ use crate::{
     checkpoint::PAGE_SIZE,
     gate::Gate,
     observe::{
-        GateReading, Shared,
+        GateReading, PauseParts, Shared,
         status::{Distribution, Protection},
     },
     replication::{FencedBy, Pipeline, Standing},
+    wire::Moment,
 };
 
 pub(crate) struct Report {
@@ -85,8 +86,17 @@ impl Report {
         }
     }
 
-    pub(crate) fn sealed(&self, checkpoint: Stamp, pause: Duration, pages: usize) {
-        self.shared.sealed(checkpoint, micros(pause), u32::try_from(pages).unwrap_or(u32::MAX));
+    /// `marks`: when each part of the pause began, and when the last ended.
+    pub(crate) fn sealed(
+        &self,
+        checkpoint: Stamp,
+        marks: &[Moment; PauseParts::COUNT + 1],
+        pages: usize,
+    ) {
+        // Differences of rounded times, so that nothing is lost between them.
+        let until = |at: usize| micros(marks[at].since(marks[0]));
+        let parts = PauseParts(std::array::from_fn(|at| until(at + 1) - until(at)));
+        self.shared.sealed(checkpoint, &parts, u32::try_from(pages).unwrap_or(u32::MAX));
     }
 
     /// What a shipment has cost. The sync is no checkpoint.

@@ -1,6 +1,7 @@
 //! The brains of replication, and what they conclude from time and silence.
 //!
 //! - [`Pipeline`]: the primary's. Epochs open, captured, acked, released; when to seal; sessions lost and begun.
+//! - [`Tempo`]: how long epochs last, as the operator wants it.
 //! - [`Backup`]: the backup's. Which checkpoints are taken, what is answered, when the image may be promoted.
 //! - [`Standalone`]: that of a gate alone, which a checkpointer that is not ours drives.
 //! - [`Detector`]: silence that was *heard*. [`PrimaryLease`], [`BackupLease`]: who may still release, and when
@@ -11,6 +12,7 @@
 //! panic: a primary that stops is the case all this is built for.
 
 mod backup;
+mod cadence;
 mod detector;
 mod fenced;
 mod lease;
@@ -19,6 +21,7 @@ mod standalone;
 mod stream;
 
 pub use backup::{Backup, FollowError, NotPromotable, NotPromoted, Promoted, Promotion, Readiness};
+pub use cadence::{Mode, Tempo};
 pub use detector::{Detector, Suspicion, SuspicionWhy};
 pub use fenced::{Fenced, FencedBy};
 pub use lease::{BackupLease, LeaseError, PrimaryLease};

@@ -19,23 +19,22 @@
 //! Deliberately absent: partial resync (every session begins with all of RAM), and everything that acts: this
 //! says what may be done, and the engine does it.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 use remus_abi::{Epoch, Stamp, Term};
 
 use super::{
+    cadence::{Cadence, Due, Tempo},
     fenced::{Fenced, FencedBy},
     stream::{AckError, Stream},
 };
 use crate::wire::{Ack, Digest, Goodbye, GoodbyeWhy, Instance, Moment, Session, Timing, Welcome};
 
-/// When to seal.
+/// How the pipeline is to work.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Policy {
-    /// Longest epoch.
-    pub epoch_max: Duration,
-    /// Seal this long after output began to wait; `None`: only `epoch_max` counts.
-    pub output_delay: Option<Duration>,
+    /// How long epochs last.
+    pub tempo: Tempo,
     /// Most un-acked checkpoints; at least 1, and 2 or more to overlap sending with running.
     pub depth: usize,
     /// The live sync ends when so few pages are left that a pause can take them,
@@ -76,8 +75,7 @@ pub struct Pipeline {
     released: Epoch,
     /// The backup that may hold a checkpoint of this term. No other is taken: it could be promoted beside us.
     bound: Option<Instance>,
-    /// When the open epoch is due, at the latest.
-    due: Moment,
+    cadence: Cadence,
     policy: Policy,
     phase: Phase,
 }
@@ -115,6 +113,8 @@ enum Rounds {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SealWhen {
     Now,
+    /// Count the pages that are dirty first: [`Pipeline::handle_dirty`].
+    Look,
     At(Moment),
     /// Not before something else happens: an ack, a session, a round of the sync.
     NotYet,
@@ -179,13 +179,7 @@ impl Committed {
 
 impl Policy {
     pub fn new(timing: &Timing) -> Self {
-        Self {
-            epoch_max: timing.epoch_max,
-            output_delay: None,
-            depth: 2,
-            sync_pages_max: 2048,
-            sync_rounds_max: 8,
-        }
+        Self { tempo: Tempo::new(timing), depth: 2, sync_pages_max: 2048, sync_rounds_max: 8 }
     }
 }
 
@@ -210,7 +204,7 @@ impl Pipeline {
             acked: Epoch::NONE,
             released: Epoch::NONE,
             bound: None,
-            due: now + policy.epoch_max,
+            cadence: Cadence::new(policy.tempo, now),
             policy,
             phase,
         }
@@ -287,18 +281,16 @@ impl Pipeline {
             }
         };
         if stream.len() >= self.policy.depth {
-            SealWhen::NotYet
-        } else if now >= self.due {
-            SealWhen::Now
-        } else {
-            SealWhen::At(self.due)
+            return SealWhen::NotYet;
+        }
+        match self.cadence.poll(now) {
+            Due::Seal => SealWhen::Now,
+            Due::Look => SealWhen::Look,
+            Due::At(when) => SealWhen::At(when),
         }
     }
 
     /// The guest is paused: its open epoch ends here.
-    ///
-    /// Epochs keep to a grid of `epoch_max`, so that late seals do not add up; one later than a whole epoch
-    /// begins a new grid.
     ///
     /// # Panics
     /// When there is no session to seal for, or the pipeline is full: [`poll_seal`](Self::poll_seal) said so.
@@ -330,9 +322,7 @@ impl Pipeline {
         let predecessor = stream.push(epoch);
         self.captured = epoch;
         self.open = epoch.next();
-        let next_due = self.due + self.policy.epoch_max;
-        self.due = if next_due > now { next_due } else { now + self.policy.epoch_max };
-        self.due = self.due.min(now + self.policy.epoch_max);
+        self.cadence.handle_sealed(now);
         self.check_invariants();
         let checkpoint = Stamp::new(self.term, epoch);
         Sealed {
@@ -346,14 +336,27 @@ impl Pipeline {
 
     /// Output of the open epoch began to wait in the gate.
     pub fn handle_output_waiting(&mut self, now: Moment) {
-        if let Some(delay) = self.policy.output_delay {
-            self.due = self.due.min(now + delay);
-        }
+        self.cadence.handle_output(now);
+    }
+
+    /// So many pages are dirty now, as [`SealWhen::Look`] asked.
+    pub fn handle_dirty(&mut self, now: Moment, pages: usize) {
+        self.cadence.handle_dirty(now, pages);
+    }
+
+    /// Of the pages just captured so many stay reported, written or not; and a pause may copy `pages_max`.
+    pub fn handle_captured(&mut self, standing: usize, pages_max: usize) {
+        self.cadence.handle_captured(standing, pages_max);
+    }
+
+    /// So many pages of a checkpoint had changed, the sender has found.
+    pub fn handle_changed(&mut self, pages: usize) {
+        self.cadence.handle_changed(pages);
     }
 
     /// The gate is filling up: seal as soon as the pipeline has room.
     pub fn handle_gate_filling(&mut self, now: Moment) {
-        self.due = self.due.min(now);
+        self.cadence.handle_filling(now);
     }
 
     /// The sender has encoded a checkpoint. Must be said before its `End` is written to the link, or the ack

@@ -2,7 +2,7 @@
 
 use remus::{
     replication::{
-        Fenced, LeaseError, Pipeline, Policy, PrimaryLease, SealWhen, Standing, SyncNext,
+        Fenced, LeaseError, Pipeline, Policy, PrimaryLease, SealWhen, Standing, SyncNext, Tempo,
     },
     wire::{Ack, Begin, Digest, End, Heartbeat, HeartbeatAck, Hello, Instance, Moment, VmName},
 };
@@ -44,7 +44,8 @@ pub(crate) fn absorb(chain: u64, pages: &PagesOnWire) -> u64 {
 
 impl PrimaryHost {
     pub(crate) fn new(start: Start) -> Self {
-        let policy = Policy { epoch_max: std::time::Duration::ZERO, ..Policy::new(&timing()) };
+        let policy =
+            Policy { tempo: Tempo::fixed(std::time::Duration::ZERO), ..Policy::new(&timing()) };
         let (fenced, now) = (Fenced::first_start(), Moment(0));
         let (pipeline, mode) = match start {
             Start::Shut => (Pipeline::start_shut(fenced, policy, now), Mode::Hold),

@@ -55,7 +55,11 @@ fn raw(run_dir: &RunDir, request: &[u8]) -> String {
 fn a_running_vm_answers_and_a_stopped_one_is_named() {
     let run_dir = RunDir::new("answers");
     with_server(&run_dir, |shared| {
-        shared.sealed(remus_abi::Stamp::new(Term::FIRST, Epoch::FIRST), 5, 6);
+        shared.sealed(
+            remus_abi::Stamp::new(Term::FIRST, Epoch::FIRST),
+            &crate::observe::PauseParts([5, 0, 0, 0, 0, 0]),
+            6,
+        );
         let status = query(&run_dir.0, &demo(), None).unwrap();
         assert_eq!((status.vm.as_str(), status.epochs.captured), ("demo", 1));
         assert_eq!(query(&run_dir.0, &demo(), Some(Epoch::FIRST)).unwrap().pause_us.count, 0);

@@ -35,7 +35,7 @@ use super::{
     sync::Sync,
 };
 use crate::{
-    checkpoint::{DirtyBook, HotSet, Page, PageSet, QUIET_EPOCHS_DEFAULT},
+    checkpoint::{DirtyBook, HotSet, Page, PageSet, PauseBudget, QUIET_EPOCHS_DEFAULT},
     gate::{Flushed, Gate, Lost},
     machine::{End, Event, Machine, Prepared},
     os::boot_now,
@@ -67,6 +67,8 @@ pub(crate) struct Parts {
     /// How long an answer of the backup lets the gate release.
     pub(crate) lease: Duration,
     pub(crate) depth: usize,
+    /// What a pause may take.
+    pub(crate) pause_max: Duration,
     pub(crate) store: Store,
     pub(crate) report: Report,
     pub(crate) inbox: Inbox,
@@ -99,6 +101,7 @@ pub(crate) struct Engine {
     epoll: Epoll,
     book: DirtyBook,
     hot: HotSet,
+    budget: PauseBudget,
     harvest: PageSet,
     cool: PageSet,
     stride: Vec<Page>,
@@ -114,6 +117,10 @@ pub(crate) struct Engine {
     committed: Option<(Stamp, Moment)>,
     tracking: bool,
     recorded: Option<Record>,
+    /// Pages of the newest checkpoint.
+    dirty_lately: usize,
+    /// Frames that the guest had sent when the brain was last told.
+    said: u64,
     flush_again: bool,
     next_tick: Moment,
     ending: Option<Ending>,
@@ -137,6 +144,7 @@ impl Engine {
             brain,
             lease,
             depth,
+            pause_max,
             store,
             report,
             inbox,
@@ -176,6 +184,7 @@ impl Engine {
             epoll,
             book: DirtyBook::new(ram_pages),
             hot: HotSet::new(ram_pages, QUIET_EPOCHS_DEFAULT),
+            budget: PauseBudget::new(pause_max),
             harvest: PageSet::new(ram_pages),
             cool: PageSet::new(ram_pages),
             stride: Vec::new(),
@@ -187,6 +196,8 @@ impl Engine {
             committed: None,
             tracking: false,
             recorded: None,
+            dirty_lately: 0,
+            said: 0,
             flush_again: false,
             next_tick: boot_now(),
             ending: None,
@@ -221,8 +232,10 @@ impl Engine {
                 self.take(input)?;
             }
             let now = boot_now();
-            if self.brain.poll_seal(now) == SealWhen::Now && !self.spare.is_empty() {
-                self.seal()?;
+            match self.brain.poll_seal(now) {
+                SealWhen::Now if !self.spare.is_empty() => self.seal()?,
+                SealWhen::Look => self.look(now)?,
+                SealWhen::Now | SealWhen::At(_) | SealWhen::NotYet => {}
             }
             self.sync_stride()?;
             if self.flush_again {
@@ -246,7 +259,7 @@ impl Engine {
         let mut until = self.next_tick;
         if !self.spare.is_empty() {
             match self.brain.poll_seal(now) {
-                SealWhen::Now => until = now,
+                SealWhen::Now | SealWhen::Look => until = now,
                 SealWhen::At(due) => until = until.min(due),
                 SealWhen::NotYet => {}
             }
@@ -267,7 +280,10 @@ impl Engine {
             Err(e) => return self.explain(e, boot_now()),
         };
         match event {
-            Event::Served => Ok(()),
+            Event::Served => {
+                self.hear_the_guest();
+                Ok(())
+            }
             Event::Ended(End::PowerOff) => {
                 info!("the guest has powered off");
                 self.end(GoodbyeWhy::PowerOff);
@@ -279,6 +295,31 @@ impl Engine {
                 Ok(())
             }
             Event::Ended(End::Fault(why)) => bail!("the guest cannot run on on this host: {why}"),
+        }
+    }
+
+    /// Tells the brain when the guest has said something that the gate now holds.
+    fn hear_the_guest(&mut self) {
+        let sent = self.machine.net_counters().sent;
+        if sent != self.said {
+            self.said = sent;
+            self.brain.handle_output_waiting(boot_now());
+        }
+    }
+
+    /// Counts the dirty pages of the open epoch, without a pause.
+    fn look(&mut self, now: Moment) -> Result<()> {
+        self.machine.look_at_dirty(&mut self.harvest)?;
+        let pages = self.harvest.len();
+        self.brain.handle_dirty(now, pages);
+        self.make_room(pages);
+        Ok(())
+    }
+
+    /// Room for so many pages in the buffer that the next pause fills, so that no pause pays a first touch.
+    fn make_room(&mut self, pages: usize) {
+        if let Some(next) = self.spare.last_mut() {
+            next.staging.reserve(pages);
         }
     }
 
@@ -300,6 +341,10 @@ impl Engine {
             }
             Input::Acked(ack) => self.acked(&ack),
             Input::Shipped(shipment) => {
+                if shipment.cargo != Cargo::Sync {
+                    let changed = shipment.verdicts.iter().filter(|verdict| verdict.changed);
+                    self.brain.handle_changed(changed.count());
+                }
                 self.hot.handle_verdicts(&shipment.verdicts);
                 self.report.sent(&shipment);
                 self.spare.push(shipment);
@@ -319,6 +364,8 @@ impl Engine {
 
     /// Ends the open epoch with a checkpoint; see the module for the order.
     fn seal(&mut self) -> Result<()> {
+        // As many as stay writable, and what else the last epoch had.
+        self.make_room(self.dirty_lately + self.dirty_lately / 4);
         let Self {
             machine,
             gate,
@@ -326,6 +373,7 @@ impl Engine {
             report,
             book,
             hot,
+            budget,
             harvest,
             cool,
             spare,
@@ -338,6 +386,7 @@ impl Engine {
 
         let begun = boot_now();
         let mut paused = machine.pause()?;
+        let stopped = boot_now();
         let sealed = brain.seal(begun);
         if sealed.is_first {
             gate.hold_from(sealed.open.epoch());
@@ -345,25 +394,34 @@ impl Engine {
             gate.seal(sealed.open.epoch());
         }
         paused.capture(&mut shipment.state)?;
+        let captured = boot_now();
         paused.harvest(harvest)?;
         book.owe(harvest);
         let pages = book.capture(sealed.checkpoint.epoch());
         let count = pages.len();
         shipment.staging.reserve(count);
+        let logged = boot_now();
         paused.copy(pages.iter(), &mut shipment.staging)?;
-        hot.poll_cool(pages, cool);
+        let copied = boot_now();
+        let staying = hot.poll_cool(pages, cool, budget.pages_max());
         paused.reprotect(cool)?;
+        let cooled = boot_now();
         drop(paused);
-        let pause = boot_now().since(begun);
+        let resumed = boot_now();
 
+        let copy = copied.since(logged);
+        budget.handle_pause(count, copy, resumed.since(begun).saturating_sub(copy));
+        brain.handle_captured(staying, budget.pages_max());
         sealed_at.push_back((sealed.checkpoint, begun));
-        report.sealed(sealed.checkpoint, pause, count);
+        let marks = [begun, stopped, captured, logged, copied, cooled, resumed];
+        report.sealed(sealed.checkpoint, &marks, count);
         shipment.cargo = Cargo::Checkpoint {
             term: sealed.checkpoint.term(),
             epoch: sealed.checkpoint.epoch(),
             predecessor: sealed.predecessor,
         };
         link.as_ref().expect("the brain seals for a session").sender.ship(shipment);
+        self.dirty_lately = count;
         Ok(())
     }
 
