@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use remus::checkpoint::{MachineState, Page, PageSet, Staging};
 use remus::machine::{
-    CpuProfile, End, Event, Machine, Memory, Offloads, Placement, Prepared, Shape, open_tap,
+    CpuProfile, End, Event, Machine, Memory, Offloads, Placement, Prepared, Shape, fault_cost,
+    open_tap,
 };
 
 use super::small_guest::{self, After, Work};
@@ -260,6 +261,15 @@ fn the_pause_is_measured() {
             us[4][99]
         );
     }
+}
+
+#[test]
+fn a_fault_is_measured() {
+    let _alone = alone();
+    let cpu = CpuProfile::of_host().unwrap();
+    let cost = fault_cost(&cpu).unwrap();
+    println!("a write-protect fault costs {cost:?}");
+    assert!((1..1_000_000).contains(&cost.as_nanos()), "{cost:?}");
 }
 
 fn apply(staging: &Staging, to: &Memory) {

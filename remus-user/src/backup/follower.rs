@@ -13,7 +13,7 @@ use super::{
     mailbox::{Letter, Letters, Mailbox, mailbox},
 };
 use crate::{
-    checkpoint::MachineState,
+    checkpoint::{MachineState, QUIET_EPOCHS_DEFAULT},
     config::LinkName,
     failover,
     link::{self, AckDatagrams, Arrived, Polled},
@@ -467,6 +467,7 @@ impl Follower {
             depth: policy.depth,
             // It has no backup to pause for.
             pause_max: timing.epoch_max,
+            cool_after: QUIET_EPOCHS_DEFAULT,
             store: store.clone(),
             report: Report::new(Arc::clone(&shared)),
             inbox,

@@ -23,6 +23,7 @@ mod copy;
 mod cpu;
 mod devices;
 mod dirty_log;
+mod fault;
 mod futex;
 mod host;
 mod ioctl;
@@ -38,6 +39,7 @@ mod vm;
 
 pub use cpu::CpuProfile;
 pub use devices::net::{NetCounters, Offloads, open_tap};
+pub use fault::fault_cost;
 pub use host::{HostReport, Kind, probe};
 pub use layout::{Layout, Slot};
 pub use memory::Memory;

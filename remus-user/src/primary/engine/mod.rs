@@ -35,7 +35,7 @@ use super::{
     sync::Sync,
 };
 use crate::{
-    checkpoint::{DirtyBook, HotSet, Page, PageSet, PauseBudget, QUIET_EPOCHS_DEFAULT},
+    checkpoint::{DirtyBook, HotSet, Page, PageSet, PauseBudget},
     gate::{Flushed, Gate, Lost},
     machine::{End, Event, Machine, Prepared},
     os::boot_now,
@@ -69,6 +69,8 @@ pub(crate) struct Parts {
     pub(crate) depth: usize,
     /// What a pause may take.
     pub(crate) pause_max: Duration,
+    /// Epochs after which a page that stays as it is is protected again.
+    pub(crate) cool_after: u8,
     pub(crate) store: Store,
     pub(crate) report: Report,
     pub(crate) inbox: Inbox,
@@ -145,6 +147,7 @@ impl Engine {
             lease,
             depth,
             pause_max,
+            cool_after,
             store,
             report,
             inbox,
@@ -183,7 +186,7 @@ impl Engine {
             orders,
             epoll,
             book: DirtyBook::new(ram_pages),
-            hot: HotSet::new(ram_pages, QUIET_EPOCHS_DEFAULT),
+            hot: HotSet::new(ram_pages, cool_after),
             budget: PauseBudget::new(pause_max),
             harvest: PageSet::new(ram_pages),
             cool: PageSet::new(ram_pages),
