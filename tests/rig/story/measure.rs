@@ -66,15 +66,20 @@ impl RoundRun<'_> {
         self.display.watch(primary.socket(), WARM_UP).await;
         let began = Instant::now();
         let first = primary.status(None).await?.epochs;
+        let vcpus_before = guest.progress_of_vcpus().await?;
         let before = guest.progress().await?;
         self.display.watch(primary.socket(), WORK).await;
         round.guest_work_protected = before.rate_until(guest.progress().await?);
+        let vcpus_now = guest.progress_of_vcpus().await?;
         let status = primary.status(Some(first.captured)).await?;
         let seconds = began.elapsed().as_secs_f64();
         guest.stop_work().await?;
 
         let committed = status.epochs.acked.saturating_sub(first.acked);
         round.checkpoints_per_second = committed as f64 / seconds;
+        let pages =
+            vcpus_now.iter().zip(&vcpus_before).map(|(now, before)| now.saturating_sub(*before));
+        round.guest_work_of_vcpus = pages.map(|pages| pages as f64 / seconds).collect();
         round.guest_work_ratio = round.guest_work_protected / round.guest_work_before;
         round.pause_us = status.pause_us;
         round.dirty_pages = status.dirty_pages;
