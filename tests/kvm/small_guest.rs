@@ -22,10 +22,8 @@ const BASE: u64 = 0x10_0000;
 const SHARED: Page = Page(0x17f);
 /// First of the pages of parameters and results, one a vCPU.
 const PARAMETERS: Page = Page(0x180);
-/// First of the pages that it increments.
+/// First of the pages that it increments, those of vCPU 0.
 pub(crate) const FIRST: Page = Page(0x1000);
-/// vCPU n increments pages from so many times n beyond [`FIRST`].
-const PAGES_APART: u32 = 0x400;
 
 global_asm!(
     r#"
@@ -289,7 +287,7 @@ pub(crate) fn elf() -> tempfile::NamedTempFile {
 pub(crate) fn set_work(memory: &Memory, work: Work) {
     for vcpu in 0..work.vcpus {
         let mut page = [0; PAGE_SIZE];
-        let first = u64::from(first_of(vcpu).0) * PAGE_SIZE as u64;
+        let first = u64::from(first_of(work, vcpu).0) * PAGE_SIZE as u64;
         page[..8].copy_from_slice(&first.to_le_bytes());
         page[8..16].copy_from_slice(&u64::from(work.pages).to_le_bytes());
         page[16..24].copy_from_slice(&u64::from(work.spin).to_le_bytes());
@@ -358,7 +356,7 @@ fn check_one(memory: &Memory, work: Work, vcpu: u8) -> u64 {
     let mut last = u64::MAX;
     let mut all = 0;
     for n in 0..work.pages {
-        let value = word(memory, Page(first_of(vcpu).0 + n), 0);
+        let value = word(memory, Page(first_of(work, vcpu).0 + n), 0);
         assert!(
             value == round || value == round + 1,
             "page {n} of vCPU {vcpu} has {value} in round {round}"
@@ -374,8 +372,9 @@ fn parameters(vcpu: u8) -> Page {
     Page(PARAMETERS.0 + u32::from(vcpu))
 }
 
-fn first_of(vcpu: u8) -> Page {
-    Page(FIRST.0 + PAGES_APART * u32::from(vcpu))
+/// The vCPUs' pages follow one another.
+fn first_of(work: Work, vcpu: u8) -> Page {
+    Page(FIRST.0 + work.pages * u32::from(vcpu))
 }
 
 fn word(memory: &Memory, page: Page, at: usize) -> u64 {

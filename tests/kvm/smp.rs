@@ -17,7 +17,7 @@ const MEANWHILE: Duration = Duration::from_millis(3);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn smp(vcpus: u8) -> Shape {
-    Shape { vcpus, ..SHAPE }
+    Shape { vcpus, memory_mib: 32, ..SHAPE }
 }
 
 /// Serves the machine until each vCPU that works has finished a round after those it had finished in `before`.
@@ -60,12 +60,17 @@ fn move_on(machine: &mut Machine, shape: &Shape, cpu: &CpuProfile, work: Work) -
 #[test]
 fn all_vcpus_go_on_in_another_machine_generation_after_generation() {
     let _alone = alone();
-    for (after, vcpus) in
-        [(After::GoOn, 2), (After::Sleep, 2), (After::Pass, 2), (After::GoOn, 4), (After::Pass, 4)]
-    {
+    for (after, vcpus, generations) in [
+        (After::GoOn, 2, 30),
+        (After::Sleep, 2, 30),
+        (After::Pass, 2, 30),
+        (After::GoOn, 4, 30),
+        (After::Pass, 4, 30),
+        (After::Pass, 64, 4),
+    ] {
         let work = Work { vcpus, pages: 20, spin: 10, after };
         let (mut machine, cpu) = at_work(&smp(vcpus), work);
-        for generation in 0..30 {
+        for generation in 0..generations {
             // An instant of its own each time: also between an interrupt that is sent and one that is taken.
             serve(&mut machine, Duration::from_micros(500 + generation * 7_919 % 1_000));
             let before = rounds(machine.memory(), work);
