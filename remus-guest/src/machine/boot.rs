@@ -53,8 +53,8 @@ struct Block {
     /// 0x68 bytes of TSS; then one bit a port, 0 is open; then the byte that must end it.
     tss: [u8; TSS],
     gdt: [u64; 10],
-    /// Two bytes of limit and eight of base, of which the latter are aligned.
-    gdtr: [u8; 16],
+    /// Two bytes of limit, eight of base.
+    gdtr: [u8; 10],
     /// What `rdi` has in ring 3. Of the boot CPU: nothing, it is the VMM who says.
     argument: u64,
 }
@@ -373,19 +373,23 @@ pub(super) fn prepare_others(arguments: &[u64]) {
     // The first of them is CPU 1.
     let of_cpu_0 = (memory as u64 + STACK_OF_OTHERS as u64).wrapping_sub(STRIDE as u64);
     OTHERS.store(of_cpu_0, Ordering::SeqCst);
-    let (code, end) = (&raw const remus_start_page, &raw const remus_start_page_end);
-    let entry = (&raw const remus_enter_other) as u64;
-    let gdt = (&raw const remus_gdt) as u64;
-    // SAFETY: the boot contract: the page is RAM that is ours alone. The code is shorter than the page less the
-    // words at its end; CR3 is there already.
-    unsafe {
-        let start_page = ptr::with_exposed_provenance_mut::<u8>(START_PAGE as usize);
-        ptr::copy_nonoverlapping(code, start_page, end.offset_from_unsigned(code));
-        let word = |at: u64| start_page.add((at - START_PAGE) as usize);
-        word(START_ENTRY).cast::<u64>().write(entry);
-        word(START_GDTR).cast::<u16>().write(size_of_val(&remus_gdt) as u16 - 1);
-        word(START_GDTR + 2).cast::<u64>().write_unaligned(gdt);
-    }
+    // CR3 is there since the boot CPU's entry.
+    let code = &raw const remus_start_page;
+    let length = (&raw const remus_start_page_end).addr() - code.addr();
+    // SAFETY: so many bytes of the image lie between the two symbols.
+    put_low(START_PAGE, unsafe { core::slice::from_raw_parts(code, length) });
+    put_low(START_ENTRY, &((&raw const remus_enter_other) as u64).to_le_bytes());
+    put_low(START_GDTR, &(size_of::<[u64; 8]>() as u16 - 1).to_le_bytes());
+    put_low(START_GDTR + 2, &((&raw const remus_gdt) as u64).to_le_bytes());
+}
+
+/// Writes to the start page.
+fn put_low(at: u64, bytes: &[u8]) {
+    let end = at + bytes.len() as u64;
+    assert!(START_PAGE <= at && end <= START_PAGE + 4096, "beyond the start page");
+    let to = ptr::with_exposed_provenance_mut::<u8>(at as usize);
+    // SAFETY: the boot contract: this page is RAM, mapped, and the guest's alone, and no Rust value lives there.
+    unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
 }
 
 /// Writes a model-specific register. A register that is not there ends the guest by #GP.
