@@ -85,12 +85,20 @@ impl RoundRun<'_> {
         round.dirty_pages = status.dirty_pages;
         round.commit_us = status.commit_us;
         self.display.step(&format!(
-            "at work: {:.1} checkpoints/s, {} dirty pages, paused {} us (p50), {:.1} % of its speed",
+            "at work: {:.1} checkpoints/s, {} dirty pages, paused {} us (p50), {:.1} % of its speed{}",
             round.checkpoints_per_second,
             status.dirty_pages.p50,
             status.pause_us.p50,
-            round.guest_work_ratio * 100.0
+            round.guest_work_ratio * 100.0,
+            by_vcpu(&round.guest_work_of_vcpus)
         ));
         Ok(())
     }
+}
+
+/// What each of several vCPUs did of the work.
+fn by_vcpu(rates: &[f64]) -> String {
+    let all: f64 = rates.iter().sum();
+    let parts: Vec<_> = rates.iter().map(|rate| format!("{:.0} %", rate / all * 100.0)).collect();
+    if parts.len() < 2 { String::new() } else { format!("; its vCPUs did {}", parts.join(", ")) }
 }
