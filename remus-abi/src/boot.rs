@@ -9,12 +9,17 @@
 //! - `rdi` = physical address of [`BootInfo`]; no stack (`rsp` = 0): the guest has its own
 //! - SSE and AVX are not yet enabled in CR4 or XCR0
 //!
+//! Other vCPUs wait for INIT and SIPI, as after a reset. They begin in real mode, below 1 MiB: at
+//! [`START_PAGE`], which the guest fills.
+//!
 //! The guest loads its own GDT, IDT and TSS. Low memory (below [`GUEST_BASE`]) holds the VMM's page
-//! tables, its GDT, the boot block and the command line; the guest leaves it alone for as long as it uses
-//! those tables.
+//! tables, its GDT, the boot block and the command line; the guest leaves it alone, but for the start page, for as
+//! long as it uses those tables.
 
 /// First byte of guest RAM that the VMM does not use itself.
 pub const GUEST_BASE: u64 = 0x10_0000;
+/// A page of low memory that the VMM does not use: where the guest starts its other vCPUs.
+pub const START_PAGE: u64 = 0x8000;
 /// RAM lies in `[0, RAM_HOLE)` and, what does not fit there, from 4 GiB up.
 pub const RAM_HOLE: u64 = 0xc000_0000;
 /// Where RAM goes on above the hole.

@@ -12,11 +12,12 @@
 //! DIGEST             16 hexadecimal digits over the whole store
 //! TIME               nanoseconds of the paravirtual clock, an integer
 //! POWEROFF           replies, then ends the machine on purpose
-//! INFO               has a section "Remus": clock_ns, work_*, beacon_*, retransmits_forced, doorbells, sleeps
+//! INFO               has a section "Remus": clock_ns, vcpus, vcpus_started, work_*, beacon_*, retransmits_forced,
+//!                    doorbells, sleeps; work_progress is the sum of work_progress_0, _1 ..., one a vCPU
 //! ```
 //!
 //! `WORK START` replies at once and first touches the region's new pages; progress grows after that.
-//! Shapes, and what a rate of 0 means: [`work`](crate::work).
+//! Shapes, and what a rate of 0 means: [`work`](crate::work); who does which part: [`crew`](crate::crew).
 
 use alloc::string::String;
 use core::fmt::Write;

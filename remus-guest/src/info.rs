@@ -27,9 +27,14 @@ fn write_text(to: &mut String, node: &Node<'_>, now_ns: u64) -> fmt::Result {
     write!(to, "dropped_connections:{}\r\n", stats.connections_dropped)?;
     write!(to, "total_commands_processed:{}\r\n", stats.commands)?;
     write!(to, "\r\n# Remus\r\nclock_ns:{now_ns}\r\n")?;
+    let (vcpus, here) = node.work.cpus();
+    write!(to, "vcpus:{vcpus}\r\nvcpus_started:{here}\r\n")?;
     let plan = node.work.plan();
     write!(to, "work_running:{}\r\n", u8::from(plan.is_some()))?;
     write!(to, "work_progress:{}\r\n", node.work.progress())?;
+    for (vcpu, progress) in node.work.progresses().enumerate() {
+        write!(to, "work_progress_{vcpu}:{progress}\r\n")?;
+    }
     write!(to, "work_shape:{}\r\n", plan.map_or("none", |p| p.shape.name()))?;
     write!(to, "work_region_pages:{}\r\n", plan.map_or(0, |p| p.region_pages))?;
     write!(to, "beacon_running:{}\r\n", u8::from(node.beacon.due_ns().is_some()))?;

@@ -10,7 +10,7 @@
 //!
 //! ```text
 //! frames -> server (smoltcp) -> resp -> command -> store
-//!                                          |-----> work    (dirties memory)
+//!                                          |-----> crew -> work, one a CPU  (dirties memory)
 //!                                          |-----> beacon  (frames of its own)
 //! ```
 //!
@@ -25,6 +25,7 @@ extern crate alloc;
 
 pub mod beacon;
 pub mod command;
+pub mod crew;
 mod info;
 pub mod node;
 pub mod options;

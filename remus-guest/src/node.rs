@@ -4,9 +4,9 @@
 
 use crate::beacon::Beacon;
 use crate::command;
+use crate::crew::Crew;
 use crate::resp::{Args, Limits, Reply};
 use crate::store::Store;
-use crate::work::Work;
 
 /// What follows from a command beside its reply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,7 +36,7 @@ pub struct Memory {
 #[derive(Debug)]
 pub struct Node<'m> {
     pub(crate) store: Store,
-    pub(crate) work: Work<'m>,
+    pub(crate) work: Crew<'m>,
     pub(crate) beacon: Beacon,
     pub(crate) memory: Memory,
     pub(crate) port: u16,
@@ -74,11 +74,11 @@ impl Memory {
 }
 
 impl<'m> Node<'m> {
-    /// `arena` is the work generator's; `port` the server's, for `INFO`.
-    pub fn new(memory: Memory, arena: &'m mut [u8], port: u16, now_ns: u64) -> Self {
+    /// `port` is the server's, for `INFO`.
+    pub fn new(memory: Memory, work: Crew<'m>, port: u16, now_ns: u64) -> Self {
         Self {
             store: Store::new(memory.store, memory.limits.bulk),
-            work: Work::new(arena),
+            work,
             beacon: Beacon::default(),
             memory,
             port,
@@ -97,7 +97,7 @@ impl<'m> Node<'m> {
         &self.memory
     }
 
-    pub fn work(&mut self) -> &mut Work<'m> {
+    pub fn work(&mut self) -> &mut Crew<'m> {
         &mut self.work
     }
 

@@ -12,7 +12,7 @@ use remus::machine::{
 
 use super::small_guest::{self, After, Work};
 
-const SHAPE: Shape = Shape {
+pub(crate) const SHAPE: Shape = Shape {
     memory_mib: 64,
     vcpus: 1,
     mac: [2, 0, 0, 0, 0, 7],
@@ -34,13 +34,13 @@ fn tap(name: &str) -> OwnedFd {
     open_tap(name).unwrap()
 }
 
-fn prepared(shape: &Shape, cpu: &CpuProfile) -> Prepared {
+pub(crate) fn prepared(shape: &Shape, cpu: &CpuProfile) -> Prepared {
     // The guest on the second core, this thread on the first: a pause is a conversation of the two.
     let placement = Placement { vcpu_cpus: vec![1] };
     Prepared::new(shape, cpu, &placement, tap("remus0")).unwrap()
 }
 
-fn started(shape: &Shape, work: Work) -> (Machine, CpuProfile) {
+pub(crate) fn started(shape: &Shape, work: Work) -> (Machine, CpuProfile) {
     let cpu = CpuProfile::of_host().unwrap();
     let mut machine = prepared(shape, &cpu);
     machine.load_elf(small_guest::elf().path(), "").unwrap();
@@ -78,7 +78,7 @@ fn a_guest_goes_on_in_another_machine_generation_after_generation() {
     let _alone = alone();
     // The second vCPU waits for a start that never comes: it, too, is stopped and captured every time.
     for (after, vcpus) in [(After::GoOn, 1), (After::Sleep, 1), (After::Sleep, 2)] {
-        let work = Work { pages: 20, spin: 0, after };
+        let work = Work { vcpus: 1, pages: 20, spin: 0, after };
         let shape = Shape { vcpus, ..SHAPE };
         let (mut machine, cpu) = started(&shape, work);
         let mut state = MachineState::default();
@@ -118,7 +118,7 @@ fn a_guest_goes_on_in_another_machine_generation_after_generation() {
 fn harvests_hold_every_write_while_pages_stay_hot_and_go_cold() {
     let _alone = alone();
     for cold_after in [1, 4, 40] {
-        let work = Work { pages: 400, spin: 200, after: After::GoOn };
+        let work = Work { vcpus: 1, pages: 400, spin: 200, after: After::GoOn };
         let (mut machine, cpu) = started(&SHAPE, work);
         let backup = prepared(&SHAPE, &cpu);
         let ram = Arc::clone(machine.memory());
@@ -167,7 +167,7 @@ fn harvests_hold_every_write_while_pages_stay_hot_and_go_cold() {
 #[test]
 fn a_guest_that_switches_itself_off_is_still_captured() {
     let _alone = alone();
-    let work = Work { pages: 8, spin: 0, after: After::PowerOff };
+    let work = Work { vcpus: 1, pages: 8, spin: 0, after: After::PowerOff };
     let (mut machine, _) = started(&SHAPE, work);
     assert_eq!(serve(&mut machine, Duration::from_secs(2)), Some(End::PowerOff));
     let mut state = MachineState::default();
@@ -182,7 +182,8 @@ fn a_guest_that_switches_itself_off_is_still_captured() {
 #[test]
 fn a_guest_that_faults_ends_with_the_place_and_harms_nobody() {
     let _alone = alone();
-    let (mut machine, _) = started(&SHAPE, Work { pages: 8, spin: 0, after: After::Fault });
+    let (mut machine, _) =
+        started(&SHAPE, Work { vcpus: 1, pages: 8, spin: 0, after: After::Fault });
     match serve(&mut machine, Duration::from_secs(2)) {
         Some(End::Fault(what)) => assert!(what.contains("rip 0x1"), "{what}"),
         other => panic!("{other:?}"),
@@ -205,7 +206,7 @@ fn a_state_of_another_shape_is_refused() {
 #[test]
 fn pauses_in_a_row_neither_hang_nor_stop_the_guest() {
     let _alone = alone();
-    let work = Work { pages: 4, spin: 0, after: After::Sleep };
+    let work = Work { vcpus: 1, pages: 4, spin: 0, after: After::Sleep };
     let (mut machine, _) = started(&SHAPE, work);
     let mut state = MachineState::default();
     for n in 0..2_000 {
@@ -223,9 +224,9 @@ fn pauses_in_a_row_neither_hang_nor_stop_the_guest() {
 #[test]
 fn the_pause_is_measured() {
     let _alone = alone();
-    for dirty_pages in [1, 100, 1_000, 4_000] {
-        let (mut machine, _) =
-            started(&SHAPE, Work { pages: dirty_pages, spin: 500, after: After::GoOn });
+    for (vcpus, pages) in [(1, 1), (1, 100), (1, 1_000), (1, 4_000), (2, 500), (4, 250)] {
+        let work = Work { vcpus, pages, spin: 500, after: After::GoOn };
+        let (mut machine, _) = started(&Shape { vcpus, ..SHAPE }, work);
         let pages = machine.memory().layout().pages();
         let mut dirty = PageSet::new(pages);
         let mut staging = Staging::new(pages as usize);
@@ -254,7 +255,7 @@ fn the_pause_is_measured() {
         us.iter_mut().for_each(|us| us.sort_unstable());
         let [stop, capture, harvest, copy, all] = us.each_ref().map(|us| us[us.len() / 2]);
         println!(
-            "{:5} pages: pause p50 {all} us (p90 {}, max {}) = stop {stop} + capture {capture} + \
+            "{vcpus} vCPUs, {:5} pages: pause p50 {all} us (p90 {}, max {}) = stop {stop} + capture {capture} + \
              harvest {harvest} + copy {copy}",
             dirty.len(),
             us[4][90],
@@ -272,7 +273,7 @@ fn a_fault_is_measured() {
     assert!((1..1_000_000).contains(&cost.as_nanos()), "{cost:?}");
 }
 
-fn apply(staging: &Staging, to: &Memory) {
+pub(crate) fn apply(staging: &Staging, to: &Memory) {
     for (page, bytes) in staging.iter() {
         to.write_page(page, bytes).unwrap();
     }

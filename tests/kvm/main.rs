@@ -5,4 +5,5 @@ mod offloads;
 mod pair;
 mod refusals;
 mod small_guest;
+mod smp;
 mod takeover;

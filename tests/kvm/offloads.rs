@@ -78,7 +78,10 @@ fn before(cpu: &CpuProfile) -> Machine {
     let shape = shape(1500, Offloads::None);
     let mut machine = Prepared::new(&shape, cpu, &Placement::default(), wire(1500).0.fd).unwrap();
     machine.load_elf(small_guest::elf().path(), "").unwrap();
-    small_guest::set_work(machine.memory(), Work { pages: 1, spin: 0, after: After::Sleep });
+    small_guest::set_work(
+        machine.memory(),
+        Work { vcpus: 1, pages: 1, spin: 0, after: After::Sleep },
+    );
     machine.start().unwrap()
 }
 

@@ -24,9 +24,14 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs a test with a client, a switch and two hosts of its own.
 pub(super) fn with_hosts<F: Future<Output = ()>>(test: impl FnOnce(Pair) -> F) {
+    with_hosts_for(1, test);
+}
+
+/// The same for a guest of so many vCPUs.
+pub(super) fn with_hosts_for<F: Future<Output = ()>>(vcpus: u8, test: impl FnOnce(Pair) -> F) {
     sys::leave_cpu_0().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { test(Pair::new().await).await });
+    runtime.block_on(async { test(Pair::new(vcpus).await).await });
 }
 
 /// The hosts, and a folder for what their daemons write.
@@ -34,11 +39,12 @@ pub(super) struct Pair {
     pub(super) topology: Topology,
     pub(super) programs: Programs,
     pub(super) folder: TempDir,
+    vcpus: u8,
     sniffer: Sniffer,
 }
 
 impl Pair {
-    async fn new() -> Self {
+    async fn new(vcpus: u8) -> Self {
         // Tests lie in target/release/deps, the rig that `Programs` asks about one above.
         let test = std::env::current_exe().unwrap();
         let deps = test.parent().unwrap();
@@ -49,13 +55,14 @@ impl Pair {
         let primary = ports.index(PRIMARY_PORT).await.unwrap();
         let backup = ports.index(BACKUP_PORT).await.unwrap();
         let sniffer = Sniffer::start(&topology.switch, primary, backup).unwrap();
-        Self { topology, programs, folder: tempfile::tempdir().unwrap(), sniffer }
+        Self { topology, programs, folder: tempfile::tempdir().unwrap(), vcpus, sniffer }
     }
 
     /// The rig's config, with the first of each pair of texts replaced by the second.
     pub(super) fn config(&self, changes: &[(&str, &str)]) -> String {
         let text = primary_config(
             &self.programs,
+            self.vcpus,
             Timing::default(),
             GateOptions::default(),
             self.folder.path(),
@@ -75,7 +82,7 @@ impl Pair {
 
     pub(super) fn start_backup(&self) -> Daemon {
         let (host, log) = (&self.topology.backup, self.log("backup"));
-        start_backup(host, &self.programs, self.folder.path(), &log).unwrap()
+        start_backup(host, &self.programs, self.vcpus, self.folder.path(), &log).unwrap()
     }
 
     /// A backup and its primary, protected.

@@ -11,6 +11,7 @@ use tokio::time::sleep;
 
 use super::pair::{
     PATIENCE, Pair, ended, has_tap, lost_nothing, replies_more, tap_goes, with_hosts,
+    with_hosts_for,
 };
 
 /// Long enough for a backup to suspect and to take over, were it to.
@@ -38,6 +39,53 @@ fn a_takeover_keeps_connections_and_loses_nothing() {
         assert!(beacons.seen_from_primary > 0 && beacons.seen_from_backup > 0, "{beacons:?}");
         assert_eq!((beacons.ahead_total(), seen.frames_of_the_dead), (0, 0));
     });
+}
+
+#[test]
+fn a_guest_of_several_vcpus_is_taken_over_with_all_of_them() {
+    for vcpus in [2, 4] {
+        with_hosts_for(vcpus, async |pair| {
+            let (mut primary, mut backup) = pair.protected().await;
+            let mut guest = pair.guest().await;
+            assert_eq!(guest.vcpus_started().await.unwrap(), vcpus);
+            guest.start_work(500, 64, 20_000).await.unwrap();
+            guest.start_beacon(10).await.unwrap();
+            let client = pair.client(4).await;
+            let before = guest.progress_of_vcpus().await.unwrap();
+            assert!(before.len() == usize::from(vcpus) && !before.contains(&0), "{before:?}");
+            let armed = pair.topology.primary.arm().await.unwrap();
+            pair.topology.primary.die(Death::Host, &armed, &mut primary.process).await.unwrap();
+            promoted(&mut backup).await;
+            replies_more(&client, 100).await;
+            lost_nothing(client, 4).await;
+
+            // The guest remembers what it told, and each of its vCPUs goes on: also one that is told anew.
+            let promoted = guest.progress_of_vcpus().await.unwrap();
+            assert!(
+                promoted.iter().zip(&before).all(|(now, before)| now >= before),
+                "{promoted:?}"
+            );
+            all_work(&mut guest, &promoted).await;
+            guest.stop_work().await.unwrap();
+            guest.start_work(100, 64, 0).await.unwrap();
+            let restarted = guest.progress_of_vcpus().await.unwrap();
+            all_work(&mut guest, &restarted).await;
+            let seen = pair.seen();
+            assert_eq!((seen.judge().ahead_total(), seen.frames_of_the_dead), (0, 0));
+        });
+    }
+}
+
+/// Waits until every vCPU of the guest has done more than `before`.
+async fn all_work(guest: &mut Guest, before: &[u64]) {
+    let until = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let now = guest.progress_of_vcpus().await.unwrap();
+        if now.iter().zip(before).all(|(now, before)| now > before) {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < until, "{before:?}, and then {now:?}");
+    }
 }
 
 #[test]

@@ -77,6 +77,27 @@ impl Guest {
         Ok(Progress { at_ns, pages: u64::try_from(*pages).context("negative progress")? })
     }
 
+    /// Pages that each vCPU has worked through.
+    pub async fn progress_of_vcpus(&mut self) -> Result<Vec<u64>> {
+        let info = self.info().await?;
+        let of = |vcpu: usize| field(&info, &format!("work_progress_{vcpu}"));
+        (0..).map_while(of).map(|pages| pages.parse().context("odd progress")).collect()
+    }
+
+    /// How many vCPUs the guest has started, the first included.
+    pub async fn vcpus_started(&mut self) -> Result<u8> {
+        let info = self.info().await?;
+        let started = field(&info, "vcpus_started").context("no vcpus_started in INFO")?;
+        started.parse().context("odd vcpus_started")
+    }
+
+    async fn info(&mut self) -> Result<String> {
+        match self.connection.ask(&["INFO"]).await.context("INFO")? {
+            Reply::Bulk(Some(text)) => String::from_utf8(text).context("INFO is no text"),
+            other => bail!("INFO was answered {other:?}"),
+        }
+    }
+
     pub async fn start_beacon(&mut self, period_ms: u32) -> Result<()> {
         self.done(&["BEACON", "START", &period_ms.to_string()]).await
     }
@@ -95,4 +116,9 @@ impl Guest {
             other => bail!("{} was answered {other:?}", words.join(" ")),
         }
     }
+}
+
+/// The value of a line of INFO.
+fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
 }

@@ -69,6 +69,9 @@ struct RunOptions {
     #[arg(long, value_name = "PAGES_PER_EPOCH", default_value_t = 1000,
         value_parser = clap::value_parser!(u32).range(1..=30_000))]
     dirty: u32,
+    /// CPUs of the guest; each of them dirties its part of the pages
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    vcpus: u8,
     /// The longest epoch, in milliseconds
     #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(2..=1000))]
     epoch_ms: u32,
@@ -142,6 +145,7 @@ fn plan(options: &RunOptions) -> Plan {
         death: (!options.no_failover).then_some(options.death),
         rounds: options.repeat,
         dirty_pages: options.dirty,
+        vcpus: options.vcpus,
         timing: Timing { epoch_ms: options.epoch_ms, ..Timing::default() },
         gate: options.gate,
         load: Duration::from_secs_f64(options.seconds),

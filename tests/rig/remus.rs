@@ -26,9 +26,6 @@ use crate::{
 
 pub const VM: &str = "demo";
 pub const TAP: &str = "tap0";
-/// CPUs of the vCPU and of all other threads. The vCPU has CPU 0 to itself: whichever host runs the guest, the
-/// other's vCPU is idle, and everything else of the rig stays off it (see [`Share`]).
-const PLACEMENT: (&str, &str) = ("0", "1");
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The programs, as `cargo xtask build` leaves them.
@@ -108,6 +105,18 @@ pub enum Trigger {
     Kernel,
 }
 
+/// The host CPUs of the vCPUs, in a list, and that of all other threads of a daemon; nothing where there is one CPU.
+///
+/// vCPU 0 has CPU 0 to itself: whichever host runs the guest, the other's vCPU is idle, and everything else of the
+/// rig stays off it (see [`Share`]). The last vCPU shares its CPU with all else where there are no more; more vCPUs
+/// than CPUs are put nowhere.
+fn placement(vcpus: u8) -> Option<(String, usize)> {
+    let (vcpus, cpus) = (usize::from(vcpus), sys::host_cpus());
+    let placed = if vcpus <= cpus { 0..vcpus } else { 0..0 };
+    let list: Vec<_> = placed.map(|cpu| cpu.to_string()).collect();
+    (cpus > 1).then(|| (list.join(","), vcpus.min(cpus - 1)))
+}
+
 /// A daemon on its host.
 #[derive(Debug)]
 pub struct Daemon {
@@ -121,12 +130,13 @@ pub struct Daemon {
 pub fn start_primary(
     host: &Host,
     programs: &Programs,
+    vcpus: u8,
     timing: Timing,
     gate: GateOptions,
     folder: &Path,
     log: &Path,
 ) -> Result<Daemon> {
-    let text = primary_config(programs, timing, gate, folder)?;
+    let text = primary_config(programs, vcpus, timing, gate, folder)?;
     start_primary_with(host, programs, &text, folder, log)
 }
 
@@ -152,16 +162,25 @@ pub fn primary_run_dir(folder: &Path) -> PathBuf {
     folder.join("primary.d")
 }
 
-pub fn start_backup(host: &Host, programs: &Programs, folder: &Path, log: &Path) -> Result<Daemon> {
+/// Starts the backup of a guest of so many vCPUs.
+pub fn start_backup(
+    host: &Host,
+    programs: &Programs,
+    vcpus: u8,
+    folder: &Path,
+    log: &Path,
+) -> Result<Daemon> {
     let run_dir = folder.join("backup.d");
     fs::create_dir_all(&run_dir).with_context(|| format!("create {}", run_dir.display()))?;
     let mut command = Command::new(&programs.remus);
     command.arg("backup").arg("--listen").arg(SocketAddr::from(BACKUP).to_string());
     command.arg("--run-dir").arg(&run_dir);
     command.args(["--bridge", BRIDGE, "--tap", TAP]);
-    if sys::host_cpus() > 1 {
-        let (vcpu, io) = PLACEMENT;
-        command.args(["--vcpu-cpus", vcpu, "--io-cpus", io]);
+    if let Some((vcpus, io)) = placement(vcpus) {
+        command.args(["--io-cpus", &io.to_string()]);
+        if !vcpus.is_empty() {
+            command.args(["--vcpu-cpus", &vcpus]);
+        }
     }
     Daemon::start(host, command, &run_dir, log)
 }
@@ -169,6 +188,7 @@ pub fn start_backup(host: &Host, programs: &Programs, folder: &Path, log: &Path)
 /// The config that [`start_primary`] writes.
 pub fn primary_config(
     programs: &Programs,
+    vcpus: u8,
     timing: Timing,
     gate: GateOptions,
     folder: &Path,
@@ -177,19 +197,16 @@ pub fn primary_config(
     // Debug formatting of a string is a TOML basic string for every path without control characters.
     let quoted = |path: &Path| path.to_str().map(|text| format!("{text:?}")).context("odd path");
     let (run_dir, kernel) = (quoted(&primary_run_dir(folder))?, quoted(&programs.guest)?);
-    let placement = if sys::host_cpus() > 1 {
-        let (vcpu, io) = PLACEMENT;
-        format!("\n[placement]\nvcpu_cpus = [{vcpu}]\nio_cpus = [{io}]\n")
-    } else {
-        String::new()
-    };
+    let placement = placement(vcpus).map_or_else(String::new, |(vcpus, io)| {
+        format!("\n[placement]\nvcpu_cpus = [{vcpus}]\nio_cpus = [{io}]\n")
+    });
     Ok(format!(
         r#"name = "{VM}"
 run_dir = {run_dir}
 
 [machine]
 memory_mib = 256
-vcpus = 1
+vcpus = {vcpus}
 kernel = {kernel}
 cmdline = "ip={ip}/24 gw={gateway} port={port}"
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::crew::Crew;
 use crate::node::Memory;
 use crate::resp::{Limits, Parser};
 use alloc::vec;
@@ -30,7 +31,7 @@ fn memory() -> Memory {
 }
 
 fn node(arena: &mut [u8]) -> Node<'_> {
-    Node::new(memory(), arena, 6379, 0)
+    Node::new(memory(), Crew::alone(arena), 6379, 0)
 }
 
 #[test]

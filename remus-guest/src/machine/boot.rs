@@ -13,23 +13,60 @@
 //! The selectors are Linux's, which KVM without hardware virtualization insists upon: code 0x10 and 0x33,
 //! data 0x18 and 0x2b. Ports are open to ring 3 through the TSS's bitmap.
 //!
-//! Deliberately absent: other CPUs (they are never started), paging (the VMM's identity map is kept), SSE.
+//! Each CPU has a [`Block`] of its own: descriptor tables that say where its ring-0 stack is, and stacks. The boot
+//! CPU's is in the image. Other CPUs begin in real mode, in a page below 1 MiB that [`prepare_others`] fills; from
+//! there they take the way of the boot CPU, each with the block that its APIC's number names.
+//!
+//! Deliberately absent: paging (the VMM's identity map is kept), SSE.
 
+use alloc::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
+use core::mem::offset_of;
+use core::ptr;
+use core::sync::atomic::{AtomicU64, Ordering};
+use remus_abi::boot::START_PAGE;
 
-use super::crash;
+use super::{crash, others};
 
 /// Vector of the network device's interrupt.
 pub(super) const VECTOR_DEVICE: u8 = 0x40;
 /// Vector of the local APIC's timer.
 pub(super) const VECTOR_TIMER: u8 = 0x41;
+/// Vector by which one CPU wakes another.
+pub(super) const VECTOR_WAKE: u8 = 0x42;
 /// Vector that the local APIC raises when an interrupt has gone away.
 pub(super) const VECTOR_SPURIOUS: u8 = 0xff;
 
 const STUB_STACK: usize = 4096;
-const STACK: usize = 256 << 10;
 const CRASH_STACK: usize = 32 << 10;
+/// What the boot CPU runs on in ring 3, and any other: beneath its block.
+const STACK: usize = 256 << 10;
+const STACK_OF_OTHERS: usize = 32 << 10;
+
+/// What a CPU needs for itself. The stub fills it in when it enters the CPU.
+#[repr(C, align(4096))]
+struct Block {
+    crash_stack: [u8; CRASH_STACK],
+    /// Right above: the stub finds the one from the other.
+    stub_stack: [u8; STUB_STACK],
+    /// 0x68 bytes of TSS; then one bit a port, 0 is open; then the byte that must end it.
+    tss: [u8; TSS],
+    gdt: [u64; 10],
+    /// Two bytes of limit, eight of base.
+    gdtr: [u8; 10],
+    /// What `rdi` has in ring 3. Of the boot CPU: nothing, it is the VMM who says.
+    argument: u64,
+}
+
+const TSS: usize = 0x68 + 8192 + 8;
+/// From one other CPU's block to the next: its stack lies between.
+const STRIDE: usize = size_of::<Block>() + STACK_OF_OTHERS;
+
+/// Words at the end of the start page.
+const START_ENTRY: u64 = START_PAGE + 0xfe0;
+const START_CR3: u64 = START_PAGE + 0xfe8;
+const START_GDTR: u64 = START_PAGE + 0xff0;
 
 global_asm!(
     r#"
@@ -39,31 +76,100 @@ global_asm!(
 _start:
     cli
     cld
-    lea rsp, [rip + remus_stub_stack + {stub_stack}]
-    # The TSS descriptor's base is spread over four places; its limit and type are in the table.
-    lea rax, [rip + remus_tss]
-    lea rcx, [rip + remus_gdt]
-    mov word ptr [rcx + 0x42], ax
+    mov rax, cr3
+    mov qword ptr [{start_cr3}], rax
+    lea rbx, [rip + remus_block]
+    lea rsi, [rip + {start}]
+
+    # rbx: the CPU's block; rsi, rdi: where to, and with what
+remus_enter:
+    lea rsp, [rbx + {tss}]
+    # The GDT is a copy, but for the TSS, whose base is spread over four places.
+    lea rax, [rip + remus_gdt]
+    lea rdx, [rbx + {gdt}]
+    mov ecx, 8
+2:  mov r8, qword ptr [rax]
+    mov qword ptr [rdx], r8
+    add rax, 8
+    add rdx, 8
+    dec ecx
+    jnz 2b
+    mov r8, 0x0000890000002068
+    mov qword ptr [rdx], r8
+    lea rax, [rbx + {tss}]
+    mov word ptr [rdx + 2], ax
     shr rax, 16
-    mov byte ptr [rcx + 0x44], al
-    mov byte ptr [rcx + 0x47], ah
+    mov byte ptr [rdx + 4], al
+    mov byte ptr [rdx + 7], ah
     shr rax, 16
-    mov dword ptr [rcx + 0x48], eax
-    lea rax, [rip + remus_stub_stack + {stub_stack}]
-    mov qword ptr [rip + remus_tss + 4], rax
-    lgdt [rip + remus_gdtr]
+    mov qword ptr [rdx + 8], rax
+    mov word ptr [rbx + {gdtr}], 0x4f
+    lea rax, [rbx + {gdt}]
+    mov qword ptr [rbx + {gdtr} + 2], rax
+    mov qword ptr [rbx + {tss} + 4], rsp
+    mov word ptr [rbx + {tss} + 0x66], 0x68
+    mov byte ptr [rbx + {tss} + 0x2068], 0xff
+    lgdt [rbx + {gdtr}]
     lidt [rip + remus_idtr]
     mov ax, 0x40
     ltr ax
     push 0x2b
     # As if by a call: 8 below a multiple of 16.
-    lea rax, [rip + remus_stack + {stack} - 8]
+    lea rax, [rbx - 8]
     push rax
     push 2
     push 0x33
-    lea rax, [rip + {start}]
-    push rax
+    push rsi
     iretq
+
+    # Another CPU, in long mode.
+    .balign 16
+    .global remus_enter_other
+remus_enter_other:
+    mov eax, 0x18
+    mov ds, ax
+    mov es, ax
+    mov ss, ax
+    mov ecx, {apic_id}
+    mov eax, dword ptr [rcx]
+    shr eax, 24
+    imul rax, rax, {stride}
+    mov rbx, qword ptr [rip + {others}]
+    add rbx, rax
+    lea rsi, [rip + {help}]
+    mov rdi, qword ptr [rbx + {argument}]
+    jmp remus_enter
+
+    # Another CPU, in real mode: this is copied to the start page. Straight into long mode.
+    .balign 16
+    .global remus_start_page
+    .global remus_start_page_end
+remus_start_page:
+    .code16
+    cli
+    xor ax, ax
+    mov ds, ax
+    # With an operand of 32 bits.
+    .byte 0x66
+    lgdt [{start_gdtr}]
+    mov eax, 0x20
+    mov cr4, eax
+    mov eax, dword ptr [{start_cr3}]
+    mov cr3, eax
+    mov ecx, 0xc0000080
+    xor edx, edx
+    mov eax, 0x100
+    wrmsr
+    # PE, ET, NE, WP, PG, as the VMM left it on the boot CPU.
+    mov eax, 0x80010031
+    mov cr0, eax
+    # A far jump with an offset of 32 bits.
+    .byte 0x66, 0xea
+    .long {start_page} + 3f - remus_start_page
+    .word 0x10
+    .code64
+3:  jmp qword ptr [{start_entry}]
+remus_start_page_end:
 
     # 32 exceptions, 16 bytes each. Those that push no error code get a 0.
     .balign 16
@@ -90,7 +196,8 @@ remus_exception:
     mov qword ptr [rsp], rax
     mov qword ptr [rsp + 8], 0x33
     mov qword ptr [rsp + 16], 2
-    lea rax, [rip + remus_crash_stack + {crash_stack} - 8]
+    # The crash stack ends where the stub's begins, of which five words are in use.
+    lea rax, [rsp + 40 - {stub_stack} - 8]
     mov qword ptr [rsp + 24], rax
     mov qword ptr [rsp + 32], 0x2b
     iretq
@@ -133,6 +240,7 @@ remus_spurious:
 
     .section .data.boot, "aw"
     .balign 16
+    .global remus_gdt
 remus_gdt:
     .quad 0, 0
     .quad 0x00af9b000000ffff
@@ -141,42 +249,43 @@ remus_gdt:
     .quad 0x00cff3000000ffff
     .quad 0x00affb000000ffff
     .quad 0
-    .quad 0x0000890000002068, 0
-remus_gdtr:
-    .word 0x4f
-    .quad remus_gdt
-    .balign 8
 remus_idtr:
     .word 0xfff
     .quad {idt}
-    .balign 16
-remus_tss:
-    .fill 0x66, 1, 0
-    .word 0x68
-    # One bit a port, 0 is open; then the byte that must end it.
-    .fill 8192, 1, 0
-    .byte 0xff
 
     .section .bss.boot, "aw", @nobits
-    .balign 16
-remus_stub_stack:
-    .skip {stub_stack}
-remus_crash_stack:
-    .skip {crash_stack}
-remus_stack:
+    .balign 4096
     .skip {stack}
+remus_block:
+    .skip {block}
     .text
     "#,
     stub_stack = const STUB_STACK,
-    crash_stack = const CRASH_STACK,
     stack = const STACK,
+    block = const size_of::<Block>(),
+    tss = const offset_of!(Block, tss),
+    gdt = const offset_of!(Block, gdt),
+    gdtr = const offset_of!(Block, gdtr),
+    argument = const offset_of!(Block, argument),
+    stride = const STRIDE,
+    start_page = const START_PAGE,
+    start_entry = const START_ENTRY,
+    start_cr3 = const START_CR3,
+    start_gdtr = const START_GDTR,
+    apic_id = const super::apic::ID,
     eoi = const super::apic::EOI,
     start = sym super::start,
+    help = sym others::help,
+    others = sym OTHERS,
     exception = sym crash::exception,
     idt = sym INTERRUPT_TABLE,
 );
 
 unsafe extern "C" {
+    static remus_gdt: [u64; 8];
+    static remus_enter_other: u8;
+    static remus_start_page: u8;
+    static remus_start_page_end: u8;
     static remus_exceptions: [[u8; 16]; 32];
     static remus_general_protection: u8;
     static remus_write_msr: u8;
@@ -195,7 +304,7 @@ struct Gate {
 #[repr(C, align(16))]
 struct Table(UnsafeCell<[Gate; 256]>);
 
-// SAFETY: there is one CPU; after `fill_interrupt_table` only the CPU itself reads it.
+// SAFETY: it is written once, before any other CPU is started; after that only the CPUs themselves read it.
 unsafe impl Sync for Table {}
 
 static INTERRUPT_TABLE: Table = Table(UnsafeCell::new([Gate { low: 0, high: 0 }; 256]));
@@ -227,12 +336,60 @@ pub(super) fn fill_interrupt_table() {
     }
     gates[3] = Gate::new(&raw const remus_write_msr, From::Ring3);
     gates[13] = Gate::new(&raw const remus_general_protection, From::Ring0);
-    for vector in [VECTOR_DEVICE, VECTOR_TIMER] {
+    for vector in [VECTOR_DEVICE, VECTOR_TIMER, VECTOR_WAKE] {
         gates[usize::from(vector)] = Gate::new(&raw const remus_interrupt, From::Ring0);
     }
     gates[usize::from(VECTOR_SPURIOUS)] = Gate::new(&raw const remus_spurious, From::Ring0);
-    // SAFETY: the table is written only here, once, with interrupts off.
+    // SAFETY: the table is written only here, once, with interrupts off and no other CPU started.
     unsafe { INTERRUPT_TABLE.0.get().write(gates) };
+}
+
+/// The block of CPU 0, if it were among the others': that of CPU n is n times [`STRIDE`] further on.
+static OTHERS: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes that `cpus` other CPUs take of the heap.
+pub(super) const fn bytes_of_others(cpus: usize) -> usize {
+    cpus * STRIDE
+}
+
+/// Makes everything that other CPUs find when they are started: each runs [`others::help`] with one of
+/// `arguments`, CPU 1 with the first.
+pub(super) fn prepare_others(arguments: &[u64]) {
+    let layout = Layout::from_size_align(bytes_of_others(arguments.len()), align_of::<Block>());
+    let layout = layout.expect("the number of CPUs is a byte");
+    if layout.size() == 0 {
+        return;
+    }
+    // SAFETY: the layout is not empty. The memory is never given back.
+    let memory = unsafe { alloc_zeroed(layout) };
+    if memory.is_null() {
+        handle_alloc_error(layout);
+    }
+    for (n, argument) in arguments.iter().enumerate() {
+        let block = memory.wrapping_add(n * STRIDE + STACK_OF_OTHERS).cast::<Block>();
+        // SAFETY: block n, behind its stack, ends where the memory of CPU n ends; nobody else knows it yet.
+        unsafe { (&raw mut (*block).argument).write(*argument) };
+    }
+    // The first of them is CPU 1.
+    let of_cpu_0 = (memory as u64 + STACK_OF_OTHERS as u64).wrapping_sub(STRIDE as u64);
+    OTHERS.store(of_cpu_0, Ordering::SeqCst);
+    // CR3 is there since the boot CPU's entry.
+    let code = &raw const remus_start_page;
+    let length = (&raw const remus_start_page_end).addr() - code.addr();
+    // SAFETY: so many bytes of the image lie between the two symbols.
+    put_low(START_PAGE, unsafe { core::slice::from_raw_parts(code, length) });
+    put_low(START_ENTRY, &((&raw const remus_enter_other) as u64).to_le_bytes());
+    put_low(START_GDTR, &(size_of::<[u64; 8]>() as u16 - 1).to_le_bytes());
+    put_low(START_GDTR + 2, &((&raw const remus_gdt) as u64).to_le_bytes());
+}
+
+/// Writes to the start page.
+fn put_low(at: u64, bytes: &[u8]) {
+    let end = at + bytes.len() as u64;
+    assert!(START_PAGE <= at && end <= START_PAGE + 4096, "beyond the start page");
+    let to = ptr::with_exposed_provenance_mut::<u8>(at as usize);
+    // SAFETY: the boot contract: this page is RAM, mapped, and the guest's alone, and no Rust value lives there.
+    unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
 }
 
 /// Writes a model-specific register. A register that is not there ends the guest by #GP.

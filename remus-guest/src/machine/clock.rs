@@ -29,51 +29,58 @@ struct Record {
     _pad2: [u8; 2],
 }
 
-struct Shared(UnsafeCell<Record>);
+/// Where the host writes a CPU's record: each has its own, for its own TSC.
+pub(super) struct Shared(UnsafeCell<Record>);
 
-// SAFETY: there is one CPU in this program; the host's writes are met by volatile reads and `version`.
+// SAFETY: this program only reads it; the host's writes are met by volatile reads and `version`.
 unsafe impl Sync for Shared {}
 
-static RECORD: Shared = Shared(UnsafeCell::new(Record {
-    version: 0,
-    _pad: 0,
-    tsc: 0,
-    system_ns: 0,
-    multiplier: 0,
-    shift: 0,
-    flags: 0,
-    _pad2: [0; 2],
-}));
+impl Shared {
+    pub(super) const fn new() -> Self {
+        Self(UnsafeCell::new(Record {
+            version: 0,
+            _pad: 0,
+            tsc: 0,
+            system_ns: 0,
+            multiplier: 0,
+            shift: 0,
+            flags: 0,
+            _pad2: [0; 2],
+        }))
+    }
+}
 
-/// The clock.
+/// A CPU's clock.
 pub(super) struct Clock {
+    record: &'static Shared,
     last_ns: u64,
 }
 
 impl Clock {
-    /// Asks the host for the record.
-    pub(super) fn start() -> Self {
-        // SAFETY: the host will write one record, to memory that is used for nothing else.
-        unsafe { write_msr(SYSTEM_TIME, RECORD.0.get() as u64 | 1) };
-        Self { last_ns: 0 }
+    /// Asks the host for this CPU's record.
+    pub(super) fn start(record: &'static Shared) -> Self {
+        // SAFETY: the host will write one record, for ever, to memory that is used for nothing else, for ever.
+        unsafe { write_msr(SYSTEM_TIME, record.0.get() as u64 | 1) };
+        Self { record, last_ns: 0 }
     }
 
     /// Nanoseconds since some moment before boot. Never less than the time before.
     pub(super) fn now_ns(&mut self) -> u64 {
-        self.last_ns = self.last_ns.max(read());
+        self.last_ns = self.last_ns.max(read(self.record));
         self.last_ns
     }
 }
 
-fn read() -> u64 {
+fn read(record: &Shared) -> u64 {
+    let record = record.0.get();
     loop {
         // SAFETY: the record is always readable; what the host may write meanwhile is found by `version`.
-        let before = unsafe { ptr::read_volatile(RECORD.0.get()) };
+        let before = unsafe { ptr::read_volatile(record) };
         compiler_fence(Ordering::SeqCst);
         let tsc = read_tsc();
         compiler_fence(Ordering::SeqCst);
         // SAFETY: as above; only the version is read.
-        let version = unsafe { ptr::read_volatile(&raw const (*RECORD.0.get()).version) };
+        let version = unsafe { ptr::read_volatile(&raw const (*record).version) };
         // The copy may be torn, its version too, but not without a different one afterwards: the host
         // makes `version` odd before it writes and even after.
         if before.version == version && version.is_multiple_of(2) {

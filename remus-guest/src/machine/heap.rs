@@ -20,7 +20,9 @@ static HEAP: Heap = Heap(TalcCell::new(Manual));
 
 struct Heap(TalcCell<Manual>);
 
-// SAFETY: there is one CPU, and no handler of an interrupt or exception allocates.
+// SAFETY: only the boot CPU allocates and frees, and no handler of an interrupt or exception does. What other CPUs
+// run is `others::help` and what it calls: sums and memory that was made for them before they were started. That
+// includes a panic, whose message is formatted straight into the serial port.
 unsafe impl Sync for Heap {}
 
 // SAFETY: all of it is the inner allocator's own implementation.

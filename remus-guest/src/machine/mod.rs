@@ -9,6 +9,7 @@
 //! crash    exceptions and panics                          apic    interrupts, the wake-up timer, sleep
 //! clock    time                                           heap    the allocator, and how RAM is shared out
 //! queue    one split virtqueue                            net     the virtio-net device
+//! others   the other CPUs, which only work
 //! ```
 //!
 //! Interrupts only wake: no handler does work, and none is told what happened. Each round of [`run`] looks at
@@ -21,6 +22,7 @@ mod clock;
 mod crash;
 mod heap;
 mod net;
+mod others;
 mod queue;
 mod serial;
 
@@ -59,25 +61,30 @@ extern "C" fn start(info: *const BootInfo) -> ! {
         Err(e) => panic!("command line: {e:?}"),
     };
     let ram = heap::share_out(&info);
-    let mut clock = Clock::start();
+    static CLOCK: clock::Shared = clock::Shared::new();
+    let mut clock = Clock::start(&CLOCK);
     let now_ns = clock.now_ns();
     let mut nic = Nic::new(0);
-    let apic = Apic::start(0);
+    let apic = Apic::start();
+    apic::route(0);
 
-    let memory = Memory::share(ram.heap_bytes);
+    let vcpus = u8::try_from(info.vcpus.max(1)).expect("an APIC's number is a byte");
+    let memory =
+        Memory::share(ram.heap_bytes.saturating_sub(boot::bytes_of_others(usize::from(vcpus) - 1)));
     let arena_bytes = ram.arena.len();
-    let mut node = Node::new(memory, ram.arena, options.port, now_ns);
+    let crew = others::start(vcpus, ram.arena);
+    let mut node = Node::new(memory, crew, options.port, now_ns);
     let mac = nic.mac();
     let mut server = Server::new(&mut nic, mac, &options, &memory, now_ns);
     println!(
-        "remus-guest: {}/{} port {}, heap {} KiB, arena {} KiB",
+        "remus-guest: {}/{} port {}, {vcpus} vCPUs, heap {} KiB, arena {} KiB",
         options.address,
         options.prefix_len,
         options.port,
         ram.heap_bytes >> 10,
         arena_bytes >> 10
     );
-    run(&mut server, &mut node, &mut nic, apic, &mut clock, options.address)
+    run(&mut server, &mut node, &mut nic, apic, &mut clock, options.address, vcpus)
 }
 
 fn run(
@@ -87,6 +94,7 @@ fn run(
     mut apic: Apic,
     clock: &mut Clock,
     address: Ipv4Addr,
+    vcpus: u8,
 ) -> ! {
     let sender = Sender { mac: nic.mac(), ip: address.octets() };
     let mut server_due_ns = Some(0);
@@ -103,6 +111,9 @@ fn run(
             if polled.power_off {
                 nic.kick();
                 serial::power_off(PowerOff::Done);
+            }
+            if node.work().has_news() {
+                others::wake(vcpus);
             }
             linger_until_ns = now_ns + LINGER_NS;
         }

@@ -8,6 +8,7 @@ use core::net::Ipv4Addr;
 use smoltcp::phy::{DeviceCapabilities, Medium, RxToken, TxToken};
 
 use super::*;
+use crate::crew::Crew;
 use crate::resp::Limits;
 
 const MS: u64 = 1_000_000;
@@ -93,7 +94,7 @@ impl<'m> World<'m> {
             now_ns: 0,
             server,
             server_port,
-            node: Node::new(memory, arena, Options::PORT, 0),
+            node: Node::new(memory, Crew::alone(arena), Options::PORT, 0),
             client,
             client_port,
             sockets: SocketSet::new(Vec::new()),

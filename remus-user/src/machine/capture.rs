@@ -6,7 +6,9 @@ use anyhow::{Context, Result, bail, ensure};
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 
-use super::ioctl::{DEBUG, EVENTS, LAPIC, MP_STATE, REGS, SREGS2, XCRS, XSAVE};
+use super::ioctl::{
+    DEBUG, EVENTS, LAPIC, MP_STATE, REGS, SREGS2, XCRS, XSAVE, set_tsc_offset, tsc_offset,
+};
 use crate::checkpoint::{Msr, VcpuState};
 
 const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
@@ -59,6 +61,28 @@ pub(super) fn restore(vcpu: &VcpuFd, state: &VcpuState) -> Result<()> {
     EVENTS.set(vcpu, &state.events)
 }
 
+/// Makes restored vCPUs' TSCs tell the same time again.
+///
+/// Each was read, and written, at a moment of its own. KVM takes what is written within a second of the others'
+/// for the same, but not where it thinks the host's TSC unstable; the guest, which was told once that its TSCs
+/// agree, never asks again. A TSC that the guest itself has set apart stays so.
+pub(super) fn unite_tscs(vcpus: &[VcpuFd], tsc_khz: u32) -> Result<()> {
+    let Some((first, others)) = vcpus.split_first() else { return Ok(()) };
+    let offset = tsc_offset(first)?;
+    for vcpu in others {
+        if is_another_reading(offset, tsc_offset(vcpu)?, tsc_khz) {
+            set_tsc_offset(vcpu, offset)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether two offsets differ, by less than a second of a TSC at `tsc_khz`.
+fn is_another_reading(offset: u64, other: u64, tsc_khz: u32) -> bool {
+    let apart = other.wrapping_sub(offset).cast_signed().unsigned_abs();
+    apart != 0 && apart < u64::from(tsc_khz) * 1000
+}
+
 /// Sets registers in as few calls as KVM lets us; one that it does not take must have its value already.
 fn set_msrs(vcpu: &VcpuFd, mut msrs: &[Msr]) -> Result<()> {
     while !msrs.is_empty() {
@@ -84,4 +108,20 @@ fn ensure_msr(vcpu: &VcpuFd, msr: Msr) -> Result<()> {
         msr.index
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offsets_less_than_a_second_apart_are_readings_of_one_tsc() {
+        let second = 2_000_000_000;
+        for (other, one_tsc) in
+            [(0, false), (1, true), (u64::MAX, true), (second - 1, true), (second, false)]
+        {
+            assert_eq!(is_another_reading(0, other, 2_000_000), one_tsc, "{other}");
+            assert_eq!(is_another_reading(other, 0, 2_000_000), one_tsc, "{other}");
+        }
+    }
 }

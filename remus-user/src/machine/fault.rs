@@ -32,8 +32,9 @@ const POINTERS: u64 = 0x2000;
 const DIRECTORY: u64 = 0x3000;
 const GDT: u64 = 0x4000;
 const CODE: u64 = 0x8000;
-/// The pages written, at 2 MiB.
-const FIRST: u32 = (2 << 20) / PAGE_SIZE as u32;
+/// The first of the pages written: the one at 2 MiB.
+const FIRST: u32 = 512;
+const _: () = assert!(FIRST as usize * PAGE_SIZE == 2 << 20);
 
 /// `again: mov esi, 2 MiB; mov ecx, PAGES; next: inc byte [rsi]; add rsi, 4096; dec ecx; jnz next;
 /// mov edi, 4 MiB; mov [rdi], al; jmp again`
@@ -102,7 +103,7 @@ fn write_tables(memory: &Memory) -> Result<()> {
     put(PML4, &(POINTERS | PRESENT_WRITABLE_USER).to_le_bytes())?;
     put(POINTERS, &(DIRECTORY | PRESENT_WRITABLE_USER).to_le_bytes())?;
     for n in 0..=u64::from(MEMORY_MIB) * (1 << 20) / LARGE_PAGE {
-        let entry = n * LARGE_PAGE | PRESENT_WRITABLE_USER | LARGE;
+        let entry = (n * LARGE_PAGE) | PRESENT_WRITABLE_USER | LARGE;
         put(DIRECTORY + n * 8, &entry.to_le_bytes())?;
     }
     put(GDT + u64::from(DATA_SELECTOR & !7), &DATA_DESCRIPTOR.to_le_bytes())?;

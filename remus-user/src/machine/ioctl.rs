@@ -7,8 +7,8 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use anyhow::{Context, Result};
 use kvm_bindings::{
-    KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_log,
-    kvm_dirty_log__bindgen_ty_1,
+    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_clear_dirty_log,
+    kvm_clear_dirty_log__bindgen_ty_1, kvm_device_attr, kvm_dirty_log, kvm_dirty_log__bindgen_ty_1,
 };
 use vmm_sys_util::errno;
 use vmm_sys_util::ioctl::{_IOC_READ, _IOC_WRITE, ioctl_expr, ioctl_with_mut_ref, ioctl_with_ref};
@@ -93,6 +93,29 @@ pub(super) fn clear_dirty_log(vm: RawFd, slot: Slot, first: u32, words: &[u64]) 
     let request = ioctl_expr(R | W, KVMIO, 0xc0, size::<{ size_of::<kvm_clear_dirty_log>() }>());
     // SAFETY: KVM reads one bit for each of the pages named, which `words` has.
     check(unsafe { ioctl_with_ref(&vm, request, &log) }).context("KVM_CLEAR_DIRTY_LOG")
+}
+
+/// What KVM adds to the host's TSC for a vCPU, modulo 2^64.
+pub(super) fn tsc_offset(vcpu: &impl AsRawFd) -> Result<u64> {
+    let mut offset = 0u64;
+    let attribute = tsc_offset_at((&raw mut offset) as u64);
+    let request = ioctl_expr(W, KVMIO, 0xe2, size::<{ size_of::<kvm_device_attr>() }>());
+    // SAFETY: of this attribute KVM writes 8 bytes to the address given, which is that of a live u64.
+    check(unsafe { ioctl_with_ref(vcpu, request, &attribute) })
+        .context("get KVM_VCPU_TSC_OFFSET")?;
+    Ok(offset)
+}
+
+pub(super) fn set_tsc_offset(vcpu: &impl AsRawFd, offset: u64) -> Result<()> {
+    let attribute = tsc_offset_at((&raw const offset) as u64);
+    let request = ioctl_expr(W, KVMIO, 0xe1, size::<{ size_of::<kvm_device_attr>() }>());
+    // SAFETY: of this attribute KVM reads 8 bytes at the address given, which is that of a live u64.
+    check(unsafe { ioctl_with_ref(vcpu, request, &attribute) }).context("set KVM_VCPU_TSC_OFFSET")
+}
+
+/// Of Linux 5.16, hence there where KVM_CAP_XSAVE2 is.
+fn tsc_offset_at(addr: u64) -> kvm_device_attr {
+    kvm_device_attr { flags: 0, group: KVM_VCPU_TSC_CTRL, attr: KVM_VCPU_TSC_OFFSET.into(), addr }
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "bounded by the assertion")]

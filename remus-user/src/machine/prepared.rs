@@ -89,6 +89,8 @@ impl Prepared {
         for (n, (vcpu, from)) in self.vcpus.iter().zip(&state.vcpus).enumerate() {
             capture::restore(vcpu, from).with_context(|| format!("restore vCPU {n}"))?;
         }
+        // Before the clock, which KVM keeps best while all TSCs agree.
+        capture::unite_tscs(&self.vcpus, self.cpu.tsc_khz())?;
         // After the vCPUs: the IOAPIC sends what it holds pending to their APICs.
         self.vm.restore_chips(&state.chips)?;
         self.net.restore(&state.devices[0])?;

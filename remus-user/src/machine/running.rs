@@ -111,7 +111,10 @@ impl Machine {
                     self.receive()?;
                 }
                 Some(Source::End) => {
-                    event = self.control.take_end().map_or(event, Event::Ended);
+                    if let Some(end) = self.control.take_end() {
+                        self.vcpus.end();
+                        event = Event::Ended(end);
+                    }
                 }
                 None => unreachable!("a token of ours"),
             }

@@ -15,6 +15,14 @@
 //!
 //! After an exit for I/O the instruction is not finished until KVM_RUN is entered again. So a thread that
 //! stops enters once more with `immediate_exit` set, which finishes the instruction and nothing else.
+//!
+//! A pause is a barrier: no vCPU captures itself before *all* have stopped. One that still ran could send an
+//! interrupt to one that has been captured, which would then be sent in the one's state and never have come
+//! in the other's; and what it read in shared memory would be newer than what the other has written. It holds
+//! for each way to be out of the guest: a vCPU that is halted or that waits for its start (INIT, SIPI) sleeps
+//! inside KVM_RUN, is taken out of it like any other, and is parked in the same place.
+//!
+//! When the guest has ended on one vCPU it has ended: none is entered again.
 
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, Ordering};
@@ -84,6 +92,12 @@ pub(super) struct Control {
     phase: AtomicU32,
     /// The host CPU that the last pause came from.
     pauser_cpu: AtomicI32,
+    /// How many vCPUs have left the guest in the pause that is under way.
+    stopped: AtomicU32,
+    /// The last pause for which all have.
+    all_stopped: AtomicU32,
+    /// The guest has ended: no vCPU is entered again, though each is still captured.
+    over: AtomicBool,
     end: Mutex<Option<End>>,
     ended: EventFd,
 }
@@ -94,6 +108,9 @@ impl Control {
         Self {
             phase: AtomicU32::new(0),
             pauser_cpu: AtomicI32::new(-1),
+            stopped: AtomicU32::new(0),
+            all_stopped: AtomicU32::new(0),
+            over: AtomicBool::new(false),
             end: Mutex::new(None),
             ended,
         }
@@ -107,6 +124,7 @@ impl Control {
     }
 
     fn end(&self, end: End) {
+        self.over.store(true, Ordering::SeqCst);
         self.lock_end().get_or_insert(end);
         if let Err(e) = self.ended.write(1) {
             tracing::error!("the guest has ended, and nobody can be told: {e}");
@@ -125,6 +143,28 @@ impl Control {
     fn word(&self) -> u32 {
         self.phase.load(Ordering::SeqCst)
     }
+
+    /// One more of `vcpus` has left the guest for pause `word`.
+    fn arrive(&self, word: u32, vcpus: usize) {
+        // Each arrives once in a pause, and no pause begins before all have been captured in the last.
+        let stopped = self.stopped.fetch_add(1, Ordering::SeqCst) + 1;
+        if stopped as usize == vcpus {
+            self.stopped.store(0, Ordering::SeqCst);
+            self.all_stopped.store(word, Ordering::SeqCst);
+            wake_all(&self.all_stopped);
+        }
+    }
+
+    /// Waits until every vCPU has left the guest for pause `word`. False if that is not to be: the machine goes.
+    fn wait_all_stopped(&self, word: u32, spin: Duration) -> bool {
+        let mut now = self.all_stopped.load(Ordering::SeqCst);
+        while now != word && now != Phase::EXIT {
+            if let Some(next) = wait_while(&self.all_stopped, now, spin, None) {
+                now = next;
+            }
+        }
+        now == word
+    }
 }
 
 /// What one vCPU thread shows the others.
@@ -135,9 +175,18 @@ struct Cell {
     cpu: AtomicI32,
     /// The pause in which it was last captured.
     parked: AtomicU32,
-    captured: Mutex<Result<VcpuState>>,
+    captured: Mutex<Captured>,
     /// `immediate_exit` in its `kvm_run`.
     immediate_exit: Flag,
+}
+
+/// What a vCPU gave of its state in a pause.
+#[derive(Default)]
+struct Captured {
+    /// Its buffers are used again.
+    state: VcpuState,
+    /// Why `state` is of no use.
+    failed: Option<anyhow::Error>,
 }
 
 /// A byte that the kernel reads, in a page that a [`VcpuFd`] keeps mapped.
@@ -150,8 +199,9 @@ unsafe impl Sync for Flag {}
 
 impl Flag {
     fn set(&self, on: bool) {
-        // SAFETY: the page is mapped for as long as the thread's VcpuFd lives; the thread hands that back
-        // when it is joined, which happens after the last use of this flag (see `Vcpus::drop`).
+        // SAFETY: the page is mapped for as long as the thread's VcpuFd lives. Only that thread and
+        // `Vcpus::kick` come here: the thread owns the VcpuFd and hands it back when it is joined, and `kick`
+        // is called for threads that were started, and for the last time before any is joined.
         unsafe { &*self.0 }.store(on.into(), Ordering::SeqCst);
     }
 }
@@ -159,7 +209,9 @@ impl Flag {
 /// All vCPUs of a running machine.
 pub(super) struct Vcpus {
     control: Arc<Control>,
-    threads: Vec<(Arc<Cell>, JoinHandle<VcpuFd>)>,
+    cells: Arc<[Cell]>,
+    /// As many as cells, in their order, once all are started.
+    threads: Vec<JoinHandle<VcpuFd>>,
 }
 
 impl Vcpus {
@@ -172,24 +224,25 @@ impl Vcpus {
         control: Arc<Control>,
     ) -> Result<Self> {
         install_kick_handler()?;
-        let mut started = Self { control, threads: Vec::with_capacity(vcpus.len()) };
-        for (n, mut fd) in vcpus.into_iter().enumerate() {
-            let flag = &raw const fd.get_kvm_run().immediate_exit;
-            let cell = Arc::new(Cell {
-                stopped: AtomicU32::new(0),
-                cpu: AtomicI32::new(-1),
-                parked: AtomicU32::new(0),
-                captured: Mutex::new(Ok(VcpuState::default())),
-                immediate_exit: Flag(flag.cast()),
-            });
+        let mut vcpus = vcpus;
+        let cells = vcpus.iter_mut().map(|fd| Cell {
+            stopped: AtomicU32::new(0),
+            cpu: AtomicI32::new(-1),
+            parked: AtomicU32::new(0),
+            captured: Mutex::default(),
+            immediate_exit: Flag((&raw const fd.get_kvm_run().immediate_exit).cast()),
+        });
+        let cells = cells.collect();
+        let mut started = Self { control, cells, threads: Vec::with_capacity(vcpus.len()) };
+        for (n, fd) in vcpus.into_iter().enumerate() {
             let thread = Thread {
                 fd,
-                cell: Arc::clone(&cell),
+                number: n,
+                cells: Arc::clone(&started.cells),
                 control: Arc::clone(&started.control),
                 bus: Arc::clone(bus),
                 msrs: capture::msr_buffer(msrs)?,
                 owes_completion: true,
-                ended: false,
             };
             let cpu = cpus.get(n).copied();
             let run = move || {
@@ -205,12 +258,13 @@ impl Vcpus {
                 fd
             };
             let thread = std::thread::Builder::new().name(format!("vcpu{n}")).spawn(run);
-            started.threads.push((cell, thread.context("start a vCPU thread")?));
+            started.threads.push(thread.context("start a vCPU thread")?);
         }
         Ok(started)
     }
 
-    /// Stops all vCPUs: on return each has left the guest and is about to capture its state.
+    /// Stops all vCPUs: on return each has left the guest, with its last instruction finished, and is about to
+    /// capture its state.
     ///
     /// # Errors
     /// When one does not stop. Nothing is known of the guest then.
@@ -234,7 +288,7 @@ impl Vcpus {
     /// Waits until each vCPU has reached the current pause in `word`.
     fn wait_for(&self, word: impl Fn(&Cell) -> &AtomicU32, spin: Duration) -> Result<()> {
         let phase = self.control.word();
-        for (n, (cell, _)) in self.threads.iter().enumerate() {
+        for (n, cell) in self.cells.iter().enumerate() {
             let word = word(cell);
             let mut now = word.load(Ordering::SeqCst);
             while now != phase {
@@ -259,23 +313,29 @@ impl Vcpus {
     /// When a vCPU could not be captured.
     pub(super) fn take_states(&self, states: &mut Vec<VcpuState>) -> Result<()> {
         self.wait_captured()?;
-        states.resize_with(self.threads.len(), VcpuState::default);
-        for (n, ((cell, _), into)) in self.threads.iter().zip(states).enumerate() {
+        states.resize_with(self.cells.len(), VcpuState::default);
+        for (n, (cell, into)) in self.cells.iter().zip(states).enumerate() {
             let mut captured = cell.captured.lock().expect("the thread aborts rather than panics");
-            match &mut *captured {
-                Ok(state) => std::mem::swap(state, into),
-                Err(_) => {
-                    let failed = std::mem::replace(&mut *captured, Ok(VcpuState::default()));
-                    failed.with_context(|| format!("capture vCPU {n}"))?;
-                }
+            if let Some(e) = captured.failed.take() {
+                return Err(e.context(format!("capture vCPU {n}")));
             }
+            std::mem::swap(&mut captured.state, into);
         }
         Ok(())
     }
 
+    /// Keeps all vCPUs from the guest after its end on one of them.
+    pub(super) fn end(&self) {
+        assert!(self.control.over.load(Ordering::SeqCst), "the guest has not ended");
+        self.kick();
+    }
+
+    /// Takes every vCPU out of the guest. All flags before the first signal: a thread that is woken may take
+    /// this one's CPU.
     fn kick(&self) {
-        for (cell, thread) in &self.threads {
-            cell.immediate_exit.set(true);
+        let started = &self.cells[..self.threads.len()];
+        started.iter().for_each(|cell| cell.immediate_exit.set(true));
+        for thread in &self.threads {
             // SAFETY: the thread was not joined yet, so its id is valid; the signal has a handler.
             let sent = unsafe { libc::pthread_kill(thread.as_pthread_t(), SIGRTMIN()) };
             if sent != 0 && sent != libc::ESRCH {
@@ -288,9 +348,13 @@ impl Vcpus {
 impl Drop for Vcpus {
     fn drop(&mut self) {
         self.control.change(Phase::EXIT);
+        // After a pause that one of them did not reach the others still wait for it.
+        self.control.all_stopped.store(Phase::EXIT, Ordering::SeqCst);
+        wake_all(&self.control.all_stopped);
         self.kick();
-        for (_, thread) in self.threads.drain(..) {
-            // The descriptor, and with it the page of `immediate_exit`, goes here: after the last kick.
+        for thread in self.threads.drain(..) {
+            // The descriptor, and with it the page of `immediate_exit`, goes here: after the last kick, and
+            // after the thread's own last use.
             drop(thread.join());
         }
     }
@@ -299,14 +363,13 @@ impl Drop for Vcpus {
 /// A vCPU in its thread.
 struct Thread {
     fd: VcpuFd,
-    cell: Arc<Cell>,
+    number: usize,
+    cells: Arc<[Cell]>,
     control: Arc<Control>,
     bus: Arc<Bus>,
     msrs: Msrs,
     /// The last KVM_RUN may have left an instruction unfinished.
     owes_completion: bool,
-    /// The guest ended on this vCPU: it is never entered again, but still captured.
-    ended: bool,
 }
 
 impl Thread {
@@ -314,7 +377,7 @@ impl Thread {
         loop {
             let word = self.control.word();
             match Phase::of(word) {
-                Phase::Run if self.ended => {
+                Phase::Run if self.control.over.load(Ordering::SeqCst) => {
                     wait_while(&self.control.phase, word, Duration::ZERO, None);
                 }
                 Phase::Run => self.enter(),
@@ -341,47 +404,68 @@ impl Thread {
         };
         match outcome {
             Outcome::GoOn => {}
-            Outcome::Power(PowerOff::Done) => self.end(End::PowerOff),
-            Outcome::Power(PowerOff::Crash) => self.end(End::Crash),
+            Outcome::Power(PowerOff::Done) => self.control.end(End::PowerOff),
+            Outcome::Power(PowerOff::Crash) => self.control.end(End::Crash),
             Outcome::Fault(what) => {
                 let at = self.fd.get_regs().map_or(0, |regs| regs.rip);
-                self.end(End::Fault(format!("{what} at rip {at:#x}")));
+                self.control.end(End::Fault(format!("{what} at rip {at:#x}")));
             }
         }
     }
 
-    fn end(&mut self, end: End) {
-        self.ended = true;
-        self.control.end(end);
+    fn cell(&self) -> &Cell {
+        &self.cells[self.number]
     }
 
-    /// Stops: finishes the last instruction, captures, and waits for the end of pause `word`.
+    /// Stops: finishes the last instruction, captures once all have come so far, and waits for the end of pause
+    /// `word`.
     fn park(&mut self, word: u32) {
-        self.cell.cpu.store(this_cpu(), Ordering::SeqCst);
-        self.cell.stopped.store(word, Ordering::SeqCst);
-        wake_all(&self.cell.stopped);
-        let saved = self.complete().and_then(|()| {
-            let mut captured = self.cell.captured.lock().expect("nobody panics under this lock");
-            if captured.is_err() {
-                *captured = Ok(VcpuState::default());
-            }
-            let state = captured.as_mut().map_err(|_| anyhow::anyhow!("just replaced"))?;
-            capture::save(&self.fd, &mut self.msrs, state)
-        });
-        if let Err(e) = saved {
-            *self.cell.captured.lock().expect("nobody panics under this lock") = Err(e);
+        self.cell().cpu.store(this_cpu(), Ordering::SeqCst);
+        let completed = self.complete();
+        self.control.arrive(word, self.cells.len());
+        let cell = self.cell();
+        cell.stopped.store(word, Ordering::SeqCst);
+        wake_all(&cell.stopped);
+        let spin = self.spin_unless_in_the_way(word, |cell| &cell.stopped, LEAVE_SPIN);
+        if self.control.wait_all_stopped(word, spin) {
+            self.capture(completed);
         }
-        self.cell.parked.store(word, Ordering::SeqCst);
-        wake_all(&self.cell.parked);
-        let pauser = self.control.pauser_cpu.load(Ordering::SeqCst);
-        wait_while(&self.control.phase, word, spin_unless_on(pauser, PARKED_SPIN), None);
+        let cell = self.cell();
+        cell.parked.store(word, Ordering::SeqCst);
+        wake_all(&cell.parked);
+        let spin = self.spin_unless_in_the_way(word, |cell| &cell.parked, PARKED_SPIN);
+        wait_while(&self.control.phase, word, spin, None);
         // Before the phase is looked at again: see the module's head.
-        self.cell.immediate_exit.set(false);
+        self.cell().immediate_exit.set(false);
+    }
+
+    fn capture(&mut self, completed: Result<()>) {
+        let mut captured = self.cells[self.number].captured.lock().expect("nobody panics under it");
+        let saved =
+            completed.and_then(|()| capture::save(&self.fd, &mut self.msrs, &mut captured.state));
+        captured.failed = saved.err();
+    }
+
+    /// How long to look out for what others do in pause `word`: not at all while one of them, as `reached` says,
+    /// or the pausing thread needs this very core for it.
+    fn spin_unless_in_the_way(
+        &self,
+        word: u32,
+        reached: impl Fn(&Cell) -> &AtomicU32,
+        spin: Duration,
+    ) -> Duration {
+        let here = this_cpu();
+        let waits = |cell: &Cell| {
+            cell.cpu.load(Ordering::SeqCst) == here && reached(cell).load(Ordering::SeqCst) != word
+        };
+        let in_the_way =
+            self.control.pauser_cpu.load(Ordering::SeqCst) == here || self.cells.iter().any(waits);
+        if in_the_way { Duration::ZERO } else { spin }
     }
 
     /// Finishes the instruction of the last exit, without entering the guest.
     fn complete(&mut self) -> Result<()> {
-        self.cell.immediate_exit.set(true);
+        self.cell().immediate_exit.set(true);
         for _ in 0..COMPLETIONS_MAX {
             if !self.owes_completion {
                 return Ok(());
@@ -391,9 +475,9 @@ impl Thread {
                 // so again when it is entered.
                 Ok(exit) => match handle(&self.bus, exit) {
                     Outcome::GoOn => {}
-                    Outcome::Power(PowerOff::Done) => self.end(End::PowerOff),
-                    Outcome::Power(PowerOff::Crash) => self.end(End::Crash),
-                    Outcome::Fault(what) => self.end(End::Fault(what)),
+                    Outcome::Power(PowerOff::Done) => self.control.end(End::PowerOff),
+                    Outcome::Power(PowerOff::Crash) => self.control.end(End::Crash),
+                    Outcome::Fault(what) => self.control.end(End::Fault(what)),
                 },
                 Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => {
                     self.owes_completion = false;

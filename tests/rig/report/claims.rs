@@ -105,11 +105,13 @@ impl Report {
                 at_most("client_gap_max", self.client_gap_ms, 1500.0, "ms"),
             ]);
         }
-        // Bounds are stated for the paper's epoch and for a thousand pages.
+        // Bounds are stated for the paper's epoch, for a thousand pages, and for vCPUs that need not share their CPUs
+        // with the daemons.
+        let apart = self.vcpus == 1 || usize::from(self.vcpus) < self.cpus;
         if self.timing.epoch_ms == 25 {
             claims.push(at_least("checkpoint_rate", self.checkpoints_per_second, 39.0, "1/s"));
             claims.push(at_most("pause_idle_p50", self.pause_idle_us.p50 as f64, 250.0, "us"));
-            if self.dirty_pages_asked == 1000 {
+            if self.dirty_pages_asked == 1000 && apart {
                 claims.push(at_most("pause_p50", self.pause_us.p50 as f64, 800.0, "us"));
                 claims.push(at_least("guest_work_ratio", self.guest_work_ratio, 0.9, "ratio"));
             }

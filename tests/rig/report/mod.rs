@@ -43,6 +43,8 @@ pub struct Round {
     pub guest_work_before: f64,
     pub guest_work_protected: f64,
     pub guest_work_ratio: f64,
+    /// The second by vCPU.
+    pub guest_work_of_vcpus: Vec<f64>,
     /// How long the load had run when the host died.
     pub death_after_ms: Option<f64>,
     /// From the first link that went down until the last had, and the signal was sent.
@@ -122,6 +124,7 @@ pub struct Report {
     #[serde(flatten)]
     pub gate: GateOptions,
     pub dirty_pages_asked: u32,
+    pub vcpus: u8,
     pub seed: u64,
 
     pub checkpoints: u64,
@@ -162,6 +165,7 @@ pub struct Asked {
     pub timing: Timing,
     pub gate: GateOptions,
     pub dirty_pages: u32,
+    pub vcpus: u8,
     pub seed: u64,
 }
 
@@ -180,11 +184,12 @@ impl Report {
             version: env!("CARGO_PKG_VERSION"),
             kernel: kernel(),
             cpus: crate::sys::host_cpus(),
-            placement: "vCPU on CPU 0; daemons, clients and the rig on the others",
+            placement: "vCPU 0 alone on CPU 0; its other vCPUs, daemons, clients and the rig on the others",
             death: asked.death,
             timing: asked.timing,
             gate: asked.gate,
             dirty_pages_asked: asked.dirty_pages,
+            vcpus: asked.vcpus,
             seed: asked.seed,
             checkpoints: sum(|round| round.checkpoints),
             checkpoints_per_second: middle(|round| round.checkpoints_per_second),
@@ -266,7 +271,7 @@ mod tests {
 
     fn asked(death: Option<Death>) -> Asked {
         let (timing, gate) = (Timing::default(), GateOptions::default());
-        Asked { id: "t".into(), death, timing, gate, dirty_pages: 1000, seed: 1 }
+        Asked { id: "t".into(), death, timing, gate, dirty_pages: 1000, vcpus: 1, seed: 1 }
     }
 
     fn good() -> Round {

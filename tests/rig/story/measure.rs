@@ -66,26 +66,39 @@ impl RoundRun<'_> {
         self.display.watch(primary.socket(), WARM_UP).await;
         let began = Instant::now();
         let first = primary.status(None).await?.epochs;
+        let vcpus_before = guest.progress_of_vcpus().await?;
         let before = guest.progress().await?;
         self.display.watch(primary.socket(), WORK).await;
         round.guest_work_protected = before.rate_until(guest.progress().await?);
+        let vcpus_now = guest.progress_of_vcpus().await?;
         let status = primary.status(Some(first.captured)).await?;
         let seconds = began.elapsed().as_secs_f64();
         guest.stop_work().await?;
 
         let committed = status.epochs.acked.saturating_sub(first.acked);
         round.checkpoints_per_second = committed as f64 / seconds;
+        let pages =
+            vcpus_now.iter().zip(&vcpus_before).map(|(now, before)| now.saturating_sub(*before));
+        round.guest_work_of_vcpus = pages.map(|pages| pages as f64 / seconds).collect();
         round.guest_work_ratio = round.guest_work_protected / round.guest_work_before;
         round.pause_us = status.pause_us;
         round.dirty_pages = status.dirty_pages;
         round.commit_us = status.commit_us;
         self.display.step(&format!(
-            "at work: {:.1} checkpoints/s, {} dirty pages, paused {} us (p50), {:.1} % of its speed",
+            "at work: {:.1} checkpoints/s, {} dirty pages, paused {} us (p50), {:.1} % of its speed{}",
             round.checkpoints_per_second,
             status.dirty_pages.p50,
             status.pause_us.p50,
-            round.guest_work_ratio * 100.0
+            round.guest_work_ratio * 100.0,
+            by_vcpu(&round.guest_work_of_vcpus)
         ));
         Ok(())
     }
+}
+
+/// What each of several vCPUs did of the work.
+fn by_vcpu(rates: &[f64]) -> String {
+    let all: f64 = rates.iter().sum();
+    let parts: Vec<_> = rates.iter().map(|rate| format!("{:.0} %", rate / all * 100.0)).collect();
+    if parts.len() < 2 { String::new() } else { format!("; its vCPUs did {}", parts.join(", ")) }
 }

@@ -37,6 +37,7 @@ pub struct Plan {
     pub death: Option<Death>,
     pub rounds: u32,
     pub dirty_pages: u32,
+    pub vcpus: u8,
     pub timing: Timing,
     pub gate: GateOptions,
     /// How long the load runs before the host dies at the latest, or at all if it does not die.
@@ -82,6 +83,7 @@ pub async fn run(plan: &Plan, programs: &Programs) -> Result<bool> {
         timing: plan.timing,
         gate: plan.gate,
         dirty_pages: plan.dirty_pages,
+        vcpus: plan.vcpus,
         seed,
     };
     let report = Report::new(&asked, rounds);

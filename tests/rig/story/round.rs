@@ -37,16 +37,21 @@ impl RoundRun<'_> {
 
         let log = self.stage.log("primary");
         let folder = &self.stage.folder;
-        let Plan { timing, gate, .. } = *self.plan;
+        let Plan { vcpus, timing, gate, .. } = *self.plan;
         let mut primary =
-            start_primary(&topology.primary, self.programs, timing, gate, folder, &log)?;
+            start_primary(&topology.primary, self.programs, vcpus, timing, gate, folder, &log)?;
         let mut guest = self.guest_answers(&mut primary).await?;
         self.display.step("the guest answers, unprotected");
         round.guest_work_before = self.measure_work(&mut guest, &primary, BASELINE).await?;
         let benchmark_rate = self.benchmark_rate().await?;
 
-        let mut backup =
-            start_backup(&topology.backup, self.programs, folder, &self.stage.log("backup"))?;
+        let mut backup = start_backup(
+            &topology.backup,
+            self.programs,
+            vcpus,
+            folder,
+            &self.stage.log("backup"),
+        )?;
         let began = Instant::now();
         let protected = primary.wait_for(Protection::Protected, PROTECT);
         tokio::select! {

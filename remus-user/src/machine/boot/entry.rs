@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use kvm_bindings::{kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
-use remus_abi::boot::{BOOT_MAGIC, BootInfo, HIGH_RAM, RAM_HOLE};
+use remus_abi::boot::{BOOT_MAGIC, BootInfo, HIGH_RAM, RAM_HOLE, START_PAGE};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::machine::memory::Memory;
@@ -16,6 +16,8 @@ const GDT: u64 = 0x3000;
 const BOOT_INFO: u64 = 0x4000;
 const CMDLINE: u64 = 0x5000;
 const DIRECTORIES: u64 = 0x1_0000;
+const _: () =
+    assert!(CMDLINE + CMDLINE_MAX as u64 <= START_PAGE && START_PAGE + 4096 <= DIRECTORIES);
 
 const GIB: u64 = 1 << 30;
 const LARGE_PAGE: u64 = 2 << 20;

@@ -8,6 +8,7 @@
 //! 0x0_3000  GDT: code 0x10, data 0x18
 //! 0x0_4000  BootInfo
 //! 0x0_5000  command line, up to a page
+//! 0x0_8000  the guest's own: where it starts its other vCPUs (`START_PAGE`)
 //! 0x1_0000  page directories, one a GiB
 //! ```
 
