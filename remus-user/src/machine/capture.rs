@@ -3,13 +3,16 @@
 //! Both orders were tried at random instants of running guests, over hundreds of generations.
 
 use anyhow::{Context, Result, bail, ensure};
-use kvm_bindings::{Msrs, kvm_msr_entry};
-use kvm_ioctls::VcpuFd;
+use kvm_bindings::{
+    KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, Msrs, kvm_msr_entry, kvm_sregs,
+    kvm_sync_regs,
+};
+use kvm_ioctls::{Cap, SyncReg, VcpuFd, VmFd};
 
 use super::ioctl::{
     DEBUG, EVENTS, LAPIC, MP_STATE, REGS, SREGS2, XCRS, XSAVE, set_tsc_offset, tsc_offset,
 };
-use crate::checkpoint::{Msr, VcpuState};
+use crate::checkpoint::{Image, Msr, VcpuState};
 
 const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
 
@@ -20,12 +23,53 @@ pub(super) fn msr_buffer(indices: &[u32]) -> Result<Msrs> {
     Msrs::from_entries(&entries).context("more model-specific registers than KVM fetches at once")
 }
 
+/// Where registers come from that KVM can also leave behind at the end of a KVM_RUN.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Registers {
+    /// Each is asked for: some 7 us a call under KVM-PVM.
+    Asked,
+    /// As the last KVM_RUN left them (KVM_CAP_SYNC_REGS). For the one vCPU of a machine only: nobody sends it INIT or SIPI,
+    /// which would change them after that.
+    Synced,
+}
+
+impl Registers {
+    /// The better way for a machine of so many vCPUs, where `vm` knows it.
+    pub(super) fn of(vm: &VmFd, vcpus: usize) -> Self {
+        let all = (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS).cast_signed();
+        match vm.check_extension_int(Cap::SyncRegs) & all == all && vcpus == 1 {
+            true => Self::Synced,
+            false => Self::Asked,
+        }
+    }
+
+    /// To be called before the vCPU runs.
+    pub(super) fn prepare(self, vcpu: &mut VcpuFd) {
+        if self == Self::Synced {
+            for which in [SyncReg::Register, SyncReg::SystemRegister, SyncReg::VcpuEvents] {
+                vcpu.set_sync_valid_reg(which);
+            }
+        }
+    }
+}
+
 /// Fetches the state of a vCPU that is out of KVM_RUN and owes it no completion.
-pub(super) fn save(vcpu: &VcpuFd, msrs: &mut Msrs, state: &mut VcpuState) -> Result<()> {
+pub(super) fn save(
+    vcpu: &VcpuFd,
+    registers: Registers,
+    msrs: &mut Msrs,
+    state: &mut VcpuState,
+) -> Result<()> {
     // First, because it delivers INIT and SIPI that are pending in the APIC, which changes all the others.
     MP_STATE.get(vcpu, &mut state.mp_state)?;
-    REGS.get(vcpu, &mut state.regs)?;
-    SREGS2.get(vcpu, &mut state.sregs)?;
+    let synced = match registers {
+        Registers::Synced => take_synced(&vcpu.sync_regs(), state),
+        Registers::Asked => false,
+    };
+    if !synced {
+        REGS.get(vcpu, &mut state.regs)?;
+        SREGS2.get(vcpu, &mut state.sregs)?;
+    }
     XSAVE.get(vcpu, &mut state.xsave)?;
     XCRS.get(vcpu, &mut state.xcrs)?;
     let wanted = msrs.as_slice().len();
@@ -37,9 +81,40 @@ pub(super) fn save(vcpu: &VcpuFd, msrs: &mut Msrs, state: &mut VcpuState) -> Res
     let entries = msrs.as_slice().iter();
     state.msrs.extend(entries.map(|entry| Msr { index: entry.index, value: entry.data }));
     LAPIC.get(vcpu, &mut state.lapic)?;
-    // After the APIC, whose accepted interrupt is in here.
-    EVENTS.get(vcpu, &mut state.events)?;
+    // After the APIC, whose accepted interrupt is in here. It is accepted within KVM_RUN, and so in those left behind.
+    if !synced {
+        EVENTS.get(vcpu, &mut state.events)?;
+    }
     DEBUG.get(vcpu, &mut state.debug)
+}
+
+/// Takes registers and events as KVM_RUN left them. False, and nothing is taken, of a vCPU that uses PAE paging: its page
+/// directory pointers are not among them.
+fn take_synced(from: &kvm_sync_regs, state: &mut VcpuState) -> bool {
+    let kvm_sync_regs { regs, sregs, events } = from;
+    if sregs.cr0 & CR0_PG != 0 && sregs.cr4 & CR4_PAE != 0 && sregs.efer & EFER_LMA == 0 {
+        return false;
+    }
+    state.regs = Image(*bytes(regs));
+    // `kvm_sregs2` is `kvm_sregs` up to the interrupt that is being delivered, which is among the events; flags and page
+    // directory pointers follow, of which there are none.
+    let shared = std::mem::offset_of!(kvm_sregs, interrupt_bitmap);
+    state.sregs = Image::default();
+    state.sregs.0[..shared].copy_from_slice(&bytes::<_, 312>(sregs)[..shared]);
+    state.events = Image(*bytes(events));
+    true
+}
+
+const CR0_PG: u64 = 1 << 31;
+const CR4_PAE: u64 = 1 << 5;
+const EFER_LMA: u64 = 1 << 10;
+
+/// A structure of KVM's as the bytes that it is.
+fn bytes<T, const N: usize>(of: &T) -> &[u8; N] {
+    const { assert!(size_of::<T>() == N) };
+    // SAFETY: as many bytes as asserted, borrowed as long as `of` is. KVM's structures have no padding: what lies between
+    // fields are fields, and came from the kernel.
+    unsafe { &*std::ptr::from_ref(of).cast() }
 }
 
 /// Puts a state into a vCPU that has never run.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use kvm_ioctls::VcpuFd;
 
+use super::capture::Registers;
 use super::cpu::CpuProfile;
 use super::devices::bus::Bus;
 use super::devices::interrupt::Interrupt;
@@ -117,8 +118,9 @@ impl Prepared {
         let control = Arc::new(Control::new(ended));
         let bus = Arc::new(Bus::new(Arc::clone(&net)));
         net.replay().context("wake the network device")?;
-        let vcpus =
-            Vcpus::start(vcpus, &placement.vcpu_cpus, cpu.msrs(), &bus, Arc::clone(&control))?;
+        let registers = Registers::of(vm.fd(), vcpus.len());
+        let cpus = &placement.vcpu_cpus;
+        let vcpus = Vcpus::start(vcpus, cpus, cpu.msrs(), registers, &bus, Arc::clone(&control))?;
         Machine::new(vcpus, vm, net, control, &machine_end)
     }
 }

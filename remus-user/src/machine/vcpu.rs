@@ -37,7 +37,7 @@ use remus_abi::boot::PowerOff;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
-use super::capture;
+use super::capture::{self, Registers};
 use super::devices::bus::Bus;
 use super::futex::{wait_while, wake_all};
 use crate::checkpoint::VcpuState;
@@ -220,6 +220,7 @@ impl Vcpus {
         vcpus: Vec<VcpuFd>,
         cpus: &[usize],
         msrs: &[u32],
+        registers: Registers,
         bus: &Arc<Bus>,
         control: Arc<Control>,
     ) -> Result<Self> {
@@ -234,7 +235,8 @@ impl Vcpus {
         });
         let cells = cells.collect();
         let mut started = Self { control, cells, threads: Vec::with_capacity(vcpus.len()) };
-        for (n, fd) in vcpus.into_iter().enumerate() {
+        for (n, mut fd) in vcpus.into_iter().enumerate() {
+            registers.prepare(&mut fd);
             let thread = Thread {
                 fd,
                 number: n,
@@ -242,6 +244,7 @@ impl Vcpus {
                 control: Arc::clone(&started.control),
                 bus: Arc::clone(bus),
                 msrs: capture::msr_buffer(msrs)?,
+                registers,
                 owes_completion: true,
             };
             let cpu = cpus.get(n).copied();
@@ -368,6 +371,7 @@ struct Thread {
     control: Arc<Control>,
     bus: Arc<Bus>,
     msrs: Msrs,
+    registers: Registers,
     /// The last KVM_RUN may have left an instruction unfinished.
     owes_completion: bool,
 }
@@ -441,8 +445,9 @@ impl Thread {
 
     fn capture(&mut self, completed: Result<()>) {
         let mut captured = self.cells[self.number].captured.lock().expect("nobody panics under it");
-        let saved =
-            completed.and_then(|()| capture::save(&self.fd, &mut self.msrs, &mut captured.state));
+        let saved = completed.and_then(|()| {
+            capture::save(&self.fd, self.registers, &mut self.msrs, &mut captured.state)
+        });
         captured.failed = saved.err();
     }
 
