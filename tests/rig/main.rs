@@ -5,7 +5,7 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use rig::{
-    bench::{self, Arm, Places},
+    bench::gate::{self, Arm, Places},
     host::Death,
     nest,
     remus::{GateOptions, Programs, Timing},
@@ -38,11 +38,11 @@ enum Verb {
 #[derive(Subcommand)]
 enum Part {
     /// The gate: throughput, CPU time, latency, holding, release
-    Gate(BenchOptions),
+    Gate(GateBenchOptions),
 }
 
 #[derive(Args)]
-struct BenchOptions {
+struct GateBenchOptions {
     /// What is compared; the bridge alone is always among it
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Arm::ALL)]
     arms: Vec<Arm>,
@@ -115,7 +115,7 @@ fn inner() -> Result<ExitCode> {
             runtime.block_on(story::run(&plan(&options), &programs))?
         }
         Verb::Bench { part: Part::Gate(options) } => {
-            bench::run(&bench_plan(options), &Places::beside_the_rig(&rig)?)?
+            gate::run(&gate_plan(options), &Places::beside_the_rig(&rig)?)?
         }
         Verb::Up => runtime.block_on(stay_up())?,
     };
@@ -129,12 +129,12 @@ async fn stay_up() -> Result<bool> {
     std::future::pending().await
 }
 
-fn bench_plan(options: BenchOptions) -> bench::Plan {
-    let BenchOptions { mut arms, rounds, quick } = options;
+fn gate_plan(options: GateBenchOptions) -> gate::Plan {
+    let GateBenchOptions { mut arms, rounds, quick } = options;
     arms.push(Arm::None);
     arms.sort();
     arms.dedup();
-    bench::Plan { arms, rounds: rounds.unwrap_or(if quick { 1 } else { 5 }), quick }
+    gate::Plan { arms, rounds: rounds.unwrap_or(if quick { 1 } else { 5 }), quick }
 }
 
 fn plan(options: &RunOptions) -> Plan {
