@@ -9,8 +9,8 @@ use rig::{
     host::Host,
     links::Links,
     remus::{
-        Daemon, GateOptions, Programs, TAP, Timing, VM, primary_config, primary_run_dir,
-        start_backup, start_primary_with,
+        Daemon, Options, Programs, TAP, VM, primary_config, primary_run_dir, start_backup,
+        start_primary_with,
     },
     sniffer::{Seen, Sniffer},
     sys,
@@ -54,13 +54,7 @@ impl Pair {
 
     /// The rig's config, with the first of each pair of texts replaced by the second.
     pub(super) fn config(&self, changes: &[(&str, &str)]) -> String {
-        let text = primary_config(
-            &self.programs,
-            Timing::default(),
-            GateOptions::default(),
-            self.folder.path(),
-        )
-        .unwrap();
+        let text = primary_config(&self.programs, &Options::default(), self.folder.path()).unwrap();
         changes.iter().fold(text, |text, (from, to)| {
             assert!(text.contains(from), "no {from:?} in\n{text}");
             text.replace(from, to)

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use remus::observe::status::{Protection, Status};
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -108,6 +108,38 @@ pub enum Trigger {
     Kernel,
 }
 
+/// The shape of the VM: sections of the config.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+pub struct Machine {
+    pub vcpus: u32,
+    pub memory_mib: u32,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self { vcpus: 1, memory_mib: 256 }
+    }
+}
+
+/// `protection.mode`: what the primary steers its checkpoints by. Only what is not the default is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Mode {
+    #[default]
+    Latency,
+    Throughput,
+    /// A checkpoint every `epoch_ms`, whatever happens.
+    Fixed,
+}
+
+/// What a primary's config says.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    pub machine: Machine,
+    pub timing: Timing,
+    pub mode: Mode,
+    pub gate: GateOptions,
+}
+
 /// A daemon on its host.
 #[derive(Debug)]
 pub struct Daemon {
@@ -121,12 +153,11 @@ pub struct Daemon {
 pub fn start_primary(
     host: &Host,
     programs: &Programs,
-    timing: Timing,
-    gate: GateOptions,
+    options: &Options,
     folder: &Path,
     log: &Path,
 ) -> Result<Daemon> {
-    let text = primary_config(programs, timing, gate, folder)?;
+    let text = primary_config(programs, options, folder)?;
     start_primary_with(host, programs, &text, folder, log)
 }
 
@@ -167,12 +198,8 @@ pub fn start_backup(host: &Host, programs: &Programs, folder: &Path, log: &Path)
 }
 
 /// The config that [`start_primary`] writes.
-pub fn primary_config(
-    programs: &Programs,
-    timing: Timing,
-    gate: GateOptions,
-    folder: &Path,
-) -> Result<String> {
+pub fn primary_config(programs: &Programs, options: &Options, folder: &Path) -> Result<String> {
+    let Options { machine: Machine { vcpus, memory_mib }, timing, mode, gate } = *options;
     let Timing { epoch_ms, depth, heartbeat_ms, detect_ms, lease_ms } = timing;
     // Debug formatting of a string is a TOML basic string for every path without control characters.
     let quoted = |path: &Path| path.to_str().map(|text| format!("{text:?}")).context("odd path");
@@ -188,8 +215,8 @@ pub fn primary_config(
 run_dir = {run_dir}
 
 [machine]
-memory_mib = 256
-vcpus = 1
+memory_mib = {memory_mib}
+vcpus = {vcpus}
 kernel = {kernel}
 cmdline = "ip={ip}/24 gw={gateway} port={port}"
 
@@ -206,13 +233,18 @@ depth = {depth}
 heartbeat_ms = {heartbeat_ms}
 detect_ms = {detect_ms}
 lease_ms = {lease_ms}
-
+{mode}
 [gate]
 engine = "{engine}"
 buffer_mib = 32
 release = {{ trigger = "{trigger}" }}
 {placement}"#,
         ip = GUEST.ip(),
+        mode = match mode {
+            Mode::Latency => "",
+            Mode::Throughput => "mode = \"throughput\"\n",
+            Mode::Fixed => "mode = \"fixed\"\n",
+        },
         engine = match gate.engine {
             Engine::Bpf => "bpf",
             Engine::NfQueue => "nfqueue",
@@ -239,6 +271,11 @@ impl Daemon {
 
     /// Its status; distributions over the epochs after `since` alone if given.
     pub async fn status(&self, since: Option<u64>) -> Result<Status> {
+        self.document(since).await
+    }
+
+    /// The same as whatever the caller makes of the document.
+    pub(crate) async fn document<S: DeserializeOwned>(&self, since: Option<u64>) -> Result<S> {
         status(&self.socket, since).await.with_context(|| format!("status of the {}", self.name))
     }
 
@@ -282,14 +319,19 @@ impl Daemon {
 }
 
 /// Asks a status socket.
-pub async fn status(socket: &Path, since: Option<u64>) -> io::Result<Status> {
+pub async fn status<S: DeserializeOwned>(socket: &Path, since: Option<u64>) -> io::Result<S> {
     let exchange = async {
-        let mut stream = UnixStream::connect(socket).await?;
         let line = since.map_or("status\n".to_owned(), |epoch| format!("status since {epoch}\n"));
-        stream.write_all(line.as_bytes()).await?;
-        let mut document = Vec::new();
-        stream.take(1 << 20).read_to_end(&mut document).await?;
-        serde_json::from_slice(&document).map_err(io::Error::other)
+        serde_json::from_slice(&ask(socket, &line).await?).map_err(io::Error::other)
     };
     timeout(PATIENCE, exchange).await.map_err(|_| io::ErrorKind::TimedOut)?
+}
+
+/// Says a line to a unix socket and takes all that is answered.
+pub(crate) async fn ask(socket: &Path, line: &str) -> io::Result<Vec<u8>> {
+    let mut stream = UnixStream::connect(socket).await?;
+    stream.write_all(line.as_bytes()).await?;
+    let mut document = Vec::new();
+    stream.take(1 << 20).read_to_end(&mut document).await?;
+    Ok(document)
 }

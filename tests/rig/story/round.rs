@@ -10,7 +10,7 @@ use super::{Plan, Random, Stage, death::judge_beacons, measure::BASELINE, print_
 use crate::{
     guest::Guest,
     progress::Display,
-    remus::{Daemon, Programs, start_backup, start_primary},
+    remus::{Daemon, Options, Programs, start_backup, start_primary},
     report::Round,
     sniffer::Sniffer,
     topology::GUEST,
@@ -38,8 +38,8 @@ impl RoundRun<'_> {
         let log = self.stage.log("primary");
         let folder = &self.stage.folder;
         let Plan { timing, gate, .. } = *self.plan;
-        let mut primary =
-            start_primary(&topology.primary, self.programs, timing, gate, folder, &log)?;
+        let options = Options { timing, gate, ..Options::default() };
+        let mut primary = start_primary(&topology.primary, self.programs, &options, folder, &log)?;
         let mut guest = self.guest_answers(&mut primary).await?;
         self.display.step("the guest answers, unprotected");
         round.guest_work_before = self.measure_work(&mut guest, &primary, BASELINE).await?;
