@@ -89,6 +89,12 @@ impl<R: Copy + Ord, F: Figure> Figures<R, F> {
         self.rows.keys().copied()
     }
 
+    /// A run's figures in their order, each as [`Figures::get`] tells it.
+    pub(super) fn of(&self, run: R) -> impl Iterator<Item = (&F, f64)> {
+        let row = self.rows.get(&run).into_iter().flatten();
+        row.map(|(figure, rounds)| (figure, told(figure, rounds)))
+    }
+
     /// For the report.
     pub(super) fn rows(&self) -> Vec<Row<'_, R>> {
         let mut rows = Vec::new();

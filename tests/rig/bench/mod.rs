@@ -1,8 +1,10 @@
 //! `remus-rig bench`: what a part of Remus costs, against the same work without it.
 //!
-//! [`mod@gate`] puts the gate beside the same bridge without one. A bench takes turns with what it compares, several
-//! rounds of it, and tells medians ([`figures`]), claims and a drawing ([`svg`]) in one form ([`report`]).
+//! [`mod@gate`] puts the gate beside the same bridge without one; [`mod@checkpoint`] a protected guest beside the same
+//! guest alone, and a pause beside the least that one can take. Both take turns with what they compare, several
+//! rounds of it, and tell medians ([`figures`]), claims and a drawing ([`svg`]) in one form ([`report`]).
 
+pub mod checkpoint;
 pub mod gate;
 
 mod figures;

@@ -69,7 +69,7 @@ mod tests {
     fn a_quick_bench_fails_for_what_was_lost_and_not_for_what_was_slow() {
         let slow = Claim::at_most("slow", 2.0, 1.0, "us");
         let lost = Claim::none("lost", 1, "frames");
-        assert!(all_hold(&[slow.clone()], true));
+        assert!(all_hold(std::slice::from_ref(&slow), true));
         assert!(!all_hold(&[slow], false));
         assert!(!all_hold(&[lost], true));
     }

@@ -1,11 +1,13 @@
-//! A drawing: what was measured as [`bars`], and the bounds on it. One file, no dependency, readable
+//! A drawing: what was measured as [`bars`] or [`curves`], and the bounds on it. One file, no dependency, readable
 //! without a program of its own.
 
 pub(super) mod bars;
+pub(super) mod curves;
 
 use std::fmt::Write;
 
 use bars::Bars;
+use curves::Curves;
 
 /// A group of panels under one title.
 #[derive(Debug)]
@@ -26,6 +28,7 @@ pub(super) struct Panel {
 #[derive(Debug)]
 pub(super) enum Plot {
     Bars(Bars),
+    Curves(Curves),
 }
 
 const COLUMNS: usize = 2;
@@ -56,6 +59,7 @@ impl Drawing {
             out += &text(INSET[0], INSET[1] - 22.0, "font-weight=\"bold\"", &panel.title);
             match &panel.plot {
                 Plot::Bars(bars) => bars.draw(&mut out),
+                Plot::Curves(curves) => curves.draw(&mut out),
             }
             out += "</g>\n";
         }
@@ -88,6 +92,7 @@ impl Panel {
     pub(super) fn is_empty(&self) -> bool {
         match &self.plot {
             Plot::Bars(bars) => bars.groups.is_empty(),
+            Plot::Curves(curves) => curves.curves.iter().all(|curve| curve.points.is_empty()),
         }
     }
 }
