@@ -9,8 +9,8 @@ use rig::{
     host::Host,
     links::Links,
     remus::{
-        Daemon, GateOptions, Programs, TAP, Timing, VM, primary_config, primary_run_dir,
-        start_backup, start_primary_with,
+        Daemon, Machine, Options, Programs, TAP, VM, primary_config, primary_run_dir, start_backup,
+        start_primary_with,
     },
     sniffer::{Seen, Sniffer},
     sys,
@@ -60,14 +60,9 @@ impl Pair {
 
     /// The rig's config, with the first of each pair of texts replaced by the second.
     pub(super) fn config(&self, changes: &[(&str, &str)]) -> String {
-        let text = primary_config(
-            &self.programs,
-            self.vcpus,
-            Timing::default(),
-            GateOptions::default(),
-            self.folder.path(),
-        )
-        .unwrap();
+        let machine = Machine { vcpus: self.vcpus, ..Machine::default() };
+        let options = Options { machine, ..Options::default() };
+        let text = primary_config(&self.programs, &options, self.folder.path()).unwrap();
         changes.iter().fold(text, |text, (from, to)| {
             assert!(text.contains(from), "no {from:?} in\n{text}");
             text.replace(from, to)
@@ -82,7 +77,7 @@ impl Pair {
 
     pub(super) fn start_backup(&self) -> Daemon {
         let (host, log) = (&self.topology.backup, self.log("backup"));
-        start_backup(host, &self.programs, self.vcpus, self.folder.path(), &log).unwrap()
+        start_backup(host, &self.programs, self.folder.path(), &log).unwrap()
     }
 
     /// A backup and its primary, protected.

@@ -67,9 +67,9 @@ impl Guest {
     }
 
     pub async fn progress(&mut self) -> Result<Progress> {
-        let before = boottime_ns();
+        // The guest looks when it is asked: input is not held. The answer is, for up to an epoch.
+        let at_ns = boottime_ns();
         let reply = self.connection.ask(&["WORK", "STAT"]).await.context("WORK STAT")?;
-        let at_ns = before.midpoint(boottime_ns());
         let Reply::Array(Some(fields)) = &reply else { bail!("WORK STAT was answered {reply:?}") };
         let Some(Reply::Integer(pages)) = fields.get(1) else {
             bail!("WORK STAT was answered {reply:?}")

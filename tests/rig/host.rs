@@ -203,6 +203,21 @@ impl Process {
         self.child.wait().context("wait for a process of the rig").map(drop)
     }
 
+    /// Waits until it ends by itself: its exit code, `None` when it had to be killed or died of a signal.
+    pub async fn finish(&mut self, patience: Duration) -> Result<Option<i32>> {
+        let until = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.ended()? {
+                return Ok(status.code());
+            }
+            if Instant::now() >= until {
+                self.kill()?;
+                return Ok(None);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Asks it to end; kills it when it has not after `patience`. Says whether it ended by itself.
     pub async fn terminate(&mut self, patience: Duration) -> Result<bool> {
         if self.ended()?.is_none() {

@@ -13,7 +13,8 @@
 //! [`host`] is a machine that can die; [`topology`] is the drawing above; [`nest`] puts all of it into a PID
 //! namespace, so that nothing can be left behind. [`client`] keeps a history of every request and reply and
 //! judges it, [`sniffer`] sees what leaves the hosts. [`remus`] starts the daemons, [`story`] tells what
-//! `remus-rig run` does, [`report`] what came of it. [`mod@bench`] is another thing: what the gate costs.
+//! `remus-rig run` does, [`report`] what came of it. [`mod@bench`] is another thing: what the gate costs, and what
+//! checkpoints do.
 //!
 //! What it does not do: emulate delay or loss (the machines it runs on have no netem), and drive other
 //! hypervisors.

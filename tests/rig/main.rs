@@ -5,7 +5,10 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use rig::{
-    bench::{self, Arm, Places},
+    bench::{
+        checkpoint::{self, Part, floor},
+        gate::{self, Arm, Places},
+    },
     host::Death,
     nest,
     remus::{GateOptions, Programs, Timing},
@@ -29,20 +32,39 @@ enum Verb {
     /// Measure what a part of Remus costs, against the same work without it
     Bench {
         #[command(subcommand)]
-        part: Part,
+        of: Bench,
     },
+    /// The guest with nothing around it, which the checkpoint bench asks for the floor of a pause
+    #[command(hide = true)]
+    Floor(floor::Options),
     /// Only set the namespaces up, and keep them until Ctrl-C
     Up,
 }
 
 #[derive(Subcommand)]
-enum Part {
+enum Bench {
     /// The gate: throughput, CPU time, latency, holding, release
-    Gate(BenchOptions),
+    Gate(GateBenchOptions),
+    /// Checkpoints: pause, the guest's own work, requests, bytes on the wire, memory
+    Checkpoint(CheckpointBenchOptions),
 }
 
 #[derive(Args)]
-struct BenchOptions {
+struct CheckpointBenchOptions {
+    /// What is measured
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Part::ALL)]
+    parts: Vec<Part>,
+    /// Rounds, of which the median counts
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: Option<u32>,
+    /// Short rounds with few points, one if nothing else is said: shows that it works, not how fast, and judges only
+    /// that
+    #[arg(long)]
+    quick: bool,
+}
+
+#[derive(Args)]
+struct GateBenchOptions {
     /// What is compared; the bridge alone is always among it
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Arm::ALL)]
     arms: Vec<Arm>,
@@ -107,7 +129,10 @@ fn inner() -> Result<ExitCode> {
     let verb = Arguments::parse().verb;
     // Looked up while /proc is still the one that everybody knows.
     let rig = std::env::current_exe().context("find the rig's own file")?;
-    if let Some(code) = nest::enter()? {
+    // The floor's process is started by a bench, within its nest.
+    if !matches!(verb, Verb::Floor(_))
+        && let Some(code) = nest::enter()?
+    {
         return Ok(code);
     }
     sys::leave_cpu_0().context("leave CPU 0 to the guest")?;
@@ -117,8 +142,16 @@ fn inner() -> Result<ExitCode> {
             let programs = Programs::beside_the_rig(&rig)?;
             runtime.block_on(story::run(&plan(&options), &programs))?
         }
-        Verb::Bench { part: Part::Gate(options) } => {
-            bench::run(&bench_plan(options), &Places::beside_the_rig(&rig)?)?
+        Verb::Bench { of: Bench::Gate(options) } => {
+            gate::run(&gate_plan(options), &Places::beside_the_rig(&rig)?)?
+        }
+        Verb::Bench { of: Bench::Checkpoint(options) } => {
+            let programs = Programs::beside_the_rig(&rig)?;
+            runtime.block_on(checkpoint::run(&checkpoint_plan(options), &programs, &rig))?
+        }
+        Verb::Floor(options) => {
+            floor::serve(&options)?;
+            true
         }
         Verb::Up => runtime.block_on(stay_up())?,
     };
@@ -132,12 +165,19 @@ async fn stay_up() -> Result<bool> {
     std::future::pending().await
 }
 
-fn bench_plan(options: BenchOptions) -> bench::Plan {
-    let BenchOptions { mut arms, rounds, quick } = options;
+fn gate_plan(options: GateBenchOptions) -> gate::Plan {
+    let GateBenchOptions { mut arms, rounds, quick } = options;
     arms.push(Arm::None);
     arms.sort();
     arms.dedup();
-    bench::Plan { arms, rounds: rounds.unwrap_or(if quick { 1 } else { 5 }), quick }
+    gate::Plan { arms, rounds: rounds.unwrap_or(if quick { 1 } else { 5 }), quick }
+}
+
+fn checkpoint_plan(options: CheckpointBenchOptions) -> checkpoint::Plan {
+    let CheckpointBenchOptions { mut parts, rounds, quick } = options;
+    parts.sort();
+    parts.dedup();
+    checkpoint::Plan { parts, rounds: rounds.unwrap_or(if quick { 1 } else { 5 }), quick }
 }
 
 fn plan(options: &RunOptions) -> Plan {

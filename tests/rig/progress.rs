@@ -50,7 +50,7 @@ impl Display {
             }
             sleep_until(next).await;
             // A daemon that does not answer is noticed by those who need its answer.
-            if let Ok(status) = status(socket, None).await {
+            if let Ok(status) = status::<Status>(socket, None).await {
                 let rate = self.rate(&status);
                 if self.living || tick % TICKS_A_PLAIN_LINE == 0 {
                     self.show(&status, rate);

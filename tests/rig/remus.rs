@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use remus::observe::status::{Protection, Status};
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
@@ -105,16 +105,44 @@ pub enum Trigger {
     Kernel,
 }
 
-/// The host CPUs of the vCPUs, in a list, and that of all other threads of a daemon; nothing where there is one CPU.
+/// The host CPU of all vCPUs, and that of every other thread of a daemon; nothing where there is one CPU.
 ///
-/// vCPU 0 has CPU 0 to itself: whichever host runs the guest, the other's vCPU is idle, and everything else of the
-/// rig stays off it (see [`Share`]). The last vCPU shares its CPU with all else where there are no more; more vCPUs
-/// than CPUs are put nowhere.
-fn placement(vcpus: u8) -> Option<(String, usize)> {
-    let (vcpus, cpus) = (usize::from(vcpus), sys::host_cpus());
-    let placed = if vcpus <= cpus { 0..vcpus } else { 0..0 };
-    let list: Vec<_> = placed.map(|cpu| cpu.to_string()).collect();
-    (cpus > 1).then(|| (list.join(","), vcpus.min(cpus - 1)))
+/// vCPUs have CPU 0 to themselves: whichever host runs the guest, the other's vCPUs are idle, and everything else of the
+/// rig stays off it (see [`Share`]).
+fn placement() -> Option<(usize, usize)> {
+    (sys::host_cpus() > 1).then_some((0, 1))
+}
+
+/// The shape of the VM: sections of the config.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+pub struct Machine {
+    pub vcpus: u8,
+    pub memory_mib: u32,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self { vcpus: 1, memory_mib: 256 }
+    }
+}
+
+/// `protection.mode`: what the primary steers its checkpoints by. Only what is not the default is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Mode {
+    #[default]
+    Latency,
+    Throughput,
+    /// A checkpoint every `epoch_ms`, whatever happens.
+    Fixed,
+}
+
+/// What a primary's config says.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    pub machine: Machine,
+    pub timing: Timing,
+    pub mode: Mode,
+    pub gate: GateOptions,
 }
 
 /// A daemon on its host.
@@ -130,13 +158,11 @@ pub struct Daemon {
 pub fn start_primary(
     host: &Host,
     programs: &Programs,
-    vcpus: u8,
-    timing: Timing,
-    gate: GateOptions,
+    options: &Options,
     folder: &Path,
     log: &Path,
 ) -> Result<Daemon> {
-    let text = primary_config(programs, vcpus, timing, gate, folder)?;
+    let text = primary_config(programs, options, folder)?;
     start_primary_with(host, programs, &text, folder, log)
 }
 
@@ -162,42 +188,28 @@ pub fn primary_run_dir(folder: &Path) -> PathBuf {
     folder.join("primary.d")
 }
 
-/// Starts the backup of a guest of so many vCPUs.
-pub fn start_backup(
-    host: &Host,
-    programs: &Programs,
-    vcpus: u8,
-    folder: &Path,
-    log: &Path,
-) -> Result<Daemon> {
+/// Starts the backup.
+pub fn start_backup(host: &Host, programs: &Programs, folder: &Path, log: &Path) -> Result<Daemon> {
     let run_dir = folder.join("backup.d");
     fs::create_dir_all(&run_dir).with_context(|| format!("create {}", run_dir.display()))?;
     let mut command = Command::new(&programs.remus);
     command.arg("backup").arg("--listen").arg(SocketAddr::from(BACKUP).to_string());
     command.arg("--run-dir").arg(&run_dir);
     command.args(["--bridge", BRIDGE, "--tap", TAP]);
-    if let Some((vcpus, io)) = placement(vcpus) {
-        command.args(["--io-cpus", &io.to_string()]);
-        if !vcpus.is_empty() {
-            command.args(["--vcpu-cpus", &vcpus]);
-        }
+    if let Some((vcpus, io)) = placement() {
+        command.args(["--vcpu-cpus", &vcpus.to_string(), "--io-cpus", &io.to_string()]);
     }
     Daemon::start(host, command, &run_dir, log)
 }
 
 /// The config that [`start_primary`] writes.
-pub fn primary_config(
-    programs: &Programs,
-    vcpus: u8,
-    timing: Timing,
-    gate: GateOptions,
-    folder: &Path,
-) -> Result<String> {
+pub fn primary_config(programs: &Programs, options: &Options, folder: &Path) -> Result<String> {
+    let Options { machine: Machine { vcpus, memory_mib }, timing, mode, gate } = *options;
     let Timing { epoch_ms, depth, heartbeat_ms, detect_ms, lease_ms } = timing;
     // Debug formatting of a string is a TOML basic string for every path without control characters.
     let quoted = |path: &Path| path.to_str().map(|text| format!("{text:?}")).context("odd path");
     let (run_dir, kernel) = (quoted(&primary_run_dir(folder))?, quoted(&programs.guest)?);
-    let placement = placement(vcpus).map_or_else(String::new, |(vcpus, io)| {
+    let placement = placement().map_or_else(String::new, |(vcpus, io)| {
         format!("\n[placement]\nvcpu_cpus = [{vcpus}]\nio_cpus = [{io}]\n")
     });
     Ok(format!(
@@ -205,7 +217,7 @@ pub fn primary_config(
 run_dir = {run_dir}
 
 [machine]
-memory_mib = 256
+memory_mib = {memory_mib}
 vcpus = {vcpus}
 kernel = {kernel}
 cmdline = "ip={ip}/24 gw={gateway} port={port}"
@@ -223,13 +235,18 @@ depth = {depth}
 heartbeat_ms = {heartbeat_ms}
 detect_ms = {detect_ms}
 lease_ms = {lease_ms}
-
+{mode}
 [gate]
 engine = "{engine}"
 buffer_mib = 32
 release = {{ trigger = "{trigger}" }}
 {placement}"#,
         ip = GUEST.ip(),
+        mode = match mode {
+            Mode::Latency => "",
+            Mode::Throughput => "mode = \"throughput\"\n",
+            Mode::Fixed => "mode = \"fixed\"\n",
+        },
         engine = match gate.engine {
             Engine::Bpf => "bpf",
             Engine::NfQueue => "nfqueue",
@@ -256,6 +273,11 @@ impl Daemon {
 
     /// Its status; distributions over the epochs after `since` alone if given.
     pub async fn status(&self, since: Option<u64>) -> Result<Status> {
+        self.document(since).await
+    }
+
+    /// The same as whatever the caller makes of the document.
+    pub(crate) async fn document<S: DeserializeOwned>(&self, since: Option<u64>) -> Result<S> {
         status(&self.socket, since).await.with_context(|| format!("status of the {}", self.name))
     }
 
@@ -299,14 +321,19 @@ impl Daemon {
 }
 
 /// Asks a status socket.
-pub async fn status(socket: &Path, since: Option<u64>) -> io::Result<Status> {
+pub async fn status<S: DeserializeOwned>(socket: &Path, since: Option<u64>) -> io::Result<S> {
     let exchange = async {
-        let mut stream = UnixStream::connect(socket).await?;
         let line = since.map_or("status\n".to_owned(), |epoch| format!("status since {epoch}\n"));
-        stream.write_all(line.as_bytes()).await?;
-        let mut document = Vec::new();
-        stream.take(1 << 20).read_to_end(&mut document).await?;
-        serde_json::from_slice(&document).map_err(io::Error::other)
+        serde_json::from_slice(&ask(socket, &line).await?).map_err(io::Error::other)
     };
     timeout(PATIENCE, exchange).await.map_err(|_| io::ErrorKind::TimedOut)?
+}
+
+/// Says a line to a unix socket and takes all that is answered.
+pub(crate) async fn ask(socket: &Path, line: &str) -> io::Result<Vec<u8>> {
+    let mut stream = UnixStream::connect(socket).await?;
+    stream.write_all(line.as_bytes()).await?;
+    let mut document = Vec::new();
+    stream.take(1 << 20).read_to_end(&mut document).await?;
+    Ok(document)
 }

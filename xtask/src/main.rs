@@ -44,10 +44,10 @@ enum Verb {
         /// `sim`, `netns`, `kvm`, or a part of a test's name
         filter: Option<String>,
     },
-    /// Build, then measure what a part of Remus costs (`bench gate --help` lists the options)
+    /// Build, then measure what a part of Remus costs (`bench PART --help` lists the options)
     #[command(disable_help_flag = true)]
     Bench {
-        /// `gate`
+        /// `gate` or `checkpoint`
         part: String,
         /// Options of `remus-rig bench PART`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -1,115 +1,21 @@
-//! `remus-rig bench gate`: what the gate costs, against the same bridge without one.
+//! `remus-rig bench`: what a part of Remus costs, against the same work without it.
 //!
-//! Every arm does the same work on the same tap, bridge and cable ([`bed`]), in turns, several rounds of
-//! them, after a round that does not count. Ratios are taken between runs of the same round, so that a
-//! machine that gets slower meanwhile does not tilt them; what is told is the median of the rounds.
-//!
-//! What ran where: the writer alone on CPU 0, with what the kernel does within its `write` calls (without a
-//! gate that is all of a frame's way to the sink); the controller on CPU 1, with the softirqs that its flushes
-//! set off. The rest of the rig waits meanwhile.
-//!
-//! [`arm`] is what is compared, [`open`], [`hold`], [`release`] and [`judge`] are the questions, [`figures`]
-//! keeps the answers, [`report`] tells them.
-//!
-//! Deliberately absent: a guest (the writer stands for it), the replication's own time, and any emulated
-//! network.
+//! [`mod@gate`] puts the gate beside the same bridge without one; [`mod@checkpoint`] a protected guest beside the same
+//! guest alone, and a pause beside the least that one can take. Both take turns with what they compare, several
+//! rounds of it, and tell medians ([`figures`]), claims and a drawing ([`svg`]) in one form ([`report`]).
 
-mod arm;
-mod bed;
-mod claims;
-mod clocks;
-mod epochs;
+pub mod checkpoint;
+pub mod gate;
+
 mod figures;
-mod frames;
-mod hold;
-mod judge;
-mod open;
-mod release;
 mod report;
-mod sink;
 mod svg;
-mod writer;
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, io};
 
-use anyhow::{Context, Result, ensure};
-
-pub use arm::Arm;
-use arm::{Gated, Room};
-use bed::Bed;
-use figures::{Figures, Measured, Phase, Run};
-use frames::Size;
-use report::Report;
+use anyhow::{Context, Result};
 
 use crate::sys;
-
-const WRITER_CPU: usize = 0;
-const CONTROLLER_CPU: usize = 1;
-const SIZES: [Size; 3] = [Size::B64, Size::B1500, Size::Gso64K];
-const EPOCHS_MS: [u32; 2] = [25, 100];
-/// Super-frames are not among them: one is as much as forty full frames, and a burst of those another question.
-const BURSTS: [u32; 2] = [10_000, 100_000];
-
-/// What the user asked for.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    pub arms: Vec<Arm>,
-    /// Rounds that count.
-    pub rounds: u32,
-    /// Shorter runs: for a machine that only has to show that all of it works.
-    pub quick: bool,
-}
-
-/// The files that a bench needs and makes, beside the rig in `target/`.
-#[derive(Clone, Debug)]
-pub struct Places {
-    sink: PathBuf,
-    gate: PathBuf,
-    reports: PathBuf,
-}
-
-impl Places {
-    pub fn beside_the_rig(rig: &Path) -> Result<Self> {
-        let target = rig.parent().and_then(Path::parent);
-        let target = target.context("the rig is not in target/release")?;
-        let objects = target.join("ebpf");
-        Ok(Self {
-            sink: objects.join("sink.o"),
-            gate: objects.join("gate.o"),
-            reports: target.join("bench"),
-        })
-    }
-}
-
-/// Runs the plan. Says whether every claim holds, or, of a quick one, every claim that nothing was lost.
-pub fn run(plan: &Plan, places: &Places) -> Result<bool> {
-    ensure!(sys::host_cpus() > CONTROLLER_CPU, "the bench needs two CPUs");
-    sys::use_only_cpu(CONTROLLER_CPU).context("take CPU 1")?;
-    come_first()?;
-    let mut bed = Bed::make(&places.sink, WRITER_CPU)?;
-    let mut figures = Figures::default();
-    for round in 0..=plan.rounds {
-        println!("round {round} of {}{}", plan.rounds, if round == 0 { ": a warm-up" } else { "" });
-        // Each arm is first in turn.
-        let first = round as usize % plan.arms.len();
-        for &arm in plan.arms[first..].iter().chain(&plan.arms[..first]) {
-            let measured = measure(arm, &mut bed, plan, places);
-            for (run, measured) in measured.with_context(|| format!("arm {}", arm.name()))? {
-                if round > 0 {
-                    figures.add(run, measured);
-                }
-            }
-        }
-    }
-    let report = Report::new(&figures, &plan.arms, plan.rounds, plan.quick);
-    report.write(&places.reports)?;
-    println!("{}\n  {}", report.table(), places.reports.join("gate.json").display());
-    Ok(report.all_hold())
-}
 
 /// Lets what else runs on this machine wait. Threads made from here on inherit it.
 fn come_first() -> Result<()> {
@@ -122,70 +28,4 @@ fn come_first() -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         written => written.context("take a higher priority as a session"),
     }
-}
-
-/// All that is asked of an arm in a round.
-fn measure(
-    arm: Arm,
-    bed: &mut Bed,
-    plan: &Plan,
-    places: &Places,
-) -> Result<Vec<(Run, Vec<Measured>)>> {
-    let (time, epochs) = if plan.quick {
-        (Duration::from_millis(300), [4, 2])
-    } else {
-        (Duration::from_millis(1000), [12, 4])
-    };
-    let mut rows = Vec::new();
-    let sizes: Vec<Size> = SIZES.into_iter().filter(|&size| arm.takes(size)).collect();
-    with_gate(arm, bed, Room::Default, |bed, gated| {
-        for &size in &sizes {
-            let run = |phase| Run { phase, size, arm };
-            rows.push((run(Phase::Open), open::throughput(bed, gated, size, time)?));
-            if size != Size::Gso64K {
-                rows.push((run(Phase::Latency), open::latency(bed, gated, size, time / 2)?));
-            }
-        }
-        Ok(())
-    })?;
-    with_gate(arm, bed, Room::Burst, |bed, gated| {
-        let Some(gated) = gated else { return Ok(()) };
-        for &size in &sizes {
-            let run = |phase| Run { phase, size, arm };
-            for (epoch_ms, epochs) in EPOCHS_MS.into_iter().zip(epochs) {
-                let epoch = Duration::from_millis(epoch_ms.into());
-                let measured = hold::paced(bed, gated, size, epoch, epochs)?;
-                rows.push((run(Phase::HoldMs(epoch_ms)), measured));
-            }
-            let bursts = if size == Size::Gso64K { &[] } else { arm.bursts() };
-            for &frames in bursts {
-                let measured = release::burst(bed, gated, size, frames)?;
-                rows.push((run(Phase::Release(frames)), measured));
-            }
-        }
-        Ok(())
-    })?;
-    for &size in sizes.iter().filter(|&&size| size != Size::Gso64K) {
-        if let Some(questions) = judge::questions(arm) {
-            let run = Run { phase: Phase::Judge, size, arm };
-            let measured = judge::stamp_and_lock(&places.gate, &places.sink, questions, size);
-            rows.push((run, measured?));
-        }
-    }
-    Ok(rows)
-}
-
-/// Lets `work` happen with the arm's gate on the tap, and takes it off again.
-fn with_gate(
-    arm: Arm,
-    bed: &mut Bed,
-    room: Room,
-    work: impl FnOnce(&mut Bed, &mut Option<Gated>) -> Result<()>,
-) -> Result<()> {
-    let mut gated = arm.set_up(bed, room)?;
-    work(bed, &mut gated)?;
-    if let Some(gated) = gated {
-        gated.remove()?;
-    }
-    Ok(())
 }

@@ -176,7 +176,7 @@ impl RoundRun<'_> {
         died_ns: Option<u64>,
         round: &mut Round,
     ) -> Result<()> {
-        let exit_code = wait(&mut load.benchmark, BENCHMARK_END).await?;
+        let exit_code = load.benchmark.finish(BENCHMARK_END).await?;
         round.benchmark = Benchmark {
             requests: load.requests,
             seconds: load.began.elapsed().as_secs_f64(),
@@ -242,21 +242,6 @@ pub(super) fn judge_beacons(sniffer: &Sniffer, round: &mut Round) -> Result<()> 
         missed_by_sniffer: seen.missed,
     };
     Ok(())
-}
-
-/// The exit code of a process that ends by itself, `None` when it had to be killed or died of a signal.
-pub(super) async fn wait(process: &mut Process, patience: Duration) -> Result<Option<i32>> {
-    let until = Instant::now() + patience;
-    loop {
-        if let Some(status) = process.ended()? {
-            return Ok(status.code());
-        }
-        if Instant::now() >= until {
-            process.kill()?;
-            return Ok(None);
-        }
-        sleep(Duration::from_millis(5)).await;
-    }
 }
 
 fn ms(later_ns: u64, earlier_ns: u64) -> f64 {

@@ -5,10 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use tokio::time::Instant;
 
-use super::{
-    death::{BENCHMARK_END, wait},
-    round::RoundRun,
-};
+use super::{death::BENCHMARK_END, round::RoundRun};
 use crate::{guest::Guest, remus::Daemon, report::Round};
 
 pub(super) const WORK_BYTES: u32 = 64;
@@ -40,7 +37,7 @@ impl RoundRun<'_> {
         const REQUESTS: u64 = 2000;
         let began = Instant::now();
         let mut benchmark = self.benchmark(REQUESTS, "set")?;
-        let code = wait(&mut benchmark, BENCHMARK_END).await?;
+        let code = benchmark.finish(BENCHMARK_END).await?;
         if code != Some(0) {
             bail!("redis-benchmark fails against the unprotected guest: see client.log");
         }

@@ -10,7 +10,7 @@ use super::{Plan, Random, Stage, death::judge_beacons, measure::BASELINE, print_
 use crate::{
     guest::Guest,
     progress::Display,
-    remus::{Daemon, Programs, start_backup, start_primary},
+    remus::{Daemon, Machine, Options, Programs, start_backup, start_primary},
     report::Round,
     sniffer::Sniffer,
     topology::GUEST,
@@ -38,20 +38,16 @@ impl RoundRun<'_> {
         let log = self.stage.log("primary");
         let folder = &self.stage.folder;
         let Plan { vcpus, timing, gate, .. } = *self.plan;
-        let mut primary =
-            start_primary(&topology.primary, self.programs, vcpus, timing, gate, folder, &log)?;
+        let machine = Machine { vcpus, ..Machine::default() };
+        let options = Options { machine, timing, gate, ..Options::default() };
+        let mut primary = start_primary(&topology.primary, self.programs, &options, folder, &log)?;
         let mut guest = self.guest_answers(&mut primary).await?;
         self.display.step("the guest answers, unprotected");
         round.guest_work_before = self.measure_work(&mut guest, &primary, BASELINE).await?;
         let benchmark_rate = self.benchmark_rate().await?;
 
-        let mut backup = start_backup(
-            &topology.backup,
-            self.programs,
-            vcpus,
-            folder,
-            &self.stage.log("backup"),
-        )?;
+        let mut backup =
+            start_backup(&topology.backup, self.programs, folder, &self.stage.log("backup"))?;
         let began = Instant::now();
         let protected = primary.wait_for(Protection::Protected, PROTECT);
         tokio::select! {

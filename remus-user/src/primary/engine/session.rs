@@ -132,7 +132,6 @@ impl Engine {
                 return Ok(());
             }
         };
-        self.answered(ack.session, ack.sent)?;
         self.gate.commit(&committed);
         self.book.commit(ack.epoch);
         while let Some((stamp, at)) =
@@ -146,7 +145,8 @@ impl Engine {
         {
             self.report.led(boot_now().since(at));
         }
-        self.flush()
+        // Renews the lease, and flushes.
+        self.answered(ack.session, ack.sent)
     }
 
     /// The backup answered what was sent at `sent`: the gate may release for a while.

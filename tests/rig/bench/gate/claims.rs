@@ -3,7 +3,7 @@
 use super::{
     BURSTS,
     arm::Arm,
-    figures::{Figure, Figures, Phase, Run},
+    figures::{Figure, Figures, Phase, Run, count},
     frames::Size,
 };
 use crate::report::Claim;
@@ -117,11 +117,11 @@ impl Bound {
     pub(super) fn claim(&self, figures: &Figures) -> Claim {
         let run = Run { phase: self.phase, size: self.size, arm: self.arm };
         // What was not measured holds nothing.
-        let measured = |figure| figures.get(run, figure).unwrap_or(f64::NAN);
+        let measured = |figure| figures.get(run, &figure).unwrap_or(f64::NAN);
         match self.says {
             Says::OfNone(bound) => {
                 let none = Run { arm: Arm::None, ..run };
-                let ratio = figures.ratio(run, none, Figure::SinkKpps).unwrap_or(f64::NAN);
+                let ratio = figures.ratio(run, none, &Figure::SinkKpps).unwrap_or(f64::NAN);
                 Claim::at_least(self.id, ratio, bound, "ratio")
             }
             Says::ReleaseUs(bound) => {
@@ -157,7 +157,7 @@ pub(super) fn claims(arms: &[Arm], figures: &Figures) -> Vec<Claim> {
         let of_arm = faults(arm).into_iter().flatten();
         of_arm.map(move |(id, figure)| Claim {
             correctness: figure != Figure::DroppedFull,
-            ..Claim::at_most(id, figures.count(arm, figure), 0.0, "frames")
+            ..Claim::at_most(id, count(figures, arm, figure), 0.0, "frames")
         })
     });
     speed.chain(faults).collect()
