@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -153,6 +154,11 @@ impl Machine {
         self.vm.dirty_pages(pages)?;
         self.memory().harvest_touched(pages);
         self.vm.protect(pages)
+    }
+
+    /// The CPU time that all vCPUs together have used.
+    pub fn vcpu_time(&self) -> Duration {
+        self.vcpus.time()
     }
 
     /// While the guest runs: makes `pages` what a pause would find dirty now. Changes nothing.

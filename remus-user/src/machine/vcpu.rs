@@ -335,6 +335,11 @@ impl Vcpus {
 
     /// Takes every vCPU out of the guest. All flags before the first signal: a thread that is woken may take
     /// this one's CPU.
+    /// The CPU time that all of them have used, in the guest and for it.
+    pub(super) fn time(&self) -> Duration {
+        self.threads.iter().map(cpu_time_of).sum()
+    }
+
     fn kick(&self) {
         let started = &self.cells[..self.threads.len()];
         started.iter().for_each(|cell| cell.immediate_exit.set(true));
@@ -518,6 +523,18 @@ fn handle(bus: &Bus, exit: VcpuExit<'_>) -> Outcome {
         other => return Outcome::Fault(format!("exit {other:?}")),
     }
     Outcome::GoOn
+}
+
+/// The CPU time of a thread; zero if the kernel does not say.
+fn cpu_time_of<T>(thread: &JoinHandle<T>) -> Duration {
+    let (mut clock, mut time) = (0, libc::timespec { tv_sec: 0, tv_nsec: 0 });
+    // SAFETY: the thread was not joined yet, so its id is valid; the clock is written.
+    let found = unsafe { libc::pthread_getcpuclockid(thread.as_pthread_t(), &raw mut clock) };
+    // SAFETY: the time is written.
+    if found != 0 || unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
+        return Duration::ZERO;
+    }
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// The host CPU that this thread is on, for now; -1 if the kernel does not say.

@@ -12,9 +12,10 @@
 //!              └──────┴─ not before this, whatever waits
 //! ```
 //!
-//! - An epoch in which the guest said nothing and changed next to nothing was quiet: the next may be twice as long. Any
-//!   output, and any change worth a checkpoint, ends that at once; the engine looks into the dirty log for it
-//!   ([`Cadence::handle_dirty`]).
+//! - Output brings the seal forward only while no checkpoint is on its way: one that is answers soon, and until then
+//!   more output comes together. A guest with one client never notices; one with many is stopped less often.
+//! - An epoch in which the guest said nothing, changed next to nothing and used next to no CPU time was quiet: the next
+//!   may be twice as long. Any of the three ends that at once; the engine looks for it ([`Cadence::handle_look`]).
 //! - An epoch that has dirtied as many pages as a pause may copy is sealed early: the guest is paced by its own writes.
 //!
 //! Deliberately absent: how many checkpoints may be on their way (the pipeline), and what a pause costs (the engine).
@@ -58,7 +59,7 @@ const LOOKS: u32 = 4;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Due {
     Seal,
-    /// Count the pages that are dirty and say so: [`Cadence::handle_dirty`].
+    /// See what the guest does, and say so: [`Cadence::handle_look`].
     Look,
     /// Nothing before this.
     At(Moment),
@@ -74,11 +75,13 @@ pub(super) struct Cadence {
     tempo: Tempo,
     sealed: Moment,
     due: Moment,
+    /// When the output that waits wants to leave.
+    wanted: Option<Moment>,
     look: Moment,
     /// How long the open epoch may last: `epoch_max`, or more while the guest idles.
     span: Duration,
-    /// The guest has said something in the open epoch.
-    spoke: bool,
+    /// The guest was at work in the epoch that was sealed last.
+    worked: bool,
     /// Pages that the open epoch began with: those that stay writable are always reported.
     standing: usize,
     /// Pages that a pause may copy.
@@ -115,46 +118,47 @@ impl Cadence {
             tempo,
             sealed: now,
             due: now + tempo.epoch_max,
+            wanted: None,
             look: now + tempo.epoch_max,
             span: tempo.epoch_max,
-            spoke: false,
+            worked: false,
             standing: 0,
             pages_max: usize::MAX,
         }
     }
 
-    /// An epoch was sealed `now`, of so many pages; `standing` of them are reported in the next as well, written or not.
+    /// An epoch was sealed `now`.
     ///
     /// Epochs that nothing brought forward keep to a grid, so that late seals do not add up; one later than a whole epoch
     /// begins a new grid.
     pub(super) fn handle_sealed(&mut self, now: Moment) {
-        if self.spoke {
+        if self.wanted.take().is_some() {
             self.span = self.tempo.epoch_max;
         }
         let on_grid = self.due + self.span;
         let latest = now + self.span;
         self.due = if on_grid > now { on_grid.min(latest) } else { latest };
         self.sealed = now;
-        self.spoke = false;
         self.look = self.next_look(now);
     }
 
-    /// The seal took so many pages along, and a pause may copy so many.
-    pub(super) fn handle_captured(&mut self, standing: usize, pages_max: usize) {
+    /// Of the pages that the seal took along so many stay reported, written or not; a pause may copy `pages_max`; the
+    /// guest was at work in that epoch, or not.
+    pub(super) fn handle_captured(&mut self, standing: usize, pages_max: usize, worked: bool) {
         self.standing = standing;
         self.pages_max = pages_max;
+        self.worked = worked;
         self.look = self.next_look(self.sealed);
     }
 
     /// Output of the open epoch waits in the gate.
     pub(super) fn handle_output(&mut self, now: Moment) {
-        let due = match self.tempo.mode {
-            Mode::Latency => (now + self.tempo.output_delay).max(self.earliest()),
-            Mode::Throughput => (self.sealed + self.tempo.epoch_max).max(now),
+        let wanted = match self.tempo.mode {
+            Mode::Latency => now + self.tempo.output_delay,
+            Mode::Throughput => self.sealed + self.tempo.epoch_max,
             Mode::Fixed => return,
         };
-        self.spoke = true;
-        self.due = self.due.min(due);
+        self.wanted.get_or_insert(wanted.max(self.earliest()));
     }
 
     /// The gate is filling up.
@@ -167,17 +171,17 @@ impl Cadence {
         if self.tempo.mode == Mode::Fixed {
             return;
         }
-        if pages <= QUIET_PAGES {
+        if pages <= QUIET_PAGES && !self.worked {
             self.span = (self.span * 2).min(self.tempo.idle_max).max(self.tempo.epoch_max);
         } else {
             self.wake();
         }
     }
 
-    /// So many pages are dirty `now`, as [`Due::Look`] asked.
-    pub(super) fn handle_dirty(&mut self, now: Moment, pages: usize) {
+    /// So many pages are dirty `now`, as [`Due::Look`] asked, and the guest is at work in this epoch, or not.
+    pub(super) fn handle_look(&mut self, now: Moment, pages: usize, works: bool) {
         let grown = pages.saturating_sub(self.standing);
-        if grown > QUIET_PAGES {
+        if grown > QUIET_PAGES || works {
             self.wake();
         }
         // What stays writable is copied however early the seal comes.
@@ -187,13 +191,18 @@ impl Cadence {
         self.look = self.next_look(now);
     }
 
-    pub(super) fn poll(&self, now: Moment) -> Due {
-        if now >= self.due {
+    /// What is due `now`; `on_the_way`: a checkpoint is.
+    pub(super) fn poll(&self, now: Moment, on_the_way: bool) -> Due {
+        let due = match self.wanted {
+            Some(wanted) if !on_the_way => self.due.min(wanted),
+            Some(_) | None => self.due,
+        };
+        if now >= due {
             Due::Seal
         } else if now >= self.look {
             Due::Look
         } else {
-            Due::At(self.due.min(self.look))
+            Due::At(due.min(self.look))
         }
     }
 
@@ -235,11 +244,11 @@ mod tests {
 
     /// Polls every millisecond from `from`, finding `dirty` pages at each look, until the seal.
     fn seal(cadence: &mut Cadence, from: u64, dirty: usize) -> u64 {
-        let sealed = (from..from + 10_000).find(|ms| match cadence.poll(at(*ms)) {
+        let sealed = (from..from + 10_000).find(|ms| match cadence.poll(at(*ms), false) {
             Due::Seal => true,
             Due::Look => {
-                cadence.handle_dirty(at(*ms), dirty);
-                cadence.poll(at(*ms)) == Due::Seal
+                cadence.handle_look(at(*ms), dirty, false);
+                cadence.poll(at(*ms), false) == Due::Seal
             }
             Due::At(_) => false,
         });
@@ -263,8 +272,8 @@ mod tests {
         cadence.tempo.interval_min = Duration::from_millis(3);
         cadence.handle_sealed(at(10));
         cadence.handle_output(at(11));
-        assert_eq!(cadence.poll(at(11)), Due::At(at(13)));
-        assert_eq!(cadence.poll(at(13)), Due::Seal);
+        assert_eq!(cadence.poll(at(11), false), Due::At(at(13)));
+        assert_eq!(cadence.poll(at(13), false), Due::Seal);
     }
 
     #[test]
@@ -297,6 +306,32 @@ mod tests {
     }
 
     #[test]
+    fn output_waits_for_the_checkpoint_on_its_way_but_no_longer_than_an_epoch() {
+        let mut cadence = cadence(Mode::Latency);
+        cadence.handle_output(at(5));
+        assert_eq!(cadence.poll(at(6), true), Due::At(at(25)));
+        assert_eq!(cadence.poll(at(6), false), Due::Seal);
+        assert_eq!(cadence.poll(at(25), true), Due::Seal);
+    }
+
+    #[test]
+    fn a_guest_that_computes_in_few_pages_is_not_idle() {
+        let mut cadence = cadence(Mode::Latency);
+        for n in 0..5 {
+            assert_eq!(seal(&mut cadence, 25 * n, 1), 25 * (n + 1));
+            cadence.handle_captured(1, 4000, true);
+            cadence.handle_changed(1);
+        }
+        // It rests, and is left alone; and works again.
+        cadence.handle_captured(1, 4000, false);
+        (0..5).for_each(|_| cadence.handle_changed(1));
+        cadence.handle_sealed(at(200));
+        assert_eq!(cadence.poll(at(230), false), Due::Look);
+        cadence.handle_look(at(230), 1, true);
+        assert_eq!(cadence.poll(at(230), false), Due::Seal);
+    }
+
+    #[test]
     fn computing_without_a_word_keeps_to_epoch_max() {
         for mode in [Mode::Latency, Mode::Throughput, Mode::Fixed] {
             let mut cadence = cadence(mode);
@@ -310,9 +345,9 @@ mod tests {
     #[test]
     fn an_epoch_that_fills_its_pause_ends_early_but_not_for_pages_that_always_stand_there() {
         let mut cadence = cadence(Mode::Latency);
-        cadence.handle_captured(3000, 4000);
+        cadence.handle_captured(3000, 4000, true);
         assert_eq!(seal(&mut cadence, 0, 4500), 7, "a quarter of an epoch");
-        cadence.handle_captured(4500, 4000);
+        cadence.handle_captured(4500, 4000, true);
         assert_eq!(seal(&mut cadence, 7, 4600), 32, "sealing would not make them fewer");
     }
 }

@@ -113,7 +113,7 @@ enum Rounds {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SealWhen {
     Now,
-    /// Count the pages that are dirty first: [`Pipeline::handle_dirty`].
+    /// See first what the guest does: [`Pipeline::handle_look`].
     Look,
     At(Moment),
     /// Not before something else happens: an ack, a session, a round of the sync.
@@ -283,7 +283,7 @@ impl Pipeline {
         if stream.len() >= self.policy.depth {
             return SealWhen::NotYet;
         }
-        match self.cadence.poll(now) {
+        match self.cadence.poll(now, stream.len() > 0) {
             Due::Seal => SealWhen::Now,
             Due::Look => SealWhen::Look,
             Due::At(when) => SealWhen::At(when),
@@ -339,14 +339,15 @@ impl Pipeline {
         self.cadence.handle_output(now);
     }
 
-    /// So many pages are dirty now, as [`SealWhen::Look`] asked.
-    pub fn handle_dirty(&mut self, now: Moment, pages: usize) {
-        self.cadence.handle_dirty(now, pages);
+    /// So many pages are dirty now, as [`SealWhen::Look`] asked, and the guest is at work in this epoch, or not.
+    pub fn handle_look(&mut self, now: Moment, pages: usize, works: bool) {
+        self.cadence.handle_look(now, pages, works);
     }
 
-    /// Of the pages just captured so many stay reported, written or not; and a pause may copy `pages_max`.
-    pub fn handle_captured(&mut self, standing: usize, pages_max: usize) {
-        self.cadence.handle_captured(standing, pages_max);
+    /// Of the pages just captured so many stay reported, written or not; a pause may copy `pages_max`; and the guest was
+    /// at work in that epoch, or not.
+    pub fn handle_captured(&mut self, standing: usize, pages_max: usize, worked: bool) {
+        self.cadence.handle_captured(standing, pages_max, worked);
     }
 
     /// So many pages of a checkpoint had changed, the sender has found.

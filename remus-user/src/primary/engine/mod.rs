@@ -15,6 +15,7 @@
 //! buffer or no place in the pipeline the epoch just lasts longer.
 
 mod ending;
+mod epoch;
 mod loss;
 mod session;
 
@@ -26,7 +27,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tracing::{info, warn};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use self::{ending::Ending, session::Link};
+use self::{ending::Ending, epoch::Worked, session::Link};
 use super::{
     control::Order,
     inbox::{Inbox, Input, Post},
@@ -119,6 +120,7 @@ pub(crate) struct Engine {
     committed: Option<(Stamp, Moment)>,
     tracking: bool,
     recorded: Option<Record>,
+    worked: Worked,
     /// Pages of the newest checkpoint.
     dirty_lately: usize,
     /// Frames that the guest had sent when the brain was last told.
@@ -199,6 +201,7 @@ impl Engine {
             committed: None,
             tracking: false,
             recorded: None,
+            worked: Worked::new(boot_now()),
             dirty_lately: 0,
             said: 0,
             flush_again: false,
@@ -301,31 +304,6 @@ impl Engine {
         }
     }
 
-    /// Tells the brain when the guest has said something that the gate now holds.
-    fn hear_the_guest(&mut self) {
-        let sent = self.machine.net_counters().sent;
-        if sent != self.said {
-            self.said = sent;
-            self.brain.handle_output_waiting(boot_now());
-        }
-    }
-
-    /// Counts the dirty pages of the open epoch, without a pause.
-    fn look(&mut self, now: Moment) -> Result<()> {
-        self.machine.look_at_dirty(&mut self.harvest)?;
-        let pages = self.harvest.len();
-        self.brain.handle_dirty(now, pages);
-        self.make_room(pages);
-        Ok(())
-    }
-
-    /// Room for so many pages in the buffer that the next pause fills, so that no pause pays a first touch.
-    fn make_room(&mut self, pages: usize) {
-        if let Some(next) = self.spare.last_mut() {
-            next.staging.reserve(pages);
-        }
-    }
-
     fn take(&mut self, input: Input) -> Result<()> {
         match input {
             Input::Connected { session, welcome, bulk } => self.connected(session, &welcome, bulk),
@@ -363,69 +341,6 @@ impl Engine {
                 Ok(())
             }
         }
-    }
-
-    /// Ends the open epoch with a checkpoint; see the module for the order.
-    fn seal(&mut self) -> Result<()> {
-        // As many as stay writable, and what else the last epoch had.
-        self.make_room(self.dirty_lately + self.dirty_lately / 4);
-        let Self {
-            machine,
-            gate,
-            brain,
-            report,
-            book,
-            hot,
-            budget,
-            harvest,
-            cool,
-            spare,
-            link,
-            sealed_at,
-            ..
-        } = self;
-        let mut shipment = spare.pop().expect("the caller looked");
-        shipment.staging.clear();
-
-        let begun = boot_now();
-        let mut paused = machine.pause()?;
-        let stopped = boot_now();
-        let sealed = brain.seal(begun);
-        if sealed.is_first {
-            gate.hold_from(sealed.open.epoch());
-        } else {
-            gate.seal(sealed.open.epoch());
-        }
-        paused.capture(&mut shipment.state)?;
-        let captured = boot_now();
-        paused.harvest(harvest)?;
-        book.owe(harvest);
-        let pages = book.capture(sealed.checkpoint.epoch());
-        let count = pages.len();
-        shipment.staging.reserve(count);
-        let logged = boot_now();
-        paused.copy(pages.iter(), &mut shipment.staging)?;
-        let copied = boot_now();
-        let staying = hot.poll_cool(pages, cool, budget.pages_max());
-        paused.reprotect(cool)?;
-        let cooled = boot_now();
-        drop(paused);
-        let resumed = boot_now();
-
-        let copy = copied.since(logged);
-        budget.handle_pause(count, copy, resumed.since(begun).saturating_sub(copy));
-        brain.handle_captured(staying, budget.pages_max());
-        sealed_at.push_back((sealed.checkpoint, begun));
-        let marks = [begun, stopped, captured, logged, copied, cooled, resumed];
-        report.sealed(sealed.checkpoint, &marks, count);
-        shipment.cargo = Cargo::Checkpoint {
-            term: sealed.checkpoint.term(),
-            epoch: sealed.checkpoint.epoch(),
-            predecessor: sealed.predecessor,
-        };
-        link.as_ref().expect("the brain seals for a session").sender.ship(shipment);
-        self.dirty_lately = count;
-        Ok(())
     }
 
     fn flush(&mut self) -> Result<()> {
