@@ -14,6 +14,8 @@
 //!
 //! - Output brings the seal forward only while no checkpoint is on its way: one that is answers soon, and until then
 //!   more output comes together. A guest with one client never notices; one with many is stopped less often.
+//! - A guest that says much at once has many clients, or much to say to one: it is stopped for no more than an eighth of
+//!   its time, so that the next seal takes more along.
 //! - An epoch in which the guest said nothing, changed next to nothing and used next to no CPU time was quiet: the next
 //!   may be twice as long. Any of the three ends that at once; the engine looks for it ([`Cadence::handle_look`]).
 //! - An epoch that has dirtied as many pages as a pause may copy is sealed early: the guest is paced by its own writes.
@@ -55,6 +57,26 @@ const QUIET_PAGES: usize = 16;
 /// Looks into the dirty log within an `epoch_max`.
 const LOOKS: u32 = 4;
 
+/// More frames than this in an epoch are much.
+const FEW_FRAMES: u64 = 8;
+/// A guest that says much is stopped for one part in so many.
+const STOPPED_SHARE: u32 = 8;
+
+/// What the engine saw of the epoch that it has just sealed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seen {
+    /// Pages that stay reported, written or not.
+    pub standing: usize,
+    /// Pages that a pause may copy.
+    pub pages_max: usize,
+    /// The guest was at work.
+    pub worked: bool,
+    /// Frames that it sent.
+    pub frames: u64,
+    /// How long the seal stopped it.
+    pub pause: Duration,
+}
+
 /// What is due at a moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Due {
@@ -82,6 +104,8 @@ pub(super) struct Cadence {
     span: Duration,
     /// The guest was at work in the epoch that was sealed last.
     worked: bool,
+    /// Shortest time to the next seal for what it said in that epoch.
+    spacing: Duration,
     /// Pages that the open epoch began with: those that stay writable are always reported.
     standing: usize,
     /// Pages that a pause may copy.
@@ -122,6 +146,7 @@ impl Cadence {
             look: now + tempo.epoch_max,
             span: tempo.epoch_max,
             worked: false,
+            spacing: Duration::ZERO,
             standing: 0,
             pages_max: usize::MAX,
         }
@@ -142,12 +167,16 @@ impl Cadence {
         self.look = self.next_look(now);
     }
 
-    /// Of the pages that the seal took along so many stay reported, written or not; a pause may copy `pages_max`; the
-    /// guest was at work in that epoch, or not.
-    pub(super) fn handle_captured(&mut self, standing: usize, pages_max: usize, worked: bool) {
+    /// What was seen of the epoch that was sealed.
+    pub(super) fn handle_seen(&mut self, seen: Seen) {
+        let Seen { standing, pages_max, worked, frames, pause } = seen;
         self.standing = standing;
         self.pages_max = pages_max;
         self.worked = worked;
+        self.spacing = match frames > FEW_FRAMES {
+            true => (pause * STOPPED_SHARE).min(self.tempo.epoch_max),
+            false => Duration::ZERO,
+        };
         self.look = self.next_look(self.sealed);
     }
 
@@ -213,7 +242,7 @@ impl Cadence {
     }
 
     fn earliest(&self) -> Moment {
-        self.sealed + self.tempo.interval_min
+        self.sealed + self.tempo.interval_min.max(self.spacing)
     }
 
     /// Nothing is to be found where epochs are of one length, nor in a short one with few pages.
@@ -233,6 +262,14 @@ mod tests {
     use super::*;
 
     const MS: u64 = 1_000_000;
+
+    const WORKED: Seen = Seen {
+        standing: 1,
+        pages_max: 4000,
+        worked: true,
+        frames: 1,
+        pause: Duration::from_micros(250),
+    };
 
     fn cadence(mode: Mode) -> Cadence {
         Cadence::new(Tempo { mode, ..Tempo::new(&Timing::default()) }, Moment(0))
@@ -315,15 +352,28 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_says_much_is_stopped_for_an_eighth_of_its_time() {
+        let mut cadence = cadence(Mode::Latency);
+        cadence.handle_sealed(at(10));
+        cadence.handle_seen(Seen { frames: 100, ..WORKED });
+        cadence.handle_output(at(11));
+        assert_eq!(cadence.poll(at(11), false), Due::At(at(12)));
+        assert_eq!(seal(&mut cadence, 11, 1), 12);
+        cadence.handle_seen(WORKED);
+        cadence.handle_output(at(13));
+        assert_eq!(cadence.poll(at(13), false), Due::Seal);
+    }
+
+    #[test]
     fn a_guest_that_computes_in_few_pages_is_not_idle() {
         let mut cadence = cadence(Mode::Latency);
         for n in 0..5 {
             assert_eq!(seal(&mut cadence, 25 * n, 1), 25 * (n + 1));
-            cadence.handle_captured(1, 4000, true);
+            cadence.handle_seen(WORKED);
             cadence.handle_changed(1);
         }
         // It rests, and is left alone; and works again.
-        cadence.handle_captured(1, 4000, false);
+        cadence.handle_seen(Seen { worked: false, ..WORKED });
         (0..5).for_each(|_| cadence.handle_changed(1));
         cadence.handle_sealed(at(200));
         assert_eq!(cadence.poll(at(230), false), Due::Look);
@@ -345,9 +395,9 @@ mod tests {
     #[test]
     fn an_epoch_that_fills_its_pause_ends_early_but_not_for_pages_that_always_stand_there() {
         let mut cadence = cadence(Mode::Latency);
-        cadence.handle_captured(3000, 4000, true);
+        cadence.handle_seen(Seen { standing: 3000, pages_max: 4000, ..WORKED });
         assert_eq!(seal(&mut cadence, 0, 4500), 7, "a quarter of an epoch");
-        cadence.handle_captured(4500, 4000, true);
+        cadence.handle_seen(Seen { standing: 4500, pages_max: 4000, ..WORKED });
         assert_eq!(seal(&mut cadence, 7, 4600), 32, "sealing would not make them fewer");
     }
 }

@@ -21,7 +21,7 @@ mod standalone;
 mod stream;
 
 pub use backup::{Backup, FollowError, NotPromotable, NotPromoted, Promoted, Promotion, Readiness};
-pub use cadence::{Mode, Tempo};
+pub use cadence::{Mode, Seen, Tempo};
 pub use detector::{Detector, Suspicion, SuspicionWhy};
 pub use fenced::{Fenced, FencedBy};
 pub use lease::{BackupLease, LeaseError, PrimaryLease};

@@ -24,7 +24,7 @@ use std::fmt;
 use remus_abi::{Epoch, Stamp, Term};
 
 use super::{
-    cadence::{Cadence, Due, Tempo},
+    cadence::{Cadence, Due, Seen, Tempo},
     fenced::{Fenced, FencedBy},
     stream::{AckError, Stream},
 };
@@ -344,10 +344,9 @@ impl Pipeline {
         self.cadence.handle_look(now, pages, works);
     }
 
-    /// Of the pages just captured so many stay reported, written or not; a pause may copy `pages_max`; and the guest was
-    /// at work in that epoch, or not.
-    pub fn handle_captured(&mut self, standing: usize, pages_max: usize, worked: bool) {
-        self.cadence.handle_captured(standing, pages_max, worked);
+    /// What was seen of the epoch that was sealed.
+    pub fn handle_seen(&mut self, seen: Seen) {
+        self.cadence.handle_seen(seen);
     }
 
     /// So many pages of a checkpoint had changed, the sender has found.

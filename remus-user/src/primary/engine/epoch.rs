@@ -5,7 +5,9 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::Engine;
-use crate::{machine::Machine, os::boot_now, primary::sender::Cargo, wire::Moment};
+use crate::{
+    machine::Machine, os::boot_now, primary::sender::Cargo, replication::Seen, wire::Moment,
+};
 
 impl Engine {
     /// Tells the brain when the guest has said something that the gate now holds.
@@ -52,6 +54,7 @@ impl Engine {
             link,
             sealed_at,
             worked,
+            sent_before,
             ..
         } = self;
         let mut shipment = spare.pop().expect("the caller looked");
@@ -84,7 +87,15 @@ impl Engine {
 
         let copy = copied.since(logged);
         budget.handle_pause(count, copy, resumed.since(begun).saturating_sub(copy));
-        brain.handle_captured(staying, budget.pages_max(), worked.seal(machine, resumed));
+        let sent = machine.net_counters().sent;
+        brain.handle_seen(Seen {
+            standing: staying,
+            pages_max: budget.pages_max(),
+            worked: worked.seal(machine, resumed),
+            frames: sent - *sent_before,
+            pause: resumed.since(begun),
+        });
+        *sent_before = sent;
         sealed_at.push_back((sealed.checkpoint, begun));
         let marks = [begun, stopped, captured, logged, copied, cooled, resumed];
         report.sealed(sealed.checkpoint, &marks, count);

@@ -123,8 +123,9 @@ pub(crate) struct Engine {
     worked: Worked,
     /// Pages of the newest checkpoint.
     dirty_lately: usize,
-    /// Frames that the guest had sent when the brain was last told.
+    /// Frames that the guest had sent when the brain was last told, and when an epoch last ended.
     said: u64,
+    sent_before: u64,
     flush_again: bool,
     next_tick: Moment,
     ending: Option<Ending>,
@@ -204,6 +205,7 @@ impl Engine {
             worked: Worked::new(boot_now()),
             dirty_lately: 0,
             said: 0,
+            sent_before: 0,
             flush_again: false,
             next_tick: boot_now(),
             ending: None,
