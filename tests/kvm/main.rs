@@ -1,5 +1,6 @@
 //! Tests with guests of their own on /dev/kvm: of the machine alone, and of whole hosts that run `remus`.
 
+mod epochs;
 mod machine;
 mod offloads;
 mod pair;
