@@ -273,6 +273,44 @@ fn a_fault_is_measured() {
     assert!((1..1_000_000).contains(&cost.as_nanos()), "{cost:?}");
 }
 
+/// What the first touch of its pages costs a guest that goes on elsewhere: its first round over them against later ones.
+#[test]
+fn first_touches_after_a_takeover_are_measured() {
+    const PAGES: u32 = 4000;
+    let _alone = alone();
+    let work = Work { vcpus: 1, pages: PAGES, spin: 0, after: After::GoOn };
+    let (mut machine, cpu) = started(&SHAPE, work);
+    serve(&mut machine, Duration::from_millis(900));
+    let mut state = MachineState::default();
+    let mut paused = machine.pause().unwrap();
+    paused.capture(&mut state).unwrap();
+    let mut backup = prepared(&SHAPE, &cpu);
+    copy_ram(paused.memory(), backup.memory());
+    paused.keep();
+    let begun = Instant::now();
+    backup.restore(&state).unwrap();
+    let mut promoted = backup.start().unwrap();
+    let activated = begun.elapsed();
+    let mut round = || {
+        let (begun, before) = (Instant::now(), small_guest::rounds(promoted.memory()));
+        while small_guest::rounds(promoted.memory()) == before {
+            assert!(begun.elapsed() < Duration::from_secs(5), "the guest does not go on");
+            serve(&mut promoted, Duration::from_micros(20));
+        }
+        begun.elapsed()
+    };
+    // The first is of a part of a round, the second of all pages that part has not touched.
+    let first = round() + round();
+    let mut later: Vec<_> = (0..21).map(|_| round()).collect();
+    later.sort_unstable();
+    let later = later[later.len() / 2];
+    println!(
+        "activated in {activated:?}; {PAGES} pages touched in {first:?}, then {later:?} a round: {:.2} us a page",
+        first.saturating_sub(later).as_secs_f64() * 1e6 / f64::from(PAGES)
+    );
+    assert!(later < Duration::from_secs(1));
+}
+
 pub(crate) fn apply(staging: &Staging, to: &Memory) {
     for (page, bytes) in staging.iter() {
         to.write_page(page, bytes).unwrap();

@@ -209,19 +209,13 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
+    /// From the operator's pool of huge pages, if it has enough left, and otherwise from wherever; the kernel may then
+    /// still find huge ones.
     fn new(bytes: usize) -> io::Result<Self> {
-        let reserved_bytes = bytes + HUGE_PAGE;
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let reserved =
-            unsafe { libc::mmap(ptr::null_mut(), reserved_bytes, protection, flags, -1, 0) };
-        if reserved == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = reserved.cast::<u8>();
-        let start = start.wrapping_add(start.align_offset(HUGE_PAGE));
-        let mapping = Self { start, bytes, reserved, reserved_bytes };
+        let mapping = match Self::of_pool(bytes) {
+            Ok(mapping) => mapping,
+            Err(_) => Self::of_any(bytes)?,
+        };
         // Best effort, both. A child of this process has no business with guest RAM, and a fork that shared
         // it would cost every page a copy. A host without huge pages does as well, slower.
         mapping.advise(libc::MADV_DONTFORK).ok();
@@ -231,6 +225,23 @@ impl Mapping {
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(mapping),
             populated => populated.map(|()| mapping),
         }
+    }
+
+    /// The kernel reserves all of it in the pool, or refuses at once.
+    fn of_pool(bytes: usize) -> io::Result<Self> {
+        if !bytes.is_multiple_of(HUGE_PAGE) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let reserved = map(bytes, libc::MAP_HUGETLB | libc::MAP_HUGE_2MB)?;
+        Ok(Self { start: reserved.cast(), bytes, reserved, reserved_bytes: bytes })
+    }
+
+    fn of_any(bytes: usize) -> io::Result<Self> {
+        let reserved_bytes = bytes + HUGE_PAGE;
+        let reserved = map(reserved_bytes, libc::MAP_NORESERVE)?;
+        let start = reserved.cast::<u8>();
+        let start = start.wrapping_add(start.align_offset(HUGE_PAGE));
+        Ok(Self { start, bytes, reserved, reserved_bytes })
     }
 
     fn advise(&self, advice: libc::c_int) -> io::Result<()> {
@@ -245,6 +256,15 @@ impl Mapping {
     fn page(&self, page: Page) -> *mut u8 {
         self.start.wrapping_add(page.0 as usize * PAGE_SIZE)
     }
+}
+
+/// A new mapping of nobody else's memory.
+fn map(bytes: usize, flags: libc::c_int) -> io::Result<*mut libc::c_void> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags;
+    // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+    let mapped = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, flags, -1, 0) };
+    if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(mapped) }
 }
 
 impl Drop for Mapping {
