@@ -31,7 +31,7 @@ pub use dirty::DirtyBook;
 pub use encoder::{Encoded, Encoder, OutBatch, Totals, Verdict};
 pub use hotset::{HotSet, QUIET_EPOCHS_DEFAULT};
 pub use pages::{PAGE_SIZE, Page, PageSet};
-pub use staging::Staging;
+pub use staging::{StagedPage, Staging};
 pub use state::{
     ClockState, DeviceState, Image, MachineState, Msr, QueueState, STATE_VERSION, StateError,
     VCPUS_MAX, VcpuState,

@@ -7,15 +7,22 @@ use super::{PAGE_SIZE, Page};
 /// Aligned so that non-temporal stores may fill it; touched when made, so that no pause pays a first touch.
 pub struct Staging {
     pages: Vec<Page>,
-    data: Vec<AlignedPage>,
+    data: Vec<StagedPage>,
 }
 
+/// A copy of a page, aligned as one.
 #[derive(Clone, Copy)]
 #[repr(C, align(4096))]
-struct AlignedPage([u8; PAGE_SIZE]);
+pub struct StagedPage([u8; PAGE_SIZE]);
+
+impl StagedPage {
+    pub fn bytes_mut(&mut self) -> &mut [u8; PAGE_SIZE] {
+        &mut self.0
+    }
+}
 
 /// Not zero: a zeroed allocation would be memory that the kernel has yet to provide.
-const TOUCHED: AlignedPage = AlignedPage([0xa5; PAGE_SIZE]);
+const TOUCHED: StagedPage = StagedPage([0xa5; PAGE_SIZE]);
 /// Pages by which a buffer grows.
 const GROWTH: usize = 1024;
 
@@ -55,6 +62,15 @@ impl Staging {
         let slot = self.data.get_mut(self.pages.len())?;
         self.pages.push(page);
         Some(&mut slot.0)
+    }
+
+    /// The pages from number `first` on, and their copies, for the caller to fill.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    pub fn from_mut(&mut self, first: usize) -> (&[Page], &mut [StagedPage]) {
+        let end = self.pages.len();
+        (&self.pages[first..], &mut self.data[first..end])
     }
 
     /// The copy that was pushed as number `at`, from 0.

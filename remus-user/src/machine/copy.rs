@@ -8,8 +8,11 @@ use std::arch::x86_64::{
     __m128i, __m256i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128, _mm256_loadu_si256,
     _mm256_stream_si256, _mm512_loadu_si512, _mm512_stream_si512,
 };
+use std::marker::PhantomData;
+use std::slice;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::checkpoint::PAGE_SIZE;
+use crate::checkpoint::{PAGE_SIZE, Page, StagedPage};
 
 /// The widest streaming copy that this CPU has.
 #[derive(Clone, Copy)]
@@ -43,6 +46,37 @@ impl PageCopier {
     pub(super) fn finish(self) {
         // SAFETY: every x86-64 CPU has SSE.
         unsafe { _mm_sfence() };
+    }
+}
+
+/// Pages to copy and where to, in strides that threads take one after another.
+pub(super) struct Strides<'a> {
+    pages: &'a [Page],
+    copies: *mut StagedPage,
+    next: AtomicUsize,
+    _copies: PhantomData<&'a mut [StagedPage]>,
+}
+
+// SAFETY: what the pointer leads to is reached through `next` alone, which hands each part of it to one thread.
+unsafe impl Sync for Strides<'_> {}
+
+/// Pages that are taken at once: some 10 us.
+const STRIDE: usize = 32;
+
+impl<'a> Strides<'a> {
+    pub(super) fn new(pages: &'a [Page], copies: &'a mut [StagedPage]) -> Self {
+        assert_eq!(pages.len(), copies.len(), "a copy for each page");
+        let copies = copies.as_mut_ptr();
+        Self { pages, copies, next: AtomicUsize::new(0), _copies: PhantomData }
+    }
+
+    /// The next stride, which nobody else has.
+    pub(super) fn next(&self) -> Option<(&'a [Page], &'a mut [StagedPage])> {
+        let at = self.next.fetch_add(STRIDE, Ordering::Relaxed);
+        let pages = self.pages.get(at..)?.chunks(STRIDE).next()?;
+        // SAFETY: the copies are as many as the pages, borrowed for 'a, and no number is handed out twice.
+        let copies = unsafe { slice::from_raw_parts_mut(self.copies.add(at), pages.len()) };
+        Some((pages, copies))
     }
 }
 
@@ -109,7 +143,32 @@ unsafe fn copy_sse2(to: *mut u8, from: *const u8) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::{Page, Staging};
+    use crate::checkpoint::Staging;
+
+    #[test]
+    fn strides_cover_every_page_once_whoever_takes_them() {
+        let pages: Vec<_> = (0..1000).map(Page).collect();
+        let mut staging = Staging::new(pages.len());
+        pages.iter().for_each(|page| staging.push(*page).unwrap().fill(0));
+        let (listed, copies) = staging.from_mut(0);
+        let strides = Strides::new(listed, copies);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while let Some((pages, copies)) = strides.next() {
+                        for (page, copy) in pages.iter().zip(copies) {
+                            let bytes = copy.bytes_mut();
+                            bytes[..4].copy_from_slice(&page.0.to_le_bytes());
+                            bytes[4] += 1;
+                        }
+                    }
+                });
+            }
+        });
+        for (page, copy) in staging.iter() {
+            assert_eq!((&copy[..4], copy[4]), (&page.0.to_le_bytes()[..], 1));
+        }
+    }
 
     #[test]
     fn every_width_copies_every_byte() {

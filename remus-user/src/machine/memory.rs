@@ -17,15 +17,18 @@ use vm_memory::{
 };
 use xxhash_rust::xxh3::Xxh3;
 
-use super::copy::PageCopier;
+use super::copy::{PageCopier, Strides};
+use super::help::Help;
 use super::layout::Layout;
 use super::touched::Touched;
-use crate::checkpoint::{PAGE_SIZE, Page, PageSet, Staging};
+use crate::checkpoint::{PAGE_SIZE, Page, PageSet, StagedPage, Staging};
 
 /// Guest RAM as vm-memory's users see it.
 pub(super) type Ram = GuestMemoryMmap<Touched>;
 
 const HUGE_PAGE: usize = 2 << 20;
+/// Fewer pages are copied before anybody has come to help.
+const SHARED_MIN: usize = 256;
 
 /// Guest RAM, shared by the machine and whoever fills it from checkpoints.
 pub struct Memory {
@@ -137,16 +140,44 @@ impl Memory {
         pages: impl IntoIterator<Item = Page>,
         staging: &mut Staging,
     ) -> Result<()> {
-        let mut pages = pages.into_iter();
-        let full = pages.try_for_each(|page| {
+        self.copy_with(None, pages, staging)
+    }
+
+    /// The same with whoever comes to help, in a pause.
+    pub(super) fn copy_with(
+        &self,
+        help: Option<&Help>,
+        pages: impl IntoIterator<Item = Page>,
+        staging: &mut Staging,
+    ) -> Result<()> {
+        let first = staging.len();
+        let listed = pages.into_iter().try_for_each(|page| {
             self.check(page)?;
-            let to = staging.push(page).context("more dirty pages than the staging holds")?;
-            // SAFETY: the page is within the mapping, as just checked.
-            unsafe { self.copier.copy(to, self.mapping.page(page)) };
+            staging.push(page).context("more dirty pages than the staging holds")?;
             Ok(())
         });
+        let (pages, copies) = staging.from_mut(first);
+        match help {
+            Some(help) if pages.len() >= SHARED_MIN => {
+                let strides = Strides::new(pages, copies);
+                help.share(&|| {
+                    while let Some((pages, copies)) = strides.next() {
+                        self.copy_checked(pages, copies);
+                    }
+                });
+            }
+            Some(_) | None => self.copy_checked(pages, copies),
+        }
+        listed
+    }
+
+    /// Copies pages of this RAM.
+    fn copy_checked(&self, pages: &[Page], copies: &mut [StagedPage]) {
+        for (page, copy) in pages.iter().zip(copies) {
+            // SAFETY: the page is within the mapping: the caller has checked it.
+            unsafe { self.copier.copy(copy.bytes_mut(), self.mapping.page(*page)) };
+        }
         self.copier.finish();
-        full
     }
 
     /// Adds the pages that the VMM wrote since the last time, and forgets them.

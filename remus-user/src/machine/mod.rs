@@ -25,6 +25,7 @@ mod devices;
 mod dirty_log;
 mod fault;
 mod futex;
+mod help;
 mod host;
 mod ioctl;
 mod layout;

@@ -69,7 +69,7 @@ impl<'a> Paused<'a> {
         pages: impl IntoIterator<Item = Page>,
         staging: &mut Staging,
     ) -> Result<()> {
-        self.vm.memory().copy(pages, staging)
+        self.vm.memory().copy_with(Some(self.vcpus.help()), pages, staging)
     }
 
     /// Guest RAM, which stands still.

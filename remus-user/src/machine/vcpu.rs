@@ -40,6 +40,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 use super::capture::{self, Registers};
 use super::devices::bus::Bus;
 use super::futex::{wait_while, wake_all};
+use super::help::Help;
 use crate::checkpoint::VcpuState;
 
 /// How long a stopped vCPU looks out for the end of the pause before it sleeps: about a pause, since being
@@ -98,6 +99,7 @@ pub(super) struct Control {
     all_stopped: AtomicU32,
     /// The guest has ended: no vCPU is entered again, though each is still captured.
     over: AtomicBool,
+    help: Help,
     end: Mutex<Option<End>>,
     ended: EventFd,
 }
@@ -111,6 +113,7 @@ impl Control {
             stopped: AtomicU32::new(0),
             all_stopped: AtomicU32::new(0),
             over: AtomicBool::new(false),
+            help: Help::default(),
             end: Mutex::new(None),
             ended,
         }
@@ -335,6 +338,11 @@ impl Vcpus {
 
     /// Takes every vCPU out of the guest. All flags before the first signal: a thread that is woken may take
     /// this one's CPU.
+    /// Where a parked vCPU's thread looks for work.
+    pub(super) fn help(&self) -> &Help {
+        &self.control.help
+    }
+
     /// The CPU time that all of them have used, in the guest and for it.
     pub(super) fn time(&self) -> Duration {
         self.threads.iter().map(cpu_time_of).sum()
@@ -443,7 +451,8 @@ impl Thread {
         cell.parked.store(word, Ordering::SeqCst);
         wake_all(&cell.parked);
         let spin = self.spin_unless_in_the_way(word, |cell| &cell.parked, PARKED_SPIN);
-        wait_while(&self.control.phase, word, spin, None);
+        self.control.help.lend_a_hand(spin, || self.control.word() == word);
+        wait_while(&self.control.phase, word, Duration::ZERO, None);
         // Before the phase is looked at again: see the module's head.
         self.cell().immediate_exit.set(false);
     }
