@@ -3,8 +3,8 @@
 use super::{
     PAGE_SIZE, Page, Staging,
     batch::{BATCH_HEAD, Encoding, RECORD, put_record},
-    delta::{Comparer, Difference},
     shadow::Shadow,
+    walk::{Comparer, DELTA_ROOM, Difference, is_zero},
 };
 use crate::wire::BODY_MAX;
 
@@ -20,7 +20,9 @@ pub struct Encoder {
     comparer: Comparer,
     /// Head and records of the batch in the making.
     records: Vec<u8>,
-    deltas: Vec<u8>,
+    /// Its deltas, as far as `deltas_len`, and room behind any batch to walk one more page.
+    deltas: Box<[u8]>,
+    deltas_len: usize,
     /// Places in staging of its raw pages.
     raws: Vec<usize>,
     verdicts: Vec<Verdict>,
@@ -66,7 +68,8 @@ impl Encoder {
             shadow: Shadow::new(ram_pages),
             comparer: Comparer::detect(),
             records: Vec::new(),
-            deltas: Vec::new(),
+            deltas: vec![0; BODY_MAX + DELTA_ROOM].into_boxed_slice(),
+            deltas_len: 0,
             raws: Vec::new(),
             verdicts: Vec::new(),
             totals: Totals::default(),
@@ -94,14 +97,14 @@ impl Encoder {
 
     /// Adds a page to the batch in the making, unless it is unchanged.
     fn add(&mut self, at: usize, page: Page, bytes: &[u8; PAGE_SIZE]) {
-        let before = self.deltas.len();
-        let difference = if self.shadow.is_absent_zero(page) && super::delta::is_zero(bytes) {
+        let difference = if self.shadow.is_absent_zero(page) && is_zero(bytes) {
             Difference::Unchanged
         } else if let Some(sent) = self.shadow.sent_mut(page) {
-            self.comparer.encode(bytes, sent, &mut self.deltas)
+            let room = self.deltas[self.deltas_len..].first_chunk_mut();
+            self.comparer.walk(bytes, sent, room.expect("room behind any batch"))
         } else {
             self.shadow.keep(page, bytes);
-            if super::delta::is_zero(bytes) { Difference::Zero } else { Difference::Raw }
+            if is_zero(bytes) { Difference::Zero } else { Difference::Raw }
         };
         self.verdicts.push(Verdict { page, changed: difference != Difference::Unchanged });
         match difference {
@@ -110,9 +113,10 @@ impl Encoder {
                 self.totals.zero += 1;
                 put_record(&mut self.records, page, Encoding::Zero, 0);
             }
-            Difference::Delta => {
+            Difference::Delta { len } => {
                 self.totals.delta += 1;
-                let len = u16::try_from(self.deltas.len() - before).expect("shorter than a page");
+                self.deltas_len += len;
+                let len = u16::try_from(len).expect("shorter than a page");
                 put_record(&mut self.records, page, Encoding::Delta, len);
             }
             Difference::Raw => {
@@ -124,7 +128,7 @@ impl Encoder {
     }
 
     fn batch_len(&self) -> usize {
-        self.records.len() + self.deltas.len() + self.raws.len() * PAGE_SIZE
+        self.records.len() + self.deltas_len + self.raws.len() * PAGE_SIZE
     }
 }
 
@@ -133,7 +137,7 @@ impl Encoded<'_> {
     pub fn next_batch(&mut self) -> Option<OutBatch<'_>> {
         let encoder = &mut *self.encoder;
         encoder.records.clear();
-        encoder.deltas.clear();
+        encoder.deltas_len = 0;
         encoder.raws.clear();
         encoder.records.extend_from_slice(&[0; BATCH_HEAD]);
         for (page, bytes) in self.staging.iter().skip(self.at) {
@@ -149,11 +153,11 @@ impl Encoded<'_> {
         }
         let to_bytes = |n: usize| u32::try_from(n).expect("below BODY_MAX").to_le_bytes();
         encoder.records[..4].copy_from_slice(&to_bytes(count));
-        encoder.records[4..8].copy_from_slice(&to_bytes(encoder.deltas.len()));
+        encoder.records[4..8].copy_from_slice(&to_bytes(encoder.deltas_len));
         encoder.totals.bytes += encoder.batch_len() as u64;
         Some(OutBatch {
             records: &encoder.records,
-            deltas: &encoder.deltas,
+            deltas: &encoder.deltas[..encoder.deltas_len],
             raws: &encoder.raws,
             staging: self.staging,
         })

@@ -22,11 +22,12 @@ mod pages;
 mod shadow;
 mod staging;
 mod state;
+mod walk;
 
 pub use assembly::{Arrived, Assembly, STATE_MAX};
 pub use batch::{Batch, BatchError, Content, Encoding};
 pub use budget::PauseBudget;
-pub use delta::{Comparer, Delta, DeltaError, Difference};
+pub use delta::{Delta, DeltaError};
 pub use dirty::DirtyBook;
 pub use encoder::{Encoded, Encoder, OutBatch, Totals, Verdict};
 pub use hotset::{HotSet, QUIET_EPOCHS_DEFAULT};
@@ -36,3 +37,4 @@ pub use state::{
     ClockState, DeviceState, Image, MachineState, Msr, QueueState, STATE_VERSION, StateError,
     VCPUS_MAX, VcpuState,
 };
+pub use walk::{Comparer, DELTA_ROOM, Difference};

@@ -3,7 +3,7 @@
 //! May hold every page of RAM; memory is taken in chunks, when a page that is not zero is first sent.
 //! Emptied for a new session: a delta against what another session sent would be one on the wrong base.
 
-use super::{PAGE_SIZE, Page, PageSet, delta::is_zero};
+use super::{PAGE_SIZE, Page, PageSet, walk::is_zero};
 
 /// Pages in a chunk.
 const CHUNK: usize = 64;
