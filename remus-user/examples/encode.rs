@@ -7,7 +7,7 @@
 
 use std::{hint::black_box, time::Instant};
 
-use remus::checkpoint::{Encoder, PAGE_SIZE, Page, Staging};
+use remus::checkpoint::{Encoder, EncoderSettings, PAGE_SIZE, Page, Staging};
 
 const PAGES_DEFAULT: u32 = 1000;
 const ROUNDS: usize = 201;
@@ -103,7 +103,7 @@ fn main() {
     let mut bench = Bench {
         ram: vec![[1; PAGE_SIZE]; pages as usize],
         staging: Staging::new(pages as usize),
-        encoder: Encoder::new(pages),
+        encoder: Encoder::new(pages, EncoderSettings::default()),
         seed: 0x9e37_79b9_7f4a_7c15,
     };
     let mut taken = Written::EACH.map(|_| Vec::new());

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use remus::checkpoint::{
-    Assembly, Content, DirtyBook, Encoder, HotSet, MachineState, PAGE_SIZE, Page, PageSet, Staging,
+    Assembly, Content, DirtyBook, Encoder, EncoderSettings, HotSet, MachineState, PAGE_SIZE, Page,
+    PageSet, Staging,
 };
 use remus::machine::{Memory, Shape};
 use remus_abi::Epoch;
@@ -29,7 +30,8 @@ fn the_backups_memory_is_the_guests_however_its_hot_set_cools_overflows_and_move
         let pages = machine.memory().layout().pages();
         let (mut book, mut hot) = (DirtyBook::new(pages), HotSet::new(pages, COOL_AFTER));
         let (mut harvest, mut cool) = (PageSet::new(pages), PageSet::new(pages));
-        let (mut encoder, mut assembly) = (Encoder::new(pages), Assembly::new(pages));
+        let (mut encoder, mut assembly) =
+            (Encoder::new(pages, EncoderSettings::default()), Assembly::new(pages));
         let (mut staging, mut state) = (Staging::new(pages as usize), MachineState::default());
         machine.track_dirty(true).unwrap();
         machine.harvest_and_clear_live(&mut harvest).unwrap();

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use remus::{
-    checkpoint::{Assembly, Content, DirtyBook, Encoder, PAGE_SIZE, Page, PageSet, Staging},
+    checkpoint::{
+        Assembly, Content, DirtyBook, Encoder, EncoderSettings, PAGE_SIZE, Page, PageSet, Staging,
+    },
     replication::{Backup, Fenced, Pipeline, Policy, PrimaryLease, Sealed, SyncNext},
     wire::{
         Ack, Attach, Begin, Bulk, Chain, End, FrameBuffer, HEADER_LEN, Hello, Instance, Kind, Lane,
@@ -60,7 +62,7 @@ impl PrimaryEnd {
             lease: PrimaryLease::new(pipeline.term(), timing.lease),
             pipeline,
             book: DirtyBook::new(RAM_PAGES),
-            encoder: Encoder::new(RAM_PAGES),
+            encoder: Encoder::new(RAM_PAGES, EncoderSettings { copies: 3 }),
             chain: Chain::new(Session::new(1).unwrap()),
             ram: vec![[0; PAGE_SIZE]; RAM_PAGES as usize],
             was: BTreeMap::new(),

@@ -13,7 +13,7 @@ use super::{
     mailbox::{Letter, Letters, Mailbox, mailbox},
 };
 use crate::{
-    checkpoint::{MachineState, QUIET_EPOCHS_DEFAULT},
+    checkpoint::{EncoderSettings, MachineState, QUIET_EPOCHS_DEFAULT},
     config::LinkName,
     failover,
     link::{self, AckDatagrams, Arrived, Polled},
@@ -468,6 +468,7 @@ impl Follower {
             // It has no backup to pause for.
             pause_max: timing.epoch_max,
             cool_after: QUIET_EPOCHS_DEFAULT,
+            encoding: EncoderSettings::default(),
             store: store.clone(),
             report: Report::new(Arc::clone(&shared)),
             inbox,

@@ -147,7 +147,7 @@ impl Assembly {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Encoder, PAGE_SIZE, Staging};
+    use super::super::{Encoder, EncoderSettings, PAGE_SIZE, Staging};
     use super::*;
 
     fn bodies(encoder: &mut Encoder, page: u32, at: usize, value: u8) -> Vec<u8> {
@@ -161,7 +161,8 @@ mod tests {
 
     #[test]
     fn a_delta_from_another_session_is_refused() {
-        let (mut encoder, mut assembly) = (Encoder::new(4), Assembly::new(4));
+        let (mut encoder, mut assembly) =
+            (Encoder::new(4, EncoderSettings::default()), Assembly::new(4));
         assembly.sync_batch(&bodies(&mut encoder, 2, 0, 5)).unwrap();
         assembly.begin(1, 0).unwrap();
         assembly.add_pages(&bodies(&mut encoder, 2, 0, 6)).unwrap();
@@ -173,7 +174,8 @@ mod tests {
 
     #[test]
     fn more_than_was_announced_is_refused_before_it_is_kept() {
-        let (mut encoder, mut assembly) = (Encoder::new(4), Assembly::new(4));
+        let (mut encoder, mut assembly) =
+            (Encoder::new(4, EncoderSettings::default()), Assembly::new(4));
         assert_eq!(assembly.begin(5, 0), Err(BatchError::TooMuch));
         assert_eq!(assembly.begin(1, STATE_MAX + 1), Err(BatchError::TooMuch));
         assembly.begin(1, 3).unwrap();

@@ -3,7 +3,7 @@
 use super::{
     PAGE_SIZE, Page, Staging,
     batch::{BATCH_HEAD, Encoding, RECORD, put_record},
-    shadow::Shadow,
+    shadow::{Known, Shadow},
     walk::{Comparer, DELTA_ROOM, Difference, is_zero},
 };
 use crate::wire::BODY_MAX;
@@ -29,10 +29,29 @@ pub struct Encoder {
     totals: Totals,
 }
 
+/// How pages are made small.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EncoderSettings {
+    /// Most copies of pages as last sent. A page without one is sent whole.
+    pub copies: u32,
+}
+
+/// 256 MiB: more than an epoch of 25 ms can carry, since to copy as much takes a pause as long, so that what is
+/// written in every epoch always has its copy; and no more than a small part of what a VM of that kind has.
+pub const COPIES_DEFAULT: u32 = 1 << 16;
+
+impl Default for EncoderSettings {
+    fn default() -> Self {
+        Self { copies: COPIES_DEFAULT }
+    }
+}
+
 /// What the comparer found about a page of the last staging: for the hot set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Verdict {
     pub page: Page,
+    /// It was seen to differ from what was last sent. A page that there was no copy of is sent, but nothing is known
+    /// against its being quiet.
     pub changed: bool,
 }
 
@@ -63,9 +82,9 @@ pub struct OutBatch<'a> {
 }
 
 impl Encoder {
-    pub fn new(ram_pages: u32) -> Self {
+    pub fn new(ram_pages: u32, settings: EncoderSettings) -> Self {
         Self {
-            shadow: Shadow::new(ram_pages),
+            shadow: Shadow::new(ram_pages, settings.copies),
             comparer: Comparer::detect(),
             records: Vec::new(),
             deltas: vec![0; BODY_MAX + DELTA_ROOM].into_boxed_slice(),
@@ -83,6 +102,7 @@ impl Encoder {
 
     pub fn encode<'a>(&'a mut self, staging: &'a Staging) -> Encoded<'a> {
         self.verdicts.clear();
+        self.shadow.begin_run();
         Encoded { encoder: self, staging, at: 0 }
     }
 
@@ -95,22 +115,41 @@ impl Encoder {
         self.totals
     }
 
+    /// Compares a page with what the backup has of it; whether it is known to have changed, and how to send it.
+    fn compare(&mut self, page: Page, bytes: &[u8; PAGE_SIZE]) -> (bool, Difference) {
+        let room = self.deltas[self.deltas_len..].first_chunk_mut().expect("room behind any batch");
+        match self.shadow.known(page) {
+            Known::Copy(copy) => {
+                let difference = self.comparer.walk(bytes, copy, room);
+                (difference != Difference::Unchanged, difference)
+            }
+            Known::Zero if is_zero(bytes) => (false, Difference::Unchanged),
+            Known::Unknown if is_zero(bytes) => (false, Difference::Zero),
+            Known::Zero => {
+                let difference = self.shadow.keep(page).map(|copy| {
+                    copy.fill(0);
+                    self.comparer.walk(bytes, copy, room)
+                });
+                (true, difference.unwrap_or(Difference::Raw))
+            }
+            Known::Unknown => {
+                if let Some(copy) = self.shadow.keep(page) {
+                    *copy = *bytes;
+                }
+                (false, Difference::Raw)
+            }
+        }
+    }
+
     /// Adds a page to the batch in the making, unless it is unchanged.
     fn add(&mut self, at: usize, page: Page, bytes: &[u8; PAGE_SIZE]) {
-        let difference = if self.shadow.is_absent_zero(page) && is_zero(bytes) {
-            Difference::Unchanged
-        } else if let Some(sent) = self.shadow.sent_mut(page) {
-            let room = self.deltas[self.deltas_len..].first_chunk_mut();
-            self.comparer.walk(bytes, sent, room.expect("room behind any batch"))
-        } else {
-            self.shadow.keep(page, bytes);
-            if is_zero(bytes) { Difference::Zero } else { Difference::Raw }
-        };
-        self.verdicts.push(Verdict { page, changed: difference != Difference::Unchanged });
+        let (changed, difference) = self.compare(page, bytes);
+        self.verdicts.push(Verdict { page, changed });
         match difference {
             Difference::Unchanged => self.totals.unchanged += 1,
             Difference::Zero => {
                 self.totals.zero += 1;
+                self.shadow.keep_zero(page);
                 put_record(&mut self.records, page, Encoding::Zero, 0);
             }
             Difference::Delta { len } => {
@@ -229,7 +268,8 @@ mod tests {
 
     #[test]
     fn unchanged_pages_are_judged_but_not_sent() {
-        let (mut encoder, mut image) = (Encoder::new(4), vec![[9; PAGE_SIZE]; 4]);
+        let (mut encoder, mut image) =
+            (Encoder::new(4, EncoderSettings::default()), vec![[9; PAGE_SIZE]; 4]);
         assert_eq!(
             carry(&mut encoder, &staged(&[(2, 1), (0, 0)]), &mut image),
             [(2, "raw"), (0, "zero")]
@@ -237,18 +277,20 @@ mod tests {
         let mut next = staged(&[(0, 0), (2, 1), (3, 0)]);
         assert_eq!(carry(&mut encoder, &next, &mut image), [(3, "zero")]);
         let changed: Vec<_> = encoder.verdicts().iter().map(|v| (v.page.0, v.changed)).collect();
-        assert_eq!(changed, [(0, false), (2, false), (3, true)]);
+        assert_eq!(changed, [(0, false), (2, false), (3, false)], "nothing is known of 3");
         next.clear();
         next.push(Page(2))
             .unwrap()
             .copy_from_slice(&std::array::from_fn::<_, PAGE_SIZE, _>(|n| u8::from(n != 9)));
         assert_eq!(carry(&mut encoder, &next, &mut image), [(2, "delta")]);
         assert_eq!((image[2][9], image[2][8]), (0, 1));
+        assert_eq!(encoder.verdicts(), [Verdict { page: Page(2), changed: true }]);
     }
 
     #[test]
     fn a_new_session_sends_whole_pages_again() {
-        let (mut encoder, mut image) = (Encoder::new(2), vec![[9; PAGE_SIZE]; 2]);
+        let (mut encoder, mut image) =
+            (Encoder::new(2, EncoderSettings::default()), vec![[9; PAGE_SIZE]; 2]);
         carry(&mut encoder, &staged(&[(0, 1), (1, 0)]), &mut image);
         encoder.new_session();
         assert_eq!(
@@ -260,9 +302,43 @@ mod tests {
     #[test]
     fn a_large_staging_is_cut_into_bodies_that_fit() {
         let pages: Vec<_> = (0..600).map(|n| (n, 1)).collect();
-        let (mut encoder, mut image) = (Encoder::new(600), vec![[0; PAGE_SIZE]; 600]);
+        let (mut encoder, mut image) =
+            (Encoder::new(600, EncoderSettings::default()), vec![[0; PAGE_SIZE]; 600]);
         assert_eq!(carry(&mut encoder, &staged(&pages), &mut image).len(), 600);
         assert!(image.iter().all(|page| page[0] == 1));
+    }
+
+    #[test]
+    fn a_page_whose_copy_is_gone_is_sent_whole_even_if_it_has_not_changed() {
+        let settings = EncoderSettings { copies: 1 };
+        let (mut encoder, mut image) = (Encoder::new(4, settings), vec![[9; PAGE_SIZE]; 4]);
+        assert_eq!(carry(&mut encoder, &staged(&[(0, 1)]), &mut image), [(0, "raw")]);
+        assert_eq!(carry(&mut encoder, &staged(&[(1, 1), (0, 1)]), &mut image), [(1, "raw")]);
+        for _ in 0..4 {
+            carry(&mut encoder, &staged(&[(1, 1)]), &mut image);
+        }
+        assert_eq!(carry(&mut encoder, &staged(&[(0, 1)]), &mut image), [(0, "raw")]);
+        assert_eq!(encoder.verdicts(), [Verdict { page: Page(0), changed: false }]);
+    }
+
+    #[test]
+    fn sparse_writes_cost_a_tenth_of_whole_pages_at_most() {
+        let settings = EncoderSettings::default();
+        let (mut encoder, mut image) = (Encoder::new(1000, settings), vec![[0; PAGE_SIZE]; 1000]);
+        let pages: Vec<_> = (0..1000).map(|page| (page, 7)).collect();
+        let mut staging = staged(&pages);
+        carry(&mut encoder, &staging, &mut image);
+        let before = encoder.totals().bytes;
+        staging.clear();
+        for (page, _) in pages {
+            let bytes = staging.push(Page(page)).unwrap();
+            bytes.fill(7);
+            // 64 bytes that are not aligned to anything: nine words in two lines.
+            bytes[page as usize * 3..][..64].fill(8);
+        }
+        assert!(carry(&mut encoder, &staging, &mut image).iter().all(|(_, how)| *how == "delta"));
+        let sent = encoder.totals().bytes - before;
+        assert!(sent * 10 <= 1000 * PAGE_SIZE as u64, "{sent} bytes");
     }
 
     proptest! {
@@ -270,9 +346,10 @@ mod tests {
 
         #[test]
         fn the_image_follows_whatever_is_staged(
+            copies in 0u32..9,
             epochs in proptest::collection::vec(proptest::collection::vec((0u32..8, 0usize..PAGE_SIZE, 0u8..3), 0..12), 1..8)
         ) {
-            let (mut encoder, mut image) = (Encoder::new(8), vec![[0xee; PAGE_SIZE]; 8]);
+            let (mut encoder, mut image) = (Encoder::new(8, EncoderSettings { copies }), vec![[0xee; PAGE_SIZE]; 8]);
             let mut ram = vec![[0u8; PAGE_SIZE]; 8];
             let mut touched = std::collections::BTreeSet::new();
             for writes in epochs {

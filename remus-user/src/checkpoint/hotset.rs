@@ -5,6 +5,10 @@
 //! The comparer says of each copy whether it changed. A page unchanged in K epochs running *cools*: it is
 //! protected again, in a pause, after it was copied there and before anything resumes.
 //!
+//! Of a page that the comparer has no copy of it says nothing, and that counts as quiet too. A page that *is* busy then
+//! pays a fault every K epochs, no more than K copies cost; while a page that is quiet would otherwise be copied, and
+//! sent whole, for ever.
+//!
 //! - K is ski rental: keep paying for copies until they have cost as much as the fault that protecting would
 //!   cost, then protect. It comes from one fault that was measured.
 //! - A loop over more pages than it writes in K epochs pays for both. It is found out by its pages, which come back soon
@@ -25,7 +29,7 @@ const WINDOW: u32 = 64;
 /// Fewer pages that come back in a window are no loop.
 const BACK_MIN: u32 = 64;
 
-/// For how many epochs each page was reported and found unchanged.
+/// For how many epochs each page was reported and not seen to have changed.
 ///
 /// Call order: [`handle_verdicts`](Self::handle_verdicts) as they come from the encoder; in each pause, after the
 /// copy, [`poll_cool`](Self::poll_cool) and clear what it says.
@@ -113,7 +117,7 @@ impl HotSet {
         staying
     }
 
-    /// Forgets everything: a new session compares with nothing, so its first verdicts say nothing.
+    /// Forgets everything: a new session knows of no page what it was.
     pub fn clear(&mut self) {
         self.quiet.fill(0);
         self.cooled.iter_mut().for_each(PageSet::clear);

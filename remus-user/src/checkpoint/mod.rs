@@ -29,7 +29,7 @@ pub use batch::{Batch, BatchError, Content, Encoding};
 pub use budget::PauseBudget;
 pub use delta::{Delta, DeltaError};
 pub use dirty::DirtyBook;
-pub use encoder::{Encoded, Encoder, OutBatch, Totals, Verdict};
+pub use encoder::{COPIES_DEFAULT, Encoded, Encoder, EncoderSettings, OutBatch, Totals, Verdict};
 pub use hotset::{HotSet, QUIET_EPOCHS_DEFAULT};
 pub use pages::{PAGE_SIZE, Page, PageSet};
 pub use staging::{StagedPage, Staging};

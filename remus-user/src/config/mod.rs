@@ -22,7 +22,7 @@ pub use name::{BadName, LinkName};
 
 pub use crate::wire::VmName;
 
-use crate::{gate, net::Mac, replication::Tempo};
+use crate::{checkpoint::EncoderSettings, gate, net::Mac, replication::Tempo};
 
 /// A config file with every key, for people to start from.
 pub const EXAMPLE: &str = include_str!("example.toml");
@@ -107,6 +107,7 @@ pub struct Protection {
     pub pause_max: Duration,
     /// Un-acked epochs before the guest has to wait.
     pub depth: usize,
+    pub encoding: EncoderSettings,
     pub heartbeat: Duration,
     /// Silence after which the other host is suspected.
     pub detect: Duration,

@@ -40,6 +40,7 @@ fn what_is_left_out_has_its_documented_default() {
     assert_eq!((c.net.bridge, c.net.mtu_bytes), (None, 1500));
     let p = &c.protection;
     assert_eq!((p.start, p.depth), (Start::Protected, 2));
+    assert_eq!(p.encoding, EncoderSettings::default());
     let ms = [p.tempo.epoch_max, p.heartbeat, p.detect, p.lease].map(|d| d.as_millis());
     assert_eq!(ms, [25, 10, 100, 60]);
     assert_eq!(c.gate, Settings::default());
@@ -204,6 +205,16 @@ fn detection_takes_three_heartbeats() {
         message("backup = ", "heartbeat_ms = 50\nbackup = "),
         "demo.toml:11:2: protection.detect_ms: 100 ms is less than three heartbeats of 50 ms\n  help: one late \
          heartbeat must not promote: detect_ms = 150 or more, or a shorter heartbeat_ms"
+    );
+}
+
+#[test]
+fn the_cache_of_deltas_is_counted_in_pages_and_bounded() {
+    let with = |line: &str| parse(&format!("{GOOD}{line}\n")).map(|c| c.protection.encoding);
+    assert_eq!(with("delta_cache_mib = 2").unwrap().copies, 512);
+    assert_eq!(
+        with("delta_cache_mib = 1").unwrap_err().to_string(),
+        "/etc/remus/demo.toml:13:19: protection.delta_cache_mib: 1 is out of range\n  help: from 2 to 65536"
     );
 }
 

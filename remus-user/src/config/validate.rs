@@ -16,6 +16,7 @@ use super::{
     state_dir_beside,
 };
 use crate::{
+    checkpoint::{COPIES_DEFAULT, EncoderSettings},
     gate::{Engine, Release, Settings},
     machine::{MTU_BYTES_MAX, MTU_BYTES_MIN},
     net::Mac,
@@ -47,6 +48,7 @@ const KEYS: &[(&str, &str, bool)] = &[
     ("protection.rate_max", "rate_max = 2000", false),
     ("protection.pause_max_us", "pause_max_us = 2000", false),
     ("protection.depth", "depth = 2", false),
+    ("protection.delta_cache_mib", "delta_cache_mib = 256", false),
     ("protection.heartbeat_ms", "heartbeat_ms = 10", false),
     ("protection.detect_ms", "detect_ms = 100", false),
     ("protection.lease_ms", "lease_ms = 60", false),
@@ -61,6 +63,8 @@ const KEYS: &[(&str, &str, bool)] = &[
     ("placement.io_cpus", "io_cpus = [1]", false),
 ];
 
+const MEMORY_MIB_MAX: u32 = 65_536;
+const PAGES_PER_MIB: u32 = 256;
 const CPUS_MAX: u32 = 1024;
 const CMDLINE_BYTES_MAX: usize = 2048;
 const MTU_BYTES_DEFAULT: i64 = 1500;
@@ -113,6 +117,7 @@ struct RawProtection {
     rate_max: Option<i64>,
     pause_max_us: Option<i64>,
     depth: Option<i64>,
+    delta_cache_mib: Option<i64>,
     heartbeat_ms: Option<i64>,
     detect_ms: Option<i64>,
     lease_ms: Option<i64>,
@@ -250,7 +255,7 @@ impl Check<'_, '_> {
     }
 
     fn machine(&self, raw: &RawMachine) -> Result<Machine, ConfigError> {
-        let memory_mib = self.number("machine.memory_mib", raw.memory_mib, 16, 65_536)?;
+        let memory_mib = self.number("machine.memory_mib", raw.memory_mib, 16, MEMORY_MIB_MAX)?;
         if memory_mib % 2 != 0 {
             return Err(self.wrong(
                 "machine.memory_mib",
@@ -378,6 +383,7 @@ impl Check<'_, '_> {
             tempo,
             pause_max: Duration::from_micros(pause_max_us.into()),
             depth: depth as usize,
+            encoding: self.encoding(raw)?,
             heartbeat: duration(heartbeat_ms),
             detect: duration(detect_ms),
             lease: duration(lease_ms),
@@ -431,6 +437,13 @@ impl Check<'_, '_> {
             interval_min,
             idle_max: Duration::from_millis(idle_ms.into()),
         })
+    }
+
+    fn encoding(&self, raw: &RawProtection) -> Result<EncoderSettings, ConfigError> {
+        let key = "protection.delta_cache_mib";
+        let mib = raw.delta_cache_mib.unwrap_or((COPIES_DEFAULT / PAGES_PER_MIB).into());
+        let copies = self.number(key, mib, 2, MEMORY_MIB_MAX)? * PAGES_PER_MIB;
+        Ok(EncoderSettings { copies })
     }
 
     fn gate(&self, raw: Option<&RawGate>) -> Result<Settings, ConfigError> {

@@ -167,6 +167,7 @@ impl Shell {
             depth: policy.depth,
             pause_max: config.protection.pause_max,
             cool_after,
+            encoding: config.protection.encoding,
             store: store.clone(),
             report: Report::new(Arc::clone(&shared)),
             inbox,

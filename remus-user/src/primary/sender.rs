@@ -65,7 +65,7 @@ impl Sender {
     pub(super) fn start(
         session: Session,
         bulk: TcpStream,
-        ram_pages: u32,
+        encoder: Encoder,
         depth: usize,
         post: Post,
     ) -> Result<Self> {
@@ -73,7 +73,7 @@ impl Sender {
         let (jobs, inbox) = sync_channel(depth);
         thread::Builder::new()
             .name("sender".to_owned())
-            .spawn(move || run(session, out, ram_pages, &inbox, &post))
+            .spawn(move || run(session, out, encoder, &inbox, &post))
             .context("start the sender thread")?;
         Ok(Self { jobs })
     }
@@ -90,11 +90,10 @@ impl Sender {
 fn run(
     session: Session,
     mut out: BulkOut,
-    ram_pages: u32,
+    mut encoder: Encoder,
     jobs: &Receiver<Box<Shipment>>,
     post: &Post,
 ) {
-    let mut encoder = Encoder::new(ram_pages);
     let mut broken = false;
     for mut shipment in jobs {
         shipment.verdicts.clear();

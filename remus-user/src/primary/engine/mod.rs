@@ -36,7 +36,7 @@ use super::{
     sync::Sync,
 };
 use crate::{
-    checkpoint::{DirtyBook, HotSet, Page, PageSet, PauseBudget},
+    checkpoint::{DirtyBook, EncoderSettings, HotSet, Page, PageSet, PauseBudget},
     gate::{Flushed, Gate, Lost},
     machine::{End, Event, Machine, Prepared},
     os::boot_now,
@@ -72,6 +72,7 @@ pub(crate) struct Parts {
     pub(crate) pause_max: Duration,
     /// Epochs after which a page that stays as it is is protected again.
     pub(crate) cool_after: u8,
+    pub(crate) encoding: EncoderSettings,
     pub(crate) store: Store,
     pub(crate) report: Report,
     pub(crate) inbox: Inbox,
@@ -95,6 +96,7 @@ pub(crate) struct Engine {
     gate: Gate,
     brain: Pipeline,
     depth: usize,
+    encoding: EncoderSettings,
     store: Store,
     report: Report,
     inbox: Inbox,
@@ -151,6 +153,7 @@ impl Engine {
             depth,
             pause_max,
             cool_after,
+            encoding,
             store,
             report,
             inbox,
@@ -182,6 +185,7 @@ impl Engine {
             gate,
             brain,
             depth,
+            encoding,
             store,
             report,
             inbox,

@@ -7,7 +7,7 @@ use tracing::{debug, info, warn};
 
 use super::{Engine, SPARE_SHIPMENTS, STAGING_PAGES};
 use crate::{
-    checkpoint::Staging,
+    checkpoint::{Encoder, Staging},
     link::{AckIn, hang_up},
     os::boot_now,
     primary::{
@@ -60,7 +60,8 @@ impl Engine {
         let ours = bulk.try_clone().context("share the bulk connection")?;
         let acks = bulk.try_clone().context("share the bulk connection")?;
         start_ack_reader(session, acks, self.post.clone())?;
-        let sender = Sender::start(session, bulk, ram_pages, places, self.post.clone())?;
+        let encoder = Encoder::new(ram_pages, self.encoding);
+        let sender = Sender::start(session, bulk, encoder, places, self.post.clone())?;
         self.link = Some(Link { session, sender, bulk: ours });
 
         if !self.tracking {
