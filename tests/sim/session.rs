@@ -62,7 +62,10 @@ impl PrimaryEnd {
             lease: PrimaryLease::new(pipeline.term(), timing.lease),
             pipeline,
             book: DirtyBook::new(RAM_PAGES),
-            encoder: Encoder::new(RAM_PAGES, EncoderSettings { copies: 3 }),
+            encoder: Encoder::new(
+                RAM_PAGES,
+                EncoderSettings { copies: 3, ..EncoderSettings::default() },
+            ),
             chain: Chain::new(Session::new(1).unwrap()),
             ram: vec![[0; PAGE_SIZE]; RAM_PAGES as usize],
             was: BTreeMap::new(),

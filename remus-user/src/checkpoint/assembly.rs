@@ -4,8 +4,9 @@
 //! batch holds at least one page, so a peer cannot make this grow beyond one image of RAM.
 
 use super::{
-    Page, PageSet,
+    PageSet,
     batch::{Batch, BatchError, Content},
+    pack::Unpacker,
 };
 
 /// Most bytes of CPU and device state in a checkpoint.
@@ -20,6 +21,7 @@ pub const STATE_MAX: u32 = 16 << 20;
 pub struct Assembly {
     /// Pages that this session has carried whole: a delta needs one.
     whole: PageSet,
+    unpacker: Unpacker,
     /// Bodies of `Pages`, one after another, and where each ends.
     bodies: Vec<u8>,
     ends: Vec<usize>,
@@ -42,6 +44,7 @@ impl Assembly {
     pub fn new(ram_pages: u32) -> Self {
         Self {
             whole: PageSet::new(ram_pages),
+            unpacker: Unpacker::default(),
             bodies: Vec::new(),
             ends: Vec::new(),
             state: Vec::new(),
@@ -61,9 +64,10 @@ impl Assembly {
     ///
     /// # Errors
     /// [`BatchError`]; the session must be dropped.
-    pub fn sync_batch<'b>(&mut self, body: &'b [u8]) -> Result<Batch<'b>, BatchError> {
+    pub fn sync_batch<'b>(&'b mut self, body: &'b [u8]) -> Result<Batch<'b>, BatchError> {
+        let body = self.unpacker.unpack(body)?;
         let batch = Batch::parse(body, self.whole.ram_pages())?;
-        self.check_bases(&batch)?;
+        check_bases(&mut self.whole, &batch)?;
         Ok(batch)
     }
 
@@ -82,12 +86,13 @@ impl Assembly {
     /// # Errors
     /// [`BatchError`]; the session must be dropped.
     pub fn add_pages(&mut self, body: &[u8]) -> Result<(), BatchError> {
+        let body = self.unpacker.unpack(body)?;
         let batch = Batch::parse(body, self.whole.ram_pages())?;
         let pages = self.pages.checked_add(batch.pages()).ok_or(BatchError::TooMuch)?;
         if pages > self.pages_max {
             return Err(BatchError::TooMuch);
         }
-        self.check_bases(&batch)?;
+        check_bases(&mut self.whole, &batch)?;
         self.pages = pages;
         self.bodies.extend_from_slice(body);
         self.ends.push(self.bodies.len());
@@ -123,20 +128,6 @@ impl Assembly {
         &self.state
     }
 
-    fn check_bases(&mut self, batch: &Batch<'_>) -> Result<(), BatchError> {
-        for (page, content) in batch.iter() {
-            match content {
-                Content::Zero | Content::Raw(_) => self.whole.insert(page),
-                Content::Delta(_) => self.check_base(page)?,
-            }
-        }
-        Ok(())
-    }
-
-    fn check_base(&self, page: Page) -> Result<(), BatchError> {
-        if self.whole.contains(page) { Ok(()) } else { Err(BatchError::NoBase(page)) }
-    }
-
     fn forget(&mut self, pages_max: u32, state_max: u32) {
         self.bodies.clear();
         self.ends.clear();
@@ -145,9 +136,21 @@ impl Assembly {
     }
 }
 
+/// Checks that every delta has a base in this session, and adds the pages that come whole.
+fn check_bases(whole: &mut PageSet, batch: &Batch<'_>) -> Result<(), BatchError> {
+    for (page, content) in batch.iter() {
+        match content {
+            Content::Zero | Content::Raw(_) => whole.insert(page),
+            Content::Delta(_) if whole.contains(page) => {}
+            Content::Delta(_) => return Err(BatchError::NoBase(page)),
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::{Encoder, EncoderSettings, PAGE_SIZE, Staging};
+    use super::super::{Encoder, EncoderSettings, PAGE_SIZE, Page, Staging};
     use super::*;
 
     fn bodies(encoder: &mut Encoder, page: u32, at: usize, value: u8) -> Vec<u8> {

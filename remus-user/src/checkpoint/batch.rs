@@ -54,6 +54,8 @@ pub enum BatchError {
     Delta(Page),
     /// A delta for a page that this session has not carried whole.
     NoBase(Page),
+    /// Packed in no known way, or in one that does not come out as it says.
+    Packed,
     /// More pages or state than the checkpoint announced, or it announced more than the machine can have.
     TooMuch,
 }
@@ -174,6 +176,7 @@ impl fmt::Display for BatchError {
             Self::NoBase(page) => {
                 write!(f, "a delta for page {}, which was never sent whole", page.0)
             }
+            Self::Packed => f.write_str("a batch of pages that cannot be unpacked"),
             Self::TooMuch => {
                 f.write_str("a checkpoint with more in it than it announced or may have")
             }

@@ -3,6 +3,7 @@
 use super::{
     PAGE_SIZE, Page, Staging,
     batch::{BATCH_HEAD, Encoding, RECORD, put_record},
+    pack::{Compression, Packer},
     shadow::{Known, Shadow},
     walk::{Comparer, DELTA_ROOM, Difference, is_zero},
 };
@@ -26,6 +27,7 @@ pub struct Encoder {
     /// Places in staging of its raw pages.
     raws: Vec<usize>,
     verdicts: Vec<Verdict>,
+    packer: Packer,
     totals: Totals,
 }
 
@@ -34,6 +36,8 @@ pub struct Encoder {
 pub struct EncoderSettings {
     /// Most copies of pages as last sent. A page without one is sent whole.
     pub copies: u32,
+    /// Of whole batches, for a slow link.
+    pub compression: Compression,
 }
 
 /// 256 MiB: more than an epoch of 25 ms can carry, since to copy as much takes a pause as long, so that what is
@@ -42,7 +46,7 @@ pub const COPIES_DEFAULT: u32 = 1 << 16;
 
 impl Default for EncoderSettings {
     fn default() -> Self {
-        Self { copies: COPIES_DEFAULT }
+        Self { copies: COPIES_DEFAULT, compression: Compression::None }
     }
 }
 
@@ -79,6 +83,8 @@ pub struct OutBatch<'a> {
     deltas: &'a [u8],
     raws: &'a [usize],
     staging: &'a Staging,
+    /// All of it in fewer bytes, where that is wanted and possible.
+    packed: Option<&'a [u8]>,
 }
 
 impl Encoder {
@@ -91,6 +97,7 @@ impl Encoder {
             deltas_len: 0,
             raws: Vec::new(),
             verdicts: Vec::new(),
+            packer: Packer::new(settings.compression),
             totals: Totals::default(),
         }
     }
@@ -193,13 +200,12 @@ impl Encoded<'_> {
         let to_bytes = |n: usize| u32::try_from(n).expect("below BODY_MAX").to_le_bytes();
         encoder.records[..4].copy_from_slice(&to_bytes(count));
         encoder.records[4..8].copy_from_slice(&to_bytes(encoder.deltas_len));
-        encoder.totals.bytes += encoder.batch_len() as u64;
-        Some(OutBatch {
-            records: &encoder.records,
-            deltas: &encoder.deltas[..encoder.deltas_len],
-            raws: &encoder.raws,
-            staging: self.staging,
-        })
+        let Encoder { records, deltas, deltas_len, raws, packer, totals, .. } = encoder;
+        let (deltas, staging) = (&deltas[..*deltas_len], self.staging);
+        let mut batch = OutBatch { records, deltas, raws, staging, packed: None };
+        batch.packed = packer.pack(batch.parts());
+        totals.bytes += batch.parts().map(|part| part.len() as u64).sum::<u64>();
+        Some(batch)
     }
 }
 
@@ -214,7 +220,9 @@ impl OutBatch<'_> {
     /// The body, part by part; at most [`PARTS_MAX`](Self::PARTS_MAX) of them. None is empty.
     pub fn parts(&self) -> impl Iterator<Item = &[u8]> + Clone {
         let raws = self.raws.iter().map(|at| &self.staging.copy(*at)[..]);
-        [self.records, self.deltas].into_iter().filter(|part| !part.is_empty()).chain(raws)
+        let parts = [self.records, self.deltas].into_iter().filter(|part| !part.is_empty());
+        let plain = if self.packed.is_some() { 0 } else { usize::MAX };
+        self.packed.into_iter().chain(parts.chain(raws).take(plain))
     }
 }
 
@@ -310,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_page_whose_copy_is_gone_is_sent_whole_even_if_it_has_not_changed() {
-        let settings = EncoderSettings { copies: 1 };
+        let settings = EncoderSettings { copies: 1, ..EncoderSettings::default() };
         let (mut encoder, mut image) = (Encoder::new(4, settings), vec![[9; PAGE_SIZE]; 4]);
         assert_eq!(carry(&mut encoder, &staged(&[(0, 1)]), &mut image), [(0, "raw")]);
         assert_eq!(carry(&mut encoder, &staged(&[(1, 1), (0, 1)]), &mut image), [(1, "raw")]);
@@ -349,7 +357,7 @@ mod tests {
             copies in 0u32..9,
             epochs in proptest::collection::vec(proptest::collection::vec((0u32..8, 0usize..PAGE_SIZE, 0u8..3), 0..12), 1..8)
         ) {
-            let (mut encoder, mut image) = (Encoder::new(8, EncoderSettings { copies }), vec![[0xee; PAGE_SIZE]; 8]);
+            let (mut encoder, mut image) = (Encoder::new(8, EncoderSettings { copies, ..EncoderSettings::default() }), vec![[0xee; PAGE_SIZE]; 8]);
             let mut ram = vec![[0u8; PAGE_SIZE]; 8];
             let mut touched = std::collections::BTreeSet::new();
             for writes in epochs {

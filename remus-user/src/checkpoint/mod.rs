@@ -18,10 +18,13 @@ mod delta;
 mod dirty;
 mod encoder;
 mod hotset;
+mod pack;
 mod pages;
 mod shadow;
 mod staging;
 mod state;
+#[cfg(test)]
+mod tests;
 mod walk;
 
 pub use assembly::{Arrived, Assembly, STATE_MAX};
@@ -31,6 +34,7 @@ pub use delta::{Delta, DeltaError};
 pub use dirty::DirtyBook;
 pub use encoder::{COPIES_DEFAULT, Encoded, Encoder, EncoderSettings, OutBatch, Totals, Verdict};
 pub use hotset::{HotSet, QUIET_EPOCHS_DEFAULT};
+pub use pack::Compression;
 pub use pages::{PAGE_SIZE, Page, PageSet};
 pub use staging::{StagedPage, Staging};
 pub use state::{

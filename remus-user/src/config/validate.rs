@@ -16,7 +16,7 @@ use super::{
     state_dir_beside,
 };
 use crate::{
-    checkpoint::{COPIES_DEFAULT, EncoderSettings},
+    checkpoint::{COPIES_DEFAULT, Compression, EncoderSettings},
     gate::{Engine, Release, Settings},
     machine::{MTU_BYTES_MAX, MTU_BYTES_MIN},
     net::Mac,
@@ -49,6 +49,7 @@ const KEYS: &[(&str, &str, bool)] = &[
     ("protection.pause_max_us", "pause_max_us = 2000", false),
     ("protection.depth", "depth = 2", false),
     ("protection.delta_cache_mib", "delta_cache_mib = 256", false),
+    ("protection.compression", "compression = \"none\"", false),
     ("protection.heartbeat_ms", "heartbeat_ms = 10", false),
     ("protection.detect_ms", "detect_ms = 100", false),
     ("protection.lease_ms", "lease_ms = 60", false),
@@ -118,6 +119,7 @@ struct RawProtection {
     pause_max_us: Option<i64>,
     depth: Option<i64>,
     delta_cache_mib: Option<i64>,
+    compression: Option<String>,
     heartbeat_ms: Option<i64>,
     detect_ms: Option<i64>,
     lease_ms: Option<i64>,
@@ -443,7 +445,19 @@ impl Check<'_, '_> {
         let key = "protection.delta_cache_mib";
         let mib = raw.delta_cache_mib.unwrap_or((COPIES_DEFAULT / PAGES_PER_MIB).into());
         let copies = self.number(key, mib, 2, MEMORY_MIB_MAX)? * PAGES_PER_MIB;
-        Ok(EncoderSettings { copies })
+        let compression = match raw.compression.as_deref() {
+            None | Some("none") => Compression::None,
+            Some("lz4") => Compression::Lz4,
+            Some("zstd") => Compression::Zstd,
+            Some(other) => {
+                return Err(self.wrong(
+                    "protection.compression",
+                    format!("{other:?} is no compression"),
+                    "\"none\"; \"lz4\" or \"zstd\" for a link that is slower than they are",
+                ));
+            }
+        };
+        Ok(EncoderSettings { copies, compression })
     }
 
     fn gate(&self, raw: Option<&RawGate>) -> Result<Settings, ConfigError> {

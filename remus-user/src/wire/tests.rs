@@ -7,8 +7,8 @@ use remus_abi::{Epoch, Term, ack::AckKey};
 
 use super::*;
 
-/// One frame a line, `name hex`, as version 2 has them.
-const GOLDEN: &str = include_str!("../../../tests/golden/wire-v2.txt");
+/// One frame a line, `name hex`, as version 3 has them.
+const GOLDEN: &str = include_str!("../../../tests/golden/wire-v3.txt");
 
 fn term(n: u32) -> Term {
     Term::new(n).unwrap()
