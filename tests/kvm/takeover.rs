@@ -42,6 +42,30 @@ fn a_takeover_keeps_connections_and_loses_nothing() {
 }
 
 #[test]
+fn every_mode_and_compression_loses_nothing() {
+    for settings in [
+        "mode = \"throughput\"\ncompression = \"lz4\"",
+        "mode = \"fixed\"\ncompression = \"zstd\"",
+        "mode = \"latency\"\ndelta_cache_mib = 2\npause_max_us = 400",
+    ] {
+        with_hosts(async |pair| {
+            let mut backup = pair.start_backup();
+            let settings = format!("epoch_ms = 25\n{settings}");
+            let mut primary = pair.start_primary(&[("epoch_ms = 25", &settings)]);
+            primary.wait_for(Protection::Protected, PATIENCE).await.unwrap();
+            let mut guest = pair.guest().await;
+            guest.start_work(2000, 64, 0).await.unwrap();
+            let client = pair.client(4).await;
+            let armed = pair.topology.primary.arm().await.unwrap();
+            pair.topology.primary.die(Death::Host, &armed, &mut primary.process).await.unwrap();
+            promoted(&mut backup).await;
+            replies_more(&client, 100).await;
+            lost_nothing(client, 4).await;
+        });
+    }
+}
+
+#[test]
 fn a_guest_of_several_vcpus_is_taken_over_with_all_of_them() {
     for vcpus in [2, 4] {
         with_hosts_for(vcpus, async |pair| {
