@@ -4,10 +4,15 @@
 //! staging and copies together are then larger than a core's own caches, as they are when a pause has filled staging
 //! from another core. Medians over rounds; all shapes take turns in each round, so that a noisy machine is
 //! noisy for all of them.
+//!
+//! Then what compressing costs both sides, and saves: the pages are this program itself, whole, and with 64 bytes of each
+//! rewritten by other bytes of it.
 
-use std::{hint::black_box, time::Instant};
+use std::{env, fs, hint::black_box, time::Instant};
 
-use remus::checkpoint::{Encoder, EncoderSettings, PAGE_SIZE, Page, Staging};
+use remus::checkpoint::{
+    Assembly, Compression, Encoder, EncoderSettings, PAGE_SIZE, Page, Staging,
+};
 
 const PAGES_DEFAULT: u32 = 1000;
 const ROUNDS: usize = 201;
@@ -98,8 +103,69 @@ fn drain(encoder: &mut Encoder, staging: &Staging) -> usize {
     bytes
 }
 
+/// ns a page to encode, ns a page to take in, bytes a page.
+type Cost = (f64, f64, f64);
+
+/// Of `first` in a session of its own, and of `then` after it.
+fn compress(compression: Compression, first: &Staging, then: &Staging) -> [Cost; 2] {
+    let pages = u32::try_from(first.len()).expect("as many as asked for");
+    let settings = EncoderSettings { compression, ..EncoderSettings::default() };
+    let (mut encoder, mut assembly) = (Encoder::new(pages, settings), Assembly::new(pages));
+    let mut taken = [const { Vec::new() }; 2];
+    for _ in 0..ROUNDS / 10 {
+        encoder.new_session();
+        assembly.new_session();
+        for (staging, taken) in [first, then].into_iter().zip(&mut taken) {
+            let (mut bodies, mut encoding) = (Vec::new(), 0);
+            let mut run = encoder.encode(staging);
+            loop {
+                let start = Instant::now();
+                let Some(batch) = run.next_batch() else { break };
+                encoding += start.elapsed().as_nanos();
+                bodies.push(batch.parts().flatten().copied().collect::<Vec<u8>>());
+            }
+            let start = Instant::now();
+            for body in &bodies {
+                black_box(assembly.sync_batch(body).expect("of our own making"));
+            }
+            let taking_in = start.elapsed().as_nanos() as f64;
+            let each = |n: f64| n / f64::from(pages);
+            let bytes = bodies.iter().map(Vec::len).sum::<usize>() as f64;
+            taken.push((each(encoding as f64), each(taking_in), each(bytes)));
+        }
+    }
+    taken.map(|mut taken: Vec<Cost>| {
+        taken.sort_by(|a, b| a.0.total_cmp(&b.0));
+        taken[taken.len() / 2]
+    })
+}
+
+fn compressions(pages: u32) {
+    let program = env::current_exe().and_then(fs::read).expect("this program's file");
+    let (whole, _) = program.as_chunks::<PAGE_SIZE>();
+    let mut content = whole.iter().cycle();
+    let (mut first, mut then) = (Staging::new(pages as usize), Staging::new(pages as usize));
+    for page in 0..pages {
+        let bytes = content.next().expect("a program of a page");
+        *first.push(Page(page)).expect("room") = *bytes;
+        let written = then.push(Page(page)).expect("room");
+        *written = *bytes;
+        let at = 64 * (page as usize % 63);
+        written.copy_within(at + 64..at + 128, at);
+    }
+    println!("\n{pages} pages of a program            ns encode     ns take in    bytes a page");
+    for (compression, name) in
+        [(Compression::None, "none"), (Compression::Lz4, "lz4"), (Compression::Zstd, "zstd")]
+    {
+        let costs = compress(compression, &first, &then);
+        for ((encode, take_in, bytes), shape) in costs.into_iter().zip(["whole", "64 B"]) {
+            println!("{name:<8}{shape:<22} {encode:>10.0} {take_in:>14.0} {bytes:>15.0}");
+        }
+    }
+}
+
 fn main() {
-    let pages = std::env::args().nth(1).map_or(PAGES_DEFAULT, |n| n.parse().expect("PAGES"));
+    let pages = env::args().nth(1).map_or(PAGES_DEFAULT, |n| n.parse().expect("PAGES"));
     let mut bench = Bench {
         ram: vec![[1; PAGE_SIZE]; pages as usize],
         staging: Staging::new(pages as usize),
@@ -126,6 +192,7 @@ fn main() {
         line(name, taken);
     }
     line("no copy of it", &mut whole);
+    compressions(pages);
 }
 
 fn line(name: &str, taken: &mut [(f64, f64)]) {

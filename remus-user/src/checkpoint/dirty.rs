@@ -43,8 +43,7 @@ impl DirtyBook {
 
     /// All that is owed goes into the checkpoint of `epoch`.
     pub fn capture(&mut self, epoch: Epoch) -> &PageSet {
-        let mut next = self.spare.pop().unwrap_or_else(|| PageSet::new(self.owed.ram_pages()));
-        next.clear();
+        let next = self.spare.pop().unwrap_or_else(|| PageSet::new(self.owed.ram_pages()));
         let captured = std::mem::replace(&mut self.owed, next);
         self.on_the_way.push_back((epoch, captured));
         &self.on_the_way.back().expect("just pushed").1
@@ -53,7 +52,7 @@ impl DirtyBook {
     /// The checkpoints up to `epoch` are committed.
     pub fn commit(&mut self, epoch: Epoch) {
         while self.on_the_way.front().is_some_and(|(first, _)| *first <= epoch) {
-            self.spare.extend(self.on_the_way.pop_front().map(|(_, pages)| pages));
+            self.spare.extend(self.on_the_way.pop_front().map(|(_, pages)| emptied(pages)));
         }
     }
 
@@ -61,7 +60,7 @@ impl DirtyBook {
     pub fn put_back(&mut self) {
         for (_, pages) in self.on_the_way.drain(..) {
             self.owed.union(&pages);
-            self.spare.push(pages);
+            self.spare.push(emptied(pages));
         }
     }
 
@@ -70,6 +69,12 @@ impl DirtyBook {
         self.put_back();
         self.owed.insert_all();
     }
+}
+
+/// Emptied here rather than in the pause that uses it next.
+fn emptied(mut pages: PageSet) -> PageSet {
+    pages.clear();
+    pages
 }
 
 #[cfg(test)]

@@ -14,8 +14,8 @@
 //!
 //! - Output brings the seal forward only while no checkpoint is on its way: one that is answers soon, and until then
 //!   more output comes together. A guest with one client never notices; one with many is stopped less often.
-//! - A guest that says much at once has many clients, or much to say to one: it is stopped for no more than an eighth of
-//!   its time, so that the next seal takes more along.
+//! - A guest that says much at once has many clients, or much to say to one: it is stopped for no more than a twelfth
+//!   of its time, so that the next seal takes more along.
 //! - An epoch in which the guest said nothing, changed next to nothing and used next to no CPU time was quiet: the next
 //!   may be twice as long. Any of the three ends that at once; the engine looks for it ([`Cadence::handle_look`]).
 //! - An epoch that has dirtied as many pages as a pause may copy is sealed early: the guest is paced by its own writes.
@@ -60,7 +60,7 @@ const LOOKS: u32 = 4;
 /// More frames than this in an epoch are much.
 const FEW_FRAMES: u64 = 8;
 /// A guest that says much is stopped for one part in so many.
-const STOPPED_SHARE: u32 = 8;
+const STOPPED_SHARE: u32 = 12;
 
 /// What the engine saw of the epoch that it has just sealed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -352,16 +352,16 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_says_much_is_stopped_for_an_eighth_of_its_time() {
+    fn a_guest_that_says_much_is_stopped_for_a_small_part_of_its_time() {
         let mut cadence = cadence(Mode::Latency);
         cadence.handle_sealed(at(10));
         cadence.handle_seen(Seen { frames: 100, ..WORKED });
         cadence.handle_output(at(11));
-        assert_eq!(cadence.poll(at(11), false), Due::At(at(12)));
-        assert_eq!(seal(&mut cadence, 11, 1), 12);
+        assert_eq!(cadence.poll(at(11), false), Due::At(at(13)));
+        assert_eq!(seal(&mut cadence, 11, 1), 13);
         cadence.handle_seen(WORKED);
-        cadence.handle_output(at(13));
-        assert_eq!(cadence.poll(at(13), false), Due::Seal);
+        cadence.handle_output(at(14));
+        assert_eq!(cadence.poll(at(14), false), Due::Seal);
     }
 
     #[test]

@@ -38,8 +38,11 @@ impl Engine {
 
     /// Ends the open epoch with a checkpoint; see the module for the order.
     pub(super) fn seal(&mut self) -> Result<()> {
-        // As many as stay writable, and what else the last epoch had.
-        self.make_room(self.dirty_lately + self.dirty_lately / 4);
+        // What is dirty now, and will be in the pause: room for it, and the log's way is in the caches when the guest
+        // stands still.
+        self.machine.look_at_dirty(&mut self.harvest)?;
+        let dirty = self.harvest.len();
+        self.make_room(dirty + dirty / 8);
         let Self {
             machine,
             gate,
@@ -105,7 +108,6 @@ impl Engine {
             predecessor: sealed.predecessor,
         };
         link.as_ref().expect("the brain seals for a session").sender.ship(shipment);
-        self.dirty_lately = count;
         Ok(())
     }
 }

@@ -123,8 +123,6 @@ pub(crate) struct Engine {
     tracking: bool,
     recorded: Option<Record>,
     worked: Worked,
-    /// Pages of the newest checkpoint.
-    dirty_lately: usize,
     /// Frames that the guest had sent when the brain was last told, and when an epoch last ended.
     said: u64,
     sent_before: u64,
@@ -207,7 +205,6 @@ impl Engine {
             tracking: false,
             recorded: None,
             worked: Worked::new(boot_now()),
-            dirty_lately: 0,
             said: 0,
             sent_before: 0,
             flush_again: false,
