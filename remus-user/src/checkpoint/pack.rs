@@ -11,6 +11,8 @@
 //! does not make shorter goes as it is. The word deltas have taken out most of what could be packed already; this is for
 //! links on which 0.6 to 1.2 GB/s (lz4) or 0.35 GB/s (zstd) are no limit.
 
+use lz4_flex::block::{CompressTable, compress_into_with_table};
+
 use super::batch::BatchError;
 use crate::wire::BODY_MAX;
 
@@ -40,7 +42,8 @@ pub(super) struct Packer {
 
 enum Codec {
     None,
-    Lz4,
+    /// Its table is used again.
+    Lz4(Box<CompressTable>),
     Zstd(Box<zstd::bulk::Compressor<'static>>),
 }
 
@@ -48,12 +51,11 @@ impl Packer {
     pub(super) fn new(compression: Compression) -> Self {
         let codec = match compression {
             Compression::None => Codec::None,
-            Compression::Lz4 => Codec::Lz4,
-            // Made of memory alone: what is left to fail is the level.
-            Compression::Zstd => match zstd::bulk::Compressor::new(ZSTD_LEVEL) {
-                Ok(compressor) => Codec::Zstd(Box::new(compressor)),
-                Err(_) => Codec::None,
-            },
+            Compression::Lz4 => Codec::Lz4(Box::new(CompressTable::large())),
+            Compression::Zstd => {
+                let compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL);
+                Codec::Zstd(Box::new(compressor.expect("memory, and a level that zstd has")))
+            }
         };
         Self { codec, plain: Vec::new(), packed: Vec::new() }
     }
@@ -71,7 +73,7 @@ impl Packer {
         let (head, room) = packed.split_at_mut(HEAD);
         let (number, length) = match codec {
             Codec::None => return None,
-            Codec::Lz4 => (LZ4, lz4_flex::block::compress_into(plain, room).ok()?),
+            Codec::Lz4(table) => (LZ4, compress_into_with_table(plain, room, table).ok()?),
             Codec::Zstd(compressor) => (ZSTD, compressor.compress_to_buffer(plain, room).ok()?),
         };
         head[..4].fill(0);

@@ -85,7 +85,9 @@ impl Shadow {
     pub(super) fn clear(&mut self) {
         self.known.fill(UNKNOWN);
         self.free.clear();
-        self.free.extend((0..).take(self.seats.len()));
+        let seats = to_u32(self.seats.len());
+        // Taken from the end: in ascending order, as they lie in memory.
+        self.free.extend((0..seats).rev());
     }
 
     pub(super) fn begin_run(&mut self) {
