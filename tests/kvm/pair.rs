@@ -24,14 +24,17 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs a test with a client, a switch and two hosts of its own.
 pub(super) fn with_hosts<F: Future<Output = ()>>(test: impl FnOnce(Pair) -> F) {
-    with_hosts_for(1, test);
+    with_hosts_for(Machine::default(), test);
 }
 
-/// The same for a guest of so many vCPUs.
-pub(super) fn with_hosts_for<F: Future<Output = ()>>(vcpus: u8, test: impl FnOnce(Pair) -> F) {
+/// The same for a guest that is not the usual one.
+pub(super) fn with_hosts_for<F: Future<Output = ()>>(
+    machine: Machine,
+    test: impl FnOnce(Pair) -> F,
+) {
     sys::leave_cpu_0().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { test(Pair::new(vcpus).await).await });
+    runtime.block_on(async { test(Pair::new(machine).await).await });
 }
 
 /// The hosts, and a folder for what their daemons write.
@@ -39,12 +42,12 @@ pub(super) struct Pair {
     pub(super) topology: Topology,
     pub(super) programs: Programs,
     pub(super) folder: TempDir,
-    vcpus: u8,
+    machine: Machine,
     sniffer: Sniffer,
 }
 
 impl Pair {
-    async fn new(vcpus: u8) -> Self {
+    async fn new(machine: Machine) -> Self {
         // Tests lie in target/release/deps, the rig that `Programs` asks about one above.
         let test = std::env::current_exe().unwrap();
         let deps = test.parent().unwrap();
@@ -55,13 +58,12 @@ impl Pair {
         let primary = ports.index(PRIMARY_PORT).await.unwrap();
         let backup = ports.index(BACKUP_PORT).await.unwrap();
         let sniffer = Sniffer::start(&topology.switch, primary, backup).unwrap();
-        Self { topology, programs, folder: tempfile::tempdir().unwrap(), vcpus, sniffer }
+        Self { topology, programs, folder: tempfile::tempdir().unwrap(), machine, sniffer }
     }
 
     /// The rig's config, with the first of each pair of texts replaced by the second.
     pub(super) fn config(&self, changes: &[(&str, &str)]) -> String {
-        let machine = Machine { vcpus: self.vcpus, ..Machine::default() };
-        let options = Options { machine, ..Options::default() };
+        let options = Options { machine: self.machine, ..Options::default() };
         let text = primary_config(&self.programs, &options, self.folder.path()).unwrap();
         changes.iter().fold(text, |text, (from, to)| {
             assert!(text.contains(from), "no {from:?} in\n{text}");

@@ -5,7 +5,11 @@ use std::time::Duration;
 
 use remus::observe::status::Protection;
 use rig::{
-    client::connection::Connection, guest::Guest, host::Death, remus::Daemon, topology::GUEST,
+    client::connection::Connection,
+    guest::Guest,
+    host::Death,
+    remus::{Daemon, Machine},
+    topology::GUEST,
 };
 use tokio::time::sleep;
 
@@ -68,7 +72,7 @@ fn every_mode_and_compression_loses_nothing() {
 #[test]
 fn a_guest_of_several_vcpus_is_taken_over_with_all_of_them() {
     for vcpus in [2, 4] {
-        with_hosts_for(vcpus, async |pair| {
+        with_hosts_for(Machine { vcpus, ..Machine::default() }, async |pair| {
             let (mut primary, mut backup) = pair.protected().await;
             let mut guest = pair.guest().await;
             assert_eq!(guest.vcpus_started().await.unwrap(), vcpus);
@@ -98,6 +102,26 @@ fn a_guest_of_several_vcpus_is_taken_over_with_all_of_them() {
             assert_eq!((seen.judge().ahead_total(), seen.frames_of_the_dead), (0, 0));
         });
     }
+}
+
+/// RAM on both sides of the device hole: the guest's image and heap are below it, what it works on above.
+#[test]
+fn a_guest_of_5_gib_is_taken_over_with_all_of_its_memory() {
+    with_hosts_for(Machine { memory_mib: 5 << 10, ..Machine::default() }, async |pair| {
+        let mut backup = pair.start_backup();
+        let mut primary = pair.start_primary(&[]);
+        primary.wait_for(Protection::Protected, 4 * PATIENCE).await.unwrap();
+        let mut guest = pair.guest().await;
+        guest.start_work(1000, 64, 0).await.unwrap();
+        let client = pair.client(4).await;
+        let armed = pair.topology.primary.arm().await.unwrap();
+        pair.topology.primary.die(Death::Host, &armed, &mut primary.process).await.unwrap();
+        promoted(&mut backup).await;
+        replies_more(&client, 100).await;
+        lost_nothing(client, 4).await;
+        let promoted = guest.progress_of_vcpus().await.unwrap();
+        all_work(&mut guest, &promoted).await;
+    });
 }
 
 /// Waits until every vCPU of the guest has done more than `before`.

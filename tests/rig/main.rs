@@ -11,7 +11,7 @@ use rig::{
     },
     host::Death,
     nest,
-    remus::{GateOptions, Programs, Timing},
+    remus::{GateOptions, Machine, Programs, Timing},
     story::{self, Plan},
     sys,
     topology::Topology,
@@ -94,6 +94,9 @@ struct RunOptions {
     /// CPUs of the guest; each of them dirties its part of the pages
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     vcpus: u8,
+    /// RAM of the guest, in MiB; each host has to have it
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(64..=65_536))]
+    memory: u32,
     /// The longest epoch, in milliseconds
     #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(2..=1000))]
     epoch_ms: u32,
@@ -185,7 +188,7 @@ fn plan(options: &RunOptions) -> Plan {
         death: (!options.no_failover).then_some(options.death),
         rounds: options.repeat,
         dirty_pages: options.dirty,
-        vcpus: options.vcpus,
+        machine: Machine { vcpus: options.vcpus, memory_mib: options.memory },
         timing: Timing { epoch_ms: options.epoch_ms, ..Timing::default() },
         gate: options.gate,
         load: Duration::from_secs_f64(options.seconds),

@@ -37,8 +37,8 @@ impl DirtyBook {
     /// For live pre-copy: the pages owed, which the caller copies and sends; they are owed no longer, and owed
     /// anew when they are dirtied again. The log was cleared *before* these copies are made.
     pub fn take_for_sync(&mut self, taken: &mut PageSet) {
-        taken.words_mut().copy_from_slice(self.owed.words());
-        self.owed.clear();
+        taken.clear();
+        std::mem::swap(taken, &mut self.owed);
     }
 
     /// All that is owed goes into the checkpoint of `epoch`.

@@ -35,6 +35,7 @@ pub use dirty::DirtyBook;
 pub use encoder::{COPIES_DEFAULT, Encoded, Encoder, EncoderSettings, OutBatch, Totals, Verdict};
 pub use hotset::{HotSet, QUIET_EPOCHS_DEFAULT};
 pub use pack::Compression;
+pub(crate) use pages::bits;
 pub use pages::{PAGE_SIZE, Page, PageSet};
 pub use staging::{StagedPage, Staging};
 pub use state::{

@@ -9,16 +9,26 @@ pub const PAGE_SIZE: usize = 4096;
 pub struct Page(pub u32);
 
 /// A set of pages: one bit each, in words that KVM's dirty log shares.
-#[derive(Clone, PartialEq, Eq, Debug)]
+///
+/// An index says which words are in use, so that everything but [`overwrite`](Self::overwrite) costs what is in
+/// the set, not what the RAM has: a pause walks over several sets, and the bits of 4 GiB are 128 KiB.
+#[derive(Clone, Debug)]
 pub struct PageSet {
     words: Box<[u64]>,
+    /// A bit for each word. It is set where the word is not zero; it may be set where it is.
+    index: Box<[u64]>,
     pages: u32,
 }
+
+/// Words that one word of the index stands for.
+const GROUP: usize = 64;
 
 impl PageSet {
     /// The empty set over a RAM of `pages` pages.
     pub fn new(pages: u32) -> Self {
-        Self { words: vec![0; pages.div_ceil(64) as usize].into_boxed_slice(), pages }
+        let words = pages.div_ceil(64) as usize;
+        let zeros = |n| vec![0; n].into_boxed_slice();
+        Self { words: zeros(words), index: zeros(words.div_ceil(GROUP)), pages }
     }
 
     /// How many pages the RAM has.
@@ -28,7 +38,7 @@ impl PageSet {
 
     pub fn insert(&mut self, page: Page) {
         debug_assert!(page.0 < self.pages);
-        self.words[page.0 as usize / 64] |= 1 << (page.0 % 64);
+        self.add(page.0 as usize / 64, 1 << (page.0 % 64));
     }
 
     pub fn remove(&mut self, page: Page) {
@@ -40,7 +50,9 @@ impl PageSet {
     }
 
     pub fn clear(&mut self) {
-        self.words.fill(0);
+        for (index, words) in self.index.iter_mut().zip(self.words.chunks_mut(GROUP)) {
+            bits(std::mem::take(index)).for_each(|n| words[n as usize] = 0);
+        }
     }
 
     pub fn insert_all(&mut self) {
@@ -48,21 +60,20 @@ impl PageSet {
         if !self.pages.is_multiple_of(64) {
             *self.words.last_mut().expect("a RAM of some pages") = (1 << (self.pages % 64)) - 1;
         }
+        self.make_index();
     }
 
     pub fn union(&mut self, other: &Self) {
         assert_eq!(self.pages, other.pages, "sets over different RAM");
-        for (a, b) in self.words.iter_mut().zip(&other.words) {
-            *a |= b;
-        }
+        other.words_from(0).for_each(|(n, word)| self.add(n, word));
     }
 
     pub fn len(&self) -> usize {
-        self.words.iter().map(|w| w.count_ones() as usize).sum()
+        self.words_from(0).map(|(_, word)| word.count_ones() as usize).sum()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.words.iter().all(|w| *w == 0)
+        self.words_from(0).next().is_none()
     }
 
     /// The pages in ascending order.
@@ -72,18 +83,11 @@ impl PageSet {
 
     /// The pages from `first` on, in ascending order.
     pub fn iter_from(&self, first: Page) -> impl Iterator<Item = Page> + '_ {
-        let start = first.0 / 64;
-        let words = self.words.get(start as usize..).unwrap_or_default();
-        words.iter().zip(start..).flat_map(move |(&word, at)| {
-            let mut rest = if at == start { word & u64::MAX << (first.0 % 64) } else { word };
-            std::iter::from_fn(move || {
-                if rest == 0 {
-                    return None;
-                }
-                let bit = rest.trailing_zeros();
-                rest &= rest - 1;
-                Some(Page(at * 64 + bit))
-            })
+        let start = first.0 as usize / 64;
+        self.words_from(start).flat_map(move |(n, word)| {
+            let word = if n == start { word & u64::MAX << (first.0 % 64) } else { word };
+            let base = u32::try_from(n * 64).expect("a page has 32 bits");
+            bits(word).map(move |bit| Page(base + bit))
         })
     }
 
@@ -92,9 +96,63 @@ impl PageSet {
         &self.words
     }
 
-    pub fn words_mut(&mut self) -> &mut [u64] {
-        &mut self.words
+    /// The words from number `start` on that have pages, with their numbers.
+    pub fn words_from(&self, start: usize) -> impl Iterator<Item = (usize, u64)> + '_ {
+        let first = start / GROUP;
+        let index = self.index.get(first..).unwrap_or_default();
+        let in_use = index.iter().zip(first..).flat_map(move |(&index, group)| {
+            let index = if group == first { index & u64::MAX << (start % GROUP) } else { index };
+            bits(index).map(move |bit| group * GROUP + bit as usize)
+        });
+        in_use.map(|n| (n, self.words[n])).filter(|(_, word)| *word != 0)
     }
+
+    /// Adds the pages of `word`, which is word number `n`. No bit may be beyond the end of RAM.
+    pub fn add(&mut self, n: usize, word: u64) {
+        self.words[n] |= word;
+        self.index[n / GROUP] |= 1 << (n % GROUP);
+    }
+
+    /// Lets `fill` write all words as it likes, but for bits beyond the end of RAM.
+    ///
+    /// # Errors
+    /// Those of `fill`. The set is then what it has written until then.
+    pub fn overwrite<E>(
+        &mut self,
+        fill: impl FnOnce(&mut [u64]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let filled = fill(&mut self.words);
+        self.make_index();
+        filled
+    }
+
+    fn make_index(&mut self) {
+        for (index, words) in self.index.iter_mut().zip(self.words.chunks(GROUP)) {
+            // Almost all groups are empty, and this is the quick way to see it.
+            *index = match words.iter().fold(0, |all, word| all | word) {
+                0 => 0,
+                _ => words.iter().zip(0..).fold(0, |all, (w, n)| all | u64::from(*w != 0) << n),
+            };
+        }
+    }
+}
+
+/// Equal when they have the same pages.
+impl PartialEq for PageSet {
+    fn eq(&self, other: &Self) -> bool {
+        self.pages == other.pages && self.words == other.words
+    }
+}
+
+impl Eq for PageSet {}
+
+/// The numbers of the bits that are set in `word`, in ascending order.
+pub(crate) fn bits(mut word: u64) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        let bit = (word != 0).then(|| word.trailing_zeros())?;
+        word &= word - 1;
+        Some(bit)
+    })
 }
 
 #[cfg(test)]
@@ -121,5 +179,40 @@ mod tests {
         set.insert_all();
         assert_eq!(set.len(), 70);
         assert_eq!(set.iter().last(), Some(Page(69)));
+    }
+
+    #[test]
+    fn an_overwritten_set_is_what_was_written() {
+        let mut set = PageSet::new(64 * 200);
+        set.insert(Page(7));
+        let filled = set.overwrite(|words| {
+            words.fill(0);
+            (words[3], words[199]) = (1 << 5, 3);
+            Ok::<_, ()>(())
+        });
+        assert_eq!(filled, Ok(()));
+        let pages = [3 * 64 + 5, 199 * 64, 199 * 64 + 1];
+        assert_eq!(set.iter().map(|p| p.0).collect::<Vec<_>>(), pages);
+        assert_eq!(set.words_from(4).collect::<Vec<_>>(), [(199, 3)]);
+        let failed = set.overwrite(|words| {
+            words[3] = 0;
+            Err(())
+        });
+        assert_eq!((failed, set.len()), (Err(()), 2));
+    }
+
+    #[test]
+    fn sets_are_equal_by_their_pages() {
+        let (mut one, mut other) = (PageSet::new(10_000), PageSet::new(10_000));
+        one.insert(Page(9_000));
+        one.remove(Page(9_000));
+        assert_eq!(one, other);
+        assert!(one.is_empty());
+        other.insert(Page(5));
+        other.insert(Page(9_999));
+        one.union(&other);
+        assert_eq!(one, other);
+        one.clear();
+        assert!(one.is_empty() && one.words().iter().all(|word| *word == 0));
     }
 }

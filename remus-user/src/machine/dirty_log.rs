@@ -4,6 +4,7 @@
 //! taken out, which write-protects it. What a page costs is the guest's fault at its next first write, so
 //! who takes pages out (the hot set) decides the price; here is only how.
 
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result};
@@ -33,50 +34,47 @@ pub(super) fn enable_manual(vm: &VmFd) -> Result<()> {
 /// Overwrites `pages` with the log.
 pub(super) fn read(vm: &VmFd, layout: Layout, pages: &mut PageSet) -> Result<()> {
     assert_eq!(pages.ram_pages(), layout.pages(), "a set over another RAM");
-    let mut words = pages.words_mut();
-    for slot in layout.slots() {
-        let (of_slot, rest) = words.split_at_mut(slot.pages.div_ceil(64) as usize);
-        ioctl::get_dirty_log(vm, slot, of_slot)?;
-        words = rest;
-    }
-    Ok(())
+    pages.overwrite(|mut words| {
+        for slot in layout.slots() {
+            let (of_slot, rest) = words.split_at_mut(words_of(slot));
+            ioctl::get_dirty_log(vm, slot, of_slot)?;
+            words = rest;
+        }
+        Ok(())
+    })
 }
 
 /// Takes `pages` out of the log and write-protects them.
 pub(super) fn protect(vm: &VmFd, layout: Layout, pages: &PageSet) -> Result<()> {
     assert_eq!(pages.ram_pages(), layout.pages(), "a set over another RAM");
-    let mut words = pages.words();
+    let mut base = 0;
     for slot in layout.slots() {
-        let (of_slot, rest) = words.split_at(slot.pages.div_ceil(64) as usize);
-        protect_slot(vm, slot, of_slot)?;
-        words = rest;
-    }
-    Ok(())
-}
-
-fn protect_slot(vm: &VmFd, slot: Slot, words: &[u64]) -> Result<()> {
-    let mut at = 0;
-    while let Some((start, end)) = next_run(words, at) {
-        let first = u32::try_from(start * 64).expect("within a slot");
-        ioctl::clear_dirty_log(vm.as_raw_fd(), slot, first, &words[start..end])?;
-        at = end;
-    }
-    Ok(())
-}
-
-/// The next run of words, from `at`, that begins and ends with a set one and has no gap of more than
-/// [`GAP_WORDS`].
-fn next_run(words: &[u64], at: usize) -> Option<(usize, usize)> {
-    let start = at + words.get(at..)?.iter().position(|word| *word != 0)?;
-    let mut end = start + 1;
-    for (n, word) in words.iter().enumerate().skip(end) {
-        if *word != 0 {
-            end = n + 1;
-        } else if n - end >= GAP_WORDS {
-            break;
+        let end = base + words_of(slot);
+        let in_use = pages.words_from(base).map(|(n, _)| n).take_while(|n| *n < end);
+        for run in runs(in_use) {
+            let first = u32::try_from((run.start - base) * 64).expect("within a slot");
+            ioctl::clear_dirty_log(vm.as_raw_fd(), slot, first, &pages.words()[run])?;
         }
+        base = end;
     }
-    Some((start, end))
+    Ok(())
+}
+
+fn words_of(slot: Slot) -> usize {
+    slot.pages.div_ceil(64) as usize
+}
+
+/// Runs of words that begin and end with one of `in_use` and have no gap of more than [`GAP_WORDS`].
+fn runs(in_use: impl Iterator<Item = usize>) -> impl Iterator<Item = Range<usize>> {
+    let mut in_use = in_use.peekable();
+    std::iter::from_fn(move || {
+        let start = in_use.next()?;
+        let mut end = start + 1;
+        while let Some(n) = in_use.next_if(|n| n - end <= GAP_WORDS) {
+            end = n + 1;
+        }
+        Some(start..end)
+    })
 }
 
 #[cfg(test)]
@@ -84,15 +82,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_bridge_small_gaps_and_cover_every_set_word() {
-        let mut words = [0; 100];
-        for n in [3, 5, 21, 60, 99] {
-            words[n] = 1;
-        }
-        assert_eq!(next_run(&words, 0), Some((3, 22)));
-        assert_eq!(next_run(&words, 22), Some((60, 61)));
-        assert_eq!(next_run(&words, 61), Some((99, 100)));
-        assert_eq!(next_run(&words, 100), None);
-        assert_eq!(next_run(&[0; 4], 0), None);
+    fn runs_bridge_small_gaps_and_cover_every_word_in_use() {
+        let found: Vec<_> = runs([3, 5, 21, 60, 99].into_iter()).collect();
+        assert_eq!(found, [3..22, 60..61, 99..100]);
+        assert_eq!(runs([22, 39].into_iter()).count(), 1);
+        assert_eq!(runs([22, 40].into_iter()).count(), 2);
+        assert_eq!(runs(std::iter::empty()).count(), 0);
     }
 }

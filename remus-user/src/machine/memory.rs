@@ -182,21 +182,19 @@ impl Memory {
 
     /// Adds the pages that the VMM wrote since the last time, and forgets them.
     pub(super) fn harvest_touched(&self, pages: &mut PageSet) {
-        self.each_touched(pages, Touched::harvest);
+        self.each_touched(|region, base| region.harvest(|n, word| pages.add(base + n, word)));
     }
 
     /// Adds the pages that the VMM wrote since the last harvest.
     pub(super) fn look_at_touched(&self, pages: &mut PageSet) {
-        self.each_touched(pages, Touched::look);
+        self.each_touched(|region, base| region.look(|n, word| pages.add(base + n, word)));
     }
 
-    fn each_touched(&self, pages: &mut PageSet, add: impl Fn(&Touched, &mut [u64])) {
-        let mut words = pages.words_mut();
+    fn each_touched(&self, mut each: impl FnMut(&Touched, usize)) {
+        let mut base = 0;
         for region in self.ram.iter() {
-            let of_region = usize::try_from(region.len()).expect("mapped") / PAGE_SIZE / 64;
-            let (head, rest) = words.split_at_mut(of_region);
-            add(touched(region), head);
-            words = rest;
+            each(touched(region), base);
+            base += usize::try_from(region.len()).expect("mapped") / PAGE_SIZE / 64;
         }
     }
 

@@ -9,47 +9,66 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vm_memory::bitmap::{Bitmap, RefSlice, WithBitmapSlice};
 
-use crate::checkpoint::PAGE_SIZE;
+use crate::checkpoint::{PAGE_SIZE, bits};
+
+/// Words that one word of the index stands for.
+const GROUP: u32 = 64;
 
 /// One bit for each page of a memory region.
 pub(super) struct Touched {
     words: Box<[AtomicU64]>,
+    /// A bit for each word, set after the word's first bit is.
+    index: Box<[AtomicU64]>,
 }
 
 impl Touched {
     /// For a region of `pages` pages, a multiple of 64.
     pub(super) fn new(pages: u32) -> Self {
-        Self { words: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() }
+        let words = pages.div_ceil(64);
+        let zeros = |n: u32| (0..n).map(|_| AtomicU64::new(0)).collect();
+        Self { words: zeros(words), index: zeros(words.div_ceil(GROUP)) }
     }
 
-    /// Adds the marked pages to `words` and forgets them.
-    pub(super) fn harvest(&self, words: &mut [u64]) {
-        for (from, to) in self.words.iter().zip(words) {
-            // Almost all words are zero: a plain load spares them the locked exchange.
-            if from.load(Ordering::Relaxed) != 0 {
-                *to |= from.swap(0, Ordering::AcqRel);
+    /// Hands the marked pages to `add`, as numbers of words and what is marked in them, and forgets them.
+    pub(super) fn harvest(&self, mut add: impl FnMut(usize, u64)) {
+        for (index, group) in self.index.iter().zip(0..) {
+            // Almost all are zero: a plain load spares them the locked exchange.
+            if index.load(Ordering::Relaxed) != 0 {
+                let in_use = bits(index.swap(0, Ordering::AcqRel));
+                in_use.map(|bit| (group * GROUP + bit) as usize).for_each(|n| {
+                    add(n, self.words[n].swap(0, Ordering::AcqRel));
+                });
             }
         }
     }
 
-    /// Adds the marked pages to `words`.
-    pub(super) fn look(&self, words: &mut [u64]) {
-        self.words.iter().zip(words).for_each(|(from, to)| *to |= from.load(Ordering::Relaxed));
+    /// Hands the marked pages to `add`.
+    pub(super) fn look(&self, mut add: impl FnMut(usize, u64)) {
+        for (index, group) in self.index.iter().zip(0..) {
+            let in_use = bits(index.load(Ordering::Acquire));
+            in_use.map(|bit| (group * GROUP + bit) as usize).for_each(|n| {
+                add(n, self.words[n].load(Ordering::Relaxed));
+            });
+        }
     }
 
     /// Marks every page.
     pub(super) fn mark_all(&self) {
         self.words.iter().for_each(|word| word.store(u64::MAX, Ordering::Release));
+        let in_use = (0..self.words.len()).map(|n| (n / 64, 1 << (n % 64)));
+        in_use.for_each(|(n, bit)| _ = self.index[n].fetch_or(bit, Ordering::Release));
     }
 
     /// Marks a page of the region.
     pub(super) fn mark(&self, page: usize) {
-        if let Some(word) = self.words.get(page / 64) {
+        let n = page / 64;
+        if let Some(word) = self.words.get(n) {
             let bit = 1 << (page % 64);
             // A page is written many times an epoch and marked once: skip the locked operation then. The
             // pages are harvested by the thread that writes them, so no mark can be lost between the two.
-            if word.load(Ordering::Relaxed) & bit == 0 {
-                word.fetch_or(bit, Ordering::Release);
+            if word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Release) == 0
+            {
+                self.index[n / 64].fetch_or(1 << (n % 64), Ordering::Release);
             }
         }
     }
@@ -89,17 +108,24 @@ impl fmt::Debug for Touched {
 mod tests {
     use super::*;
 
+    fn harvested(touched: &Touched) -> Vec<(usize, u64)> {
+        let mut found = Vec::new();
+        touched.harvest(|n, word| found.push((n, word)));
+        found
+    }
+
     #[test]
     fn a_write_across_pages_marks_each_once_and_harvest_forgets() {
         let touched = Touched::new(128);
         touched.mark_dirty(64 * PAGE_SIZE - 1, 2);
         touched.mark_dirty(0, 0);
-        let mut words = [0, 4];
-        touched.harvest(&mut words);
-        assert_eq!(words, [1 << 63, 1 | 4]);
-        let mut again = [0; 2];
-        touched.harvest(&mut again);
-        assert_eq!(again, [0, 0]);
+        let mut seen = Vec::new();
+        touched.look(|n, word| seen.push((n, word)));
+        assert_eq!(seen, [(0, 1 << 63), (1, 1)]);
+        assert_eq!(harvested(&touched), seen);
+        assert_eq!(harvested(&touched), []);
+        touched.mark(64);
+        assert_eq!(harvested(&touched), [(1, 1)]);
     }
 
     #[test]
@@ -107,8 +133,6 @@ mod tests {
         let touched = Touched::new(64);
         touched.mark_dirty(usize::MAX - 3, 2);
         touched.mark_dirty(63 * PAGE_SIZE, 3 * PAGE_SIZE);
-        let mut words = [0];
-        touched.harvest(&mut words);
-        assert_eq!(words, [1 << 63]);
+        assert_eq!(harvested(&touched), [(0, 1 << 63)]);
     }
 }

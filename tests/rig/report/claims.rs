@@ -107,7 +107,7 @@ impl Report {
         }
         // Bounds are stated for the paper's epoch, for a thousand pages, and for vCPUs that need not share their CPUs
         // with the daemons.
-        let apart = self.vcpus == 1 || usize::from(self.vcpus) < self.cpus;
+        let apart = self.machine.vcpus == 1 || usize::from(self.machine.vcpus) < self.cpus;
         if self.timing.epoch_ms == 25 {
             claims.push(at_least("checkpoint_rate", self.checkpoints_per_second, 39.0, "1/s"));
             claims.push(at_most("pause_idle_p50", self.pause_idle_us.p50 as f64, 250.0, "us"));

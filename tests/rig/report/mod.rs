@@ -17,7 +17,7 @@ pub use claims::{Claim, Relation};
 
 use crate::{
     host::Death,
-    remus::{GateOptions, Timing},
+    remus::{GateOptions, Machine, Timing},
 };
 
 /// What one round measured. Times are CLOCK_BOOTTIME; `None` where the host did not die.
@@ -124,7 +124,8 @@ pub struct Report {
     #[serde(flatten)]
     pub gate: GateOptions,
     pub dirty_pages_asked: u32,
-    pub vcpus: u8,
+    #[serde(flatten)]
+    pub machine: Machine,
     pub seed: u64,
 
     pub checkpoints: u64,
@@ -165,7 +166,7 @@ pub struct Asked {
     pub timing: Timing,
     pub gate: GateOptions,
     pub dirty_pages: u32,
-    pub vcpus: u8,
+    pub machine: Machine,
     pub seed: u64,
 }
 
@@ -189,7 +190,7 @@ impl Report {
             timing: asked.timing,
             gate: asked.gate,
             dirty_pages_asked: asked.dirty_pages,
-            vcpus: asked.vcpus,
+            machine: asked.machine,
             seed: asked.seed,
             checkpoints: sum(|round| round.checkpoints),
             checkpoints_per_second: middle(|round| round.checkpoints_per_second),
@@ -271,7 +272,15 @@ mod tests {
 
     fn asked(death: Option<Death>) -> Asked {
         let (timing, gate) = (Timing::default(), GateOptions::default());
-        Asked { id: "t".into(), death, timing, gate, dirty_pages: 1000, vcpus: 1, seed: 1 }
+        Asked {
+            id: "t".into(),
+            death,
+            timing,
+            gate,
+            dirty_pages: 1000,
+            machine: Machine::default(),
+            seed: 1,
+        }
     }
 
     fn good() -> Round {

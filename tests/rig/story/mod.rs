@@ -23,7 +23,7 @@ use crate::{
     nest,
     netns::NetNs,
     progress::Display,
-    remus::{GateOptions, Programs, Timing},
+    remus::{GateOptions, Machine, Programs, Timing},
     report::{Asked, Report},
     sys::boottime_ns,
     topology::{BACKUP_PORT, PRIMARY_PORT, Topology},
@@ -37,7 +37,7 @@ pub struct Plan {
     pub death: Option<Death>,
     pub rounds: u32,
     pub dirty_pages: u32,
-    pub vcpus: u8,
+    pub machine: Machine,
     pub timing: Timing,
     pub gate: GateOptions,
     /// How long the load runs before the host dies at the latest, or at all if it does not die.
@@ -83,7 +83,7 @@ pub async fn run(plan: &Plan, programs: &Programs) -> Result<bool> {
         timing: plan.timing,
         gate: plan.gate,
         dirty_pages: plan.dirty_pages,
-        vcpus: plan.vcpus,
+        machine: plan.machine,
         seed,
     };
     let report = Report::new(&asked, rounds);

@@ -10,7 +10,7 @@ use super::{Plan, Random, Stage, death::judge_beacons, measure::BASELINE, print_
 use crate::{
     guest::Guest,
     progress::Display,
-    remus::{Daemon, Machine, Options, Programs, start_backup, start_primary},
+    remus::{Daemon, Options, Programs, start_backup, start_primary},
     report::Round,
     sniffer::Sniffer,
     topology::GUEST,
@@ -19,6 +19,7 @@ use crate::{
 const BOOT: Duration = Duration::from_millis(50);
 const START: Duration = Duration::from_secs(20);
 const PROTECT: Duration = Duration::from_secs(30);
+const PER_GIB: Duration = Duration::from_secs(10);
 
 pub(super) struct RoundRun<'a> {
     pub(super) plan: &'a Plan,
@@ -37,8 +38,7 @@ impl RoundRun<'_> {
 
         let log = self.stage.log("primary");
         let folder = &self.stage.folder;
-        let Plan { vcpus, timing, gate, .. } = *self.plan;
-        let machine = Machine { vcpus, ..Machine::default() };
+        let Plan { machine, timing, gate, .. } = *self.plan;
         let options = Options { machine, timing, gate, ..Options::default() };
         let mut primary = start_primary(&topology.primary, self.programs, &options, folder, &log)?;
         let mut guest = self.guest_answers(&mut primary).await?;
@@ -49,7 +49,7 @@ impl RoundRun<'_> {
         let mut backup =
             start_backup(&topology.backup, self.programs, folder, &self.stage.log("backup"))?;
         let began = Instant::now();
-        let protected = primary.wait_for(Protection::Protected, PROTECT);
+        let protected = primary.wait_for(Protection::Protected, PROTECT + self.touching());
         tokio::select! {
             status = protected => drop(status?),
             ended = ends(&mut backup) => ended?,
@@ -91,12 +91,17 @@ impl RoundRun<'_> {
     async fn guest_answers(&mut self, primary: &mut Daemon) -> Result<Guest> {
         let client = self.stage.client()?;
         // A question that comes before the guest is there is asked again only a second later: ARP's pace.
-        primary.wait_for(Protection::Unprotected, START).await?;
+        primary.wait_for(Protection::Unprotected, START + self.touching()).await?;
         sleep(BOOT).await;
         tokio::select! {
             guest = Guest::wait(&client, GUEST, START) => guest,
             ended = ends(primary) => Err(ended.expect_err("ends only with an error")),
         }
+    }
+
+    /// How much longer a large guest may take to begin, or to be copied.
+    fn touching(&self) -> Duration {
+        PER_GIB * (self.plan.machine.memory_mib >> 10)
     }
 
     /// Leaves everything as it is until the user ends us.

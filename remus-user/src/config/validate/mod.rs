@@ -1,26 +1,21 @@
 //! From TOML to a [`Config`]: first that every key is known and none is missing, then types, then ranges and
 //! how values fit each other.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+mod gate;
+mod protection;
 
-use remus_abi::gate::{BUFFER_MIB_DEFAULT, BUFFER_MIB_MAX};
+use std::path::{Path, PathBuf};
+
 use serde::Deserialize;
 
+use self::{gate::RawGate, protection::RawProtection};
 use super::{
-    Config, ConfigError, LEASE_MARGIN, LinkName, Machine, Net, Placement, Protection,
-    RUN_DIR_DEFAULT, ReleaseTrigger, Start, VmName, document::Document, nearest::nearest,
-    state_dir_beside,
+    Config, ConfigError, LinkName, Machine, Net, Placement, RUN_DIR_DEFAULT, VmName,
+    document::Document, nearest::nearest, state_dir_beside,
 };
 use crate::{
-    checkpoint::{COPIES_DEFAULT, Compression, EncoderSettings},
-    gate::{Engine, Release, Settings},
     machine::{MTU_BYTES_MAX, MTU_BYTES_MIN},
     net::Mac,
-    replication::{Mode, Tempo},
 };
 
 /// Every key: its dotted path, an example line, and whether it must be there.
@@ -65,15 +60,9 @@ const KEYS: &[(&str, &str, bool)] = &[
 ];
 
 const MEMORY_MIB_MAX: u32 = 65_536;
-const PAGES_PER_MIB: u32 = 256;
 const CPUS_MAX: u32 = 1024;
 const CMDLINE_BYTES_MAX: usize = 2048;
 const MTU_BYTES_DEFAULT: i64 = 1500;
-const EPOCH_MS_DEFAULT: i64 = 25;
-const EPOCH_MS_MAX: u32 = 10_000;
-const IDLE_MS_DEFAULT: i64 = 250;
-const RATE_MAX_DEFAULT: i64 = 2000;
-const PAUSE_MAX_US_DEFAULT: i64 = 2000;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -104,41 +93,6 @@ struct RawNet {
     bridge: Option<String>,
     mac: String,
     mtu: Option<i64>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawProtection {
-    backup: String,
-    start: Option<String>,
-    mode: Option<String>,
-    epoch_ms: Option<i64>,
-    idle_ms: Option<i64>,
-    output_delay_us: Option<i64>,
-    rate_max: Option<i64>,
-    pause_max_us: Option<i64>,
-    depth: Option<i64>,
-    delta_cache_mib: Option<i64>,
-    compression: Option<String>,
-    heartbeat_ms: Option<i64>,
-    detect_ms: Option<i64>,
-    lease_ms: Option<i64>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawGate {
-    buffer_mib: Option<i64>,
-    engine: Option<String>,
-    #[serde(default)]
-    release: RawRelease,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct RawRelease {
-    uplink: Option<String>,
-    trigger: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -318,198 +272,6 @@ impl Check<'_, '_> {
         Ok(Net { tap, bridge, mac, mtu_bytes })
     }
 
-    fn protection(&self, raw: &RawProtection) -> Result<Protection, ConfigError> {
-        let backup: SocketAddr = raw.backup.parse().map_err(|_| {
-            self.wrong(
-                "protection.backup",
-                format!("{:?} is not IP:PORT", raw.backup),
-                "a number, not a name: backup = \"10.99.0.2:7000\", or \"[fd00::2]:7000\"",
-            )
-        })?;
-        if backup.port() == 0 || backup.ip().is_unspecified() || backup.ip().is_multicast() {
-            return Err(self.wrong(
-                "protection.backup",
-                format!("nobody can listen at {backup}"),
-                "write the address and port that `remus backup --listen` was given",
-            ));
-        }
-        let start = match raw.start.as_deref() {
-            None | Some("protected") => Start::Protected,
-            Some("unprotected") => Start::Unprotected,
-            Some(other) => {
-                return Err(self.wrong(
-                    "protection.start",
-                    format!("{other:?} is no way to start"),
-                    "\"protected\": nothing leaves before the backup has a checkpoint; \"unprotected\": the guest \
-                     may talk at once, and what it said is lost if the host dies before that",
-                ));
-            }
-        };
-        let ms = |key, value: Option<i64>, default, min, max| {
-            self.number(key, value.unwrap_or(default), min, max)
-        };
-        let tempo = self.tempo(raw)?;
-        let pause_max_us = raw.pause_max_us.unwrap_or(PAUSE_MAX_US_DEFAULT);
-        let pause_max_us = self.number("protection.pause_max_us", pause_max_us, 300, 1_000_000)?;
-        let depth = self.number("protection.depth", raw.depth.unwrap_or(2), 1, 16)?;
-        let heartbeat_ms = ms("protection.heartbeat_ms", raw.heartbeat_ms, 10, 1, 1000)?;
-        let detect_ms = ms("protection.detect_ms", raw.detect_ms, 100, 30, 60_000)?;
-        let lease_ms = ms("protection.lease_ms", raw.lease_ms, 60, 5, 60_000)?;
-        if detect_ms < 3 * heartbeat_ms {
-            return Err(self.wrong(
-                "protection.detect_ms",
-                format!("{detect_ms} ms is less than three heartbeats of {heartbeat_ms} ms"),
-                format!(
-                    "one late heartbeat must not promote: detect_ms = {} or more, or a shorter heartbeat_ms",
-                    3 * heartbeat_ms
-                ),
-            ));
-        }
-        let lease_max = detect_ms.saturating_sub(margin_ms());
-        if lease_ms > lease_max {
-            return Err(self.wrong(
-                "protection.lease_ms",
-                format!("{lease_ms} ms is too long for detect_ms = {detect_ms}"),
-                format!(
-                    "the old primary must be mute {} ms before its backup speaks: lease_ms = {lease_max} or \
-                     less, or detect_ms = {} or more",
-                    margin_ms(),
-                    lease_ms + margin_ms()
-                ),
-            ));
-        }
-        let duration = |ms: u32| Duration::from_millis(u64::from(ms));
-        Ok(Protection {
-            backup,
-            start,
-            tempo,
-            pause_max: Duration::from_micros(pause_max_us.into()),
-            depth: depth as usize,
-            encoding: self.encoding(raw)?,
-            heartbeat: duration(heartbeat_ms),
-            detect: duration(detect_ms),
-            lease: duration(lease_ms),
-        })
-    }
-
-    fn tempo(&self, raw: &RawProtection) -> Result<Tempo, ConfigError> {
-        let mode = match raw.mode.as_deref() {
-            None | Some("latency") => Mode::Latency,
-            Some("throughput") => Mode::Throughput,
-            Some("fixed") => Mode::Fixed,
-            Some(other) => {
-                return Err(self.wrong(
-                    "protection.mode",
-                    format!("{other:?} is no mode"),
-                    "\"latency\": output waits as short as can be; \"throughput\": the guest is stopped as rarely \
-                     as may be; \"fixed\": every epoch lasts epoch_ms",
-                ));
-            }
-        };
-        let epoch_ms = raw.epoch_ms.unwrap_or(EPOCH_MS_DEFAULT);
-        let epoch_ms = self.number("protection.epoch_ms", epoch_ms, 1, EPOCH_MS_MAX)?;
-        let idle_ms = raw.idle_ms.unwrap_or(i64::from(epoch_ms).max(IDLE_MS_DEFAULT));
-        let idle_ms = self.number("protection.idle_ms", idle_ms, 1, EPOCH_MS_MAX)?;
-        if idle_ms < epoch_ms {
-            return Err(self.wrong(
-                "protection.idle_ms",
-                format!("{idle_ms} ms is less than epoch_ms = {epoch_ms}"),
-                format!("an idle guest is not stopped more often than one that works: {epoch_ms} or more"),
-            ));
-        }
-        let delay_us = raw.output_delay_us.unwrap_or(0);
-        let delay_us = self.number("protection.output_delay_us", delay_us, 0, 1_000_000)?;
-        let rate_max = raw.rate_max.unwrap_or(RATE_MAX_DEFAULT);
-        let rate_max = self.number("protection.rate_max", rate_max, 1, 10_000)?;
-        let interval_min = Duration::from_secs(1) / rate_max;
-        let epoch_max = Duration::from_millis(epoch_ms.into());
-        if interval_min > epoch_max {
-            return Err(self.wrong(
-                "protection.rate_max",
-                format!(
-                    "{rate_max} checkpoints a second are fewer than one each epoch_ms = {epoch_ms}"
-                ),
-                format!("rate_max = {} or more, or a longer epoch_ms", 1000_u32.div_ceil(epoch_ms)),
-            ));
-        }
-        Ok(Tempo {
-            mode,
-            epoch_max,
-            output_delay: Duration::from_micros(delay_us.into()),
-            interval_min,
-            idle_max: Duration::from_millis(idle_ms.into()),
-        })
-    }
-
-    fn encoding(&self, raw: &RawProtection) -> Result<EncoderSettings, ConfigError> {
-        let key = "protection.delta_cache_mib";
-        let mib = raw.delta_cache_mib.unwrap_or((COPIES_DEFAULT / PAGES_PER_MIB).into());
-        let copies = self.number(key, mib, 2, MEMORY_MIB_MAX)? * PAGES_PER_MIB;
-        let compression = match raw.compression.as_deref() {
-            None | Some("none") => Compression::None,
-            Some("lz4") => Compression::Lz4,
-            Some("zstd") => Compression::Zstd,
-            Some(other) => {
-                return Err(self.wrong(
-                    "protection.compression",
-                    format!("{other:?} is no compression"),
-                    "\"none\"; \"lz4\" or \"zstd\" for a link that is slower than they are",
-                ));
-            }
-        };
-        Ok(EncoderSettings { copies, compression })
-    }
-
-    fn gate(&self, raw: Option<&RawGate>) -> Result<Settings, ConfigError> {
-        let Some(raw) = raw else { return Ok(Settings::default()) };
-        let key = "gate.buffer_mib";
-        let buffer_mib = raw.buffer_mib.unwrap_or(BUFFER_MIB_DEFAULT.into());
-        let buffer_mib = self.number(key, buffer_mib, 1, BUFFER_MIB_MAX)?;
-        if !buffer_mib.is_power_of_two() {
-            let above = buffer_mib.next_power_of_two();
-            return Err(self.wrong(
-                key,
-                format!("{buffer_mib} is not a power of two"),
-                format!("nearest: {} or {above}", above / 2),
-            ));
-        }
-        let release = match &raw.release.uplink {
-            Some(uplink) => Release::Uplink(self.link("gate.release.uplink", uplink)?),
-            None => Release::ReEntry,
-        };
-        let key = "gate.engine";
-        let engine = match raw.engine.as_deref() {
-            None | Some("bpf") => Engine::Bpf,
-            Some("nfqueue") if release == Release::ReEntry => Engine::NfQueue,
-            Some("nfqueue") => {
-                return Err(self.wrong(
-                    key,
-                    "netfilter's queue releases frames where they were held, not by an uplink"
-                        .to_owned(),
-                    "leave out gate.release.uplink, or use engine = \"bpf\"",
-                ));
-            }
-            Some(other) => {
-                let what = format!("{other:?} is no engine");
-                return Err(self.wrong(key, what, "\"bpf\" or \"nfqueue\""));
-            }
-        };
-        Ok(Settings { buffer_mib, release, engine })
-    }
-
-    fn trigger(&self, raw: Option<&RawGate>) -> Result<ReleaseTrigger, ConfigError> {
-        match raw.and_then(|gate| gate.release.trigger.as_deref()) {
-            None | Some("controller") => Ok(ReleaseTrigger::Controller),
-            Some("kernel") => Ok(ReleaseTrigger::Kernel),
-            Some(other) => Err(self.wrong(
-                "gate.release.trigger",
-                format!("{other:?} is no trigger of a release"),
-                "\"controller\": the process that runs the guest; \"kernel\": a program at the link to the \
-                 backup too, at once",
-            )),
-        }
-    }
-
     fn placement(&self, raw: Option<&RawPlacement>, vcpus: u32) -> Result<Placement, ConfigError> {
         let Some(raw) = raw else { return Ok(Placement::default()) };
         let cpus = |key, list: &[i64]| -> Result<Vec<u32>, ConfigError> {
@@ -559,10 +321,6 @@ impl Check<'_, '_> {
     fn wrong(&self, key: &str, problem: String, help: impl Into<String>) -> ConfigError {
         self.document.error(key, problem, help.into())
     }
-}
-
-fn margin_ms() -> u32 {
-    u32::try_from(LEASE_MARGIN.as_millis()).expect("a margin of milliseconds")
 }
 
 /// Every dotted key that is not a section.
