@@ -5,8 +5,9 @@
 //!
 //! A frame that goes back into the tap waits in a CPU's backlog, which may lose it: its slot stays Sent until
 //! `hold` has seen it, and it is sent again when it was not seen in time. Backlogs of two CPUs have no order between
-//! them: a run on another CPU than the last waits until nothing is under way. A frame that goes out of an uplink has
-//! passed `guard`, and is in the interface's queue or refused by it, before `bpf_clone_redirect` returns.
+//! them: a run on another CPU than the last waits until nothing is under way, or until it certainly is lost. A frame
+//! that goes out of an uplink has passed `guard`, and is in the interface's queue or refused by it, before
+//! `bpf_clone_redirect` returns.
 
 use aya_ebpf::{
     bindings::BPF_F_INGRESS,
@@ -19,8 +20,9 @@ use aya_ebpf::{
 use remus_abi::{
     Stamp,
     gate::{
-        Control, Counter, FLUSH_BATCH, FlushResult, IN_FLIGHT_MAX, Life, RESEND_AFTER_TICKS, Ring,
-        Slot, SlotState, TICK_SHIFT, mark, residence_bucket, units,
+        Control, Counter, FLUSH_BATCH, FlushResult, IN_FLIGHT_MAX, Life, RESEND_AFTER_TICKS,
+        RESEND_ELSEWHERE_AFTER_TICKS, Ring, Slot, SlotState, TICK_SHIFT, mark, residence_bucket,
+        units,
     },
 };
 
@@ -71,6 +73,8 @@ pub fn locked(ctx: &TcContext, control: ControlWords, ring: RingWords) -> FlushR
         capacity: control.word(Control::Units),
         releasable,
         now: (now_ns >> TICK_SHIFT) as u32,
+        // SAFETY: a helper without arguments.
+        cpu: u64::from(unsafe { bpf_get_smp_processor_id() }),
         tap: control.word(Control::Tap) as u32,
         uplink: control.word(Control::Uplink) as u32,
     };
@@ -85,6 +89,8 @@ struct Run {
     capacity: u64,
     releasable: Stamp,
     now: u32,
+    /// Where it runs, and so in whose backlog its frames wait.
+    cpu: u64,
     tap: u32,
     /// 0: back into the tap.
     uplink: u32,
@@ -117,7 +123,12 @@ impl Run {
             // SAFETY: a live map value.
             let (life, sent, len) = unsafe { (life_of(slot), (*slot).sent_ticks, (*slot).len) };
             if !life.is(SlotState::Free) {
-                if self.now.wrapping_sub(sent) > RESEND_AFTER_TICKS {
+                let patience = if self.ring.word(Ring::Cpu) == self.cpu {
+                    RESEND_AFTER_TICKS
+                } else {
+                    RESEND_ELSEWHERE_AFTER_TICKS
+                };
+                if self.now.wrapping_sub(sent) > patience {
                     self.ring.set(Ring::Next, tail);
                 }
                 break;
@@ -134,12 +145,10 @@ impl Run {
         let head = self.ring.word(Ring::Head);
         let tail = self.ring.word(Ring::Tail);
         let mut next = self.ring.word(Ring::Next);
-        // SAFETY: a helper without arguments.
-        let cpu = u64::from(unsafe { bpf_get_smp_processor_id() });
-        if tail < next && self.ring.word(Ring::Cpu) != cpu {
+        if tail < next && self.ring.word(Ring::Cpu) != self.cpu {
             return FlushResult::InFlight;
         }
-        self.ring.set(Ring::Cpu, cpu);
+        self.ring.set(Ring::Cpu, self.cpu);
         let mut result = FlushResult::More;
         for _ in 0..FLUSH_BATCH {
             let waits = if tail < next { FlushResult::InFlight } else { FlushResult::Done };

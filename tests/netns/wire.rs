@@ -84,7 +84,7 @@ impl Wire {
                     // What arrives outside waits there, however much, until the test reads it. Linux 6.1 takes
                     // fewer frames.
                     let mut waits = Ok(());
-                    for frames in [1 << 18, 1 << 14] {
+                    for frames in [1 << 18, 1 << 17, 1 << 16, 1 << 15, 1 << 14] {
                         let queue = LinkUnspec::new_with_index(index)
                             .append_extra_attribute(LinkAttribute::TxQueueLen(frames));
                         waits = links.link().set(queue.build()).execute().await;

@@ -70,19 +70,22 @@ enum HeldBy {
 }
 
 /// Attaches `program` to the link called `link`, whose number and side are `place`, in front of whatever is there.
-/// Then what an older gate has there is removed. A TCX link is pinned as `name`; the program is the caller's to pin.
+/// Then what an older gate has there is removed. A TCX link is pinned as `name`; the program is the caller's to pin
+/// as `program_pin`, afterwards: until then the pin says which program is the older gate's.
 ///
 /// # Errors
 /// When the kernel refuses, or another link has the name by now; the older gate still stands then.
 pub(super) fn attach(
     program: &mut SchedClassifier,
     name: &'static str,
+    program_pin: &str,
     link: &str,
     place: Place,
     kind: HookKind,
     pins: &Pins,
 ) -> Result<()> {
     let id = program.info().with_context(|| format!("ask for the id of {name}"))?.id();
+    let older = ProgramInfo::from_pin(pins.path(program_pin)).ok().map(|program| program.id());
     match kind {
         HookKind::Tcx => {
             let attached = attach_tcx(program, link, place.side)
@@ -97,7 +100,12 @@ pub(super) fn attach(
             pins.remove(name)?;
         }
     }
-    remove_older_filters(name, id, link, place)
+    remove_older_filters(link, place, |filter| match place.side {
+        // A tap has one gate, whatever has become of its pins.
+        Side::Ingress => fills(name, filter.name) && filter.program != Some(id),
+        // An uplink has the guards of several gates: only what this one's pin names is this one's.
+        Side::Egress => older.is_some() && filter.program == older,
+    })
 }
 
 impl Hook {
@@ -216,13 +224,17 @@ fn attach_filter(program: &mut SchedClassifier, link: &str, side: Side) -> Resul
     Ok(())
 }
 
-/// Removes the filters of older gates. They lie behind the new hook, whichever kind that is, and would judge its
+/// Removes the filters of an older gate. They lie behind the new hook, whichever kind that is, and would judge its
 /// frames again.
-fn remove_older_filters(name: &str, id: u32, link: &str, place: Place) -> Result<()> {
+fn remove_older_filters(
+    link: &str,
+    place: Place,
+    is_older: impl Fn(&chain::Filter<'_>) -> bool,
+) -> Result<()> {
     let rtnl = Rtnl::open().context("open an rtnetlink socket")?;
     let mut older = Vec::new();
     chain::filters(&rtnl, place, &mut |filter| {
-        if fills(name, filter.name) && filter.program != Some(id) {
+        if is_older(&filter) {
             older.push((filter.priority, filter.handle));
         }
     })

@@ -100,12 +100,12 @@ impl Programs {
             Release::Uplink(uplink) => {
                 let (uplink, place) = egress(uplink.as_str())?;
                 let guard = classifier(&mut loaded, GUARD)?;
-                hook::attach(guard, GUARD, uplink, place, kind, &pins)?;
+                hook::attach(guard, GUARD, GUARD_PROGRAM, uplink, place, kind, &pins)?;
             }
         }
         let front = front(settings.engine);
         let hold = classifier(&mut loaded, front)?;
-        hook::attach(hold, HOLD, &tap.name, ingress(tap), kind, &pins)?;
+        hook::attach(hold, HOLD, HOLD_PROGRAM, &tap.name, ingress(tap), kind, &pins)?;
         // From here on the new gate rules.
         for (pin, name) in [(HOLD_PROGRAM, front), (FLUSH, FLUSH), (GUARD_PROGRAM, GUARD)] {
             pins.remove(pin)?;

@@ -85,7 +85,7 @@ impl Trigger {
     /// When the interface is gone, or the kernel knows no such attachment.
     pub fn can_be_at(link: &str) -> Result<()> {
         SchedClassifier::query_tcx(link, TcAttachType::Ingress)
-            .with_context(|| format!("ask which programs sit on {link}"))?;
+            .with_context(|| format!("ask which programs sit on {link} (TCX needs Linux 6.6)"))?;
         Ok(())
     }
 

@@ -25,7 +25,7 @@ use tokio::{
     io::{Interest, unix::AsyncFd},
     runtime::Builder,
     select,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
     time::{MissedTickBehavior, interval, sleep},
 };
@@ -87,11 +87,14 @@ pub fn run(options: &StandaloneOptions) -> Result<()> {
     let socket = options.socket.clone().unwrap_or_else(|| directory.path().join(SOCKET));
     let runtime = Builder::new_current_thread().enable_all().build().context("start tokio")?;
     let keeper = runtime.block_on(async {
+        // Before the socket: whoever can reach us can also end us as we were asked to end.
+        let terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+        let interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
         let (requests_in, requests) = mpsc::channel(WAITING_MAX);
         let bound = Socket::bind(&socket)?;
         info!("the gate on {} listens at {}", options.tap, socket.display());
         tokio::spawn(bound.serve(requests_in));
-        keep(keeper, requests).await
+        keep(keeper, requests, [terminate, interrupt]).await
     })?;
     // The socket goes first: nobody is told anything about a gate that is going.
     drop(runtime);
@@ -104,9 +107,11 @@ pub fn run(options: &StandaloneOptions) -> Result<()> {
 }
 
 /// The loop of the task that owns the gate, until a signal ends it.
-async fn keep(mut keeper: Keeper, mut requests: mpsc::Receiver<Asked>) -> Result<Keeper> {
-    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+async fn keep(
+    mut keeper: Keeper,
+    mut requests: mpsc::Receiver<Asked>,
+    [mut terminate, mut interrupt]: [Signal; 2],
+) -> Result<Keeper> {
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut bell = Bell::of(&keeper)?;
