@@ -29,8 +29,10 @@ pub const VIRTIO_MMIO_BASE: u64 = 0xd000_0000;
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
 /// Device `n` raises global interrupt `VIRTIO_GSI_BASE + n`: edge-triggered, IOAPIC only (the PICs end at 15).
 pub const VIRTIO_GSI_BASE: u32 = 16;
-/// The serial port (16550 at COM1) whose transmit register is the guest's log.
+/// The serial port (16550A at COM1): the guest's console.
 pub const SERIAL_PORT: u16 = 0x3f8;
+/// Its interrupt, as on every PC: edge-triggered, at the PIC and the IOAPIC.
+pub const SERIAL_GSI: u32 = 4;
 /// A byte written here by the guest ends the machine on purpose: see [`PowerOff`].
 pub const POWER_PORT: u16 = 0x604;
 
@@ -59,7 +61,8 @@ pub struct BootInfo {
     /// The command line: ASCII, not terminated.
     pub cmdline: u64,
     pub cmdline_len: u64,
-    /// How many virtio-mmio devices there are.
+    /// How many virtio-mmio devices the guest is told of: those that it knows, the network's being device 0. Others
+    /// follow.
     pub devices: u32,
     pub vcpus: u32,
 }

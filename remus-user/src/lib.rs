@@ -21,6 +21,7 @@ pub mod primary;
 pub mod standalone;
 mod standby;
 mod sysfs;
+pub mod terminal;
 
 // What an operator touches.
 pub mod cli;

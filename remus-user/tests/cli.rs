@@ -67,7 +67,7 @@ fn a_wrong_config_exits_2_with_one_error_that_points() {
         assert_eq!(text(&output.stdout), "");
         let expected = format!(
             "remus: error: {}:2:1: memory: there is no such key\n  help: known here: name, run_dir, state_dir, machine, net, \
-             protection, gate, placement\n",
+             disk, console, protection, gate, placement\n",
             path(&file)
         );
         assert_eq!(text(&output.stderr), expected);
@@ -86,7 +86,7 @@ fn the_printed_example_is_a_config_that_only_this_machine_can_refuse() {
     assert_eq!(output.status.code(), Some(3));
     let said = text(&output.stderr);
     assert!(said.contains("remus: error: this machine is not ready:\n"), "{said}");
-    assert!(said.contains(&format!("guest: cannot read {missing}: No such file")), "{said}");
+    assert!(said.contains(&format!("guest: open {missing}: No such file")), "{said}");
 
     let output = remus(&["preflight", path(&file), "--json"]);
     assert_eq!(output.status.code(), Some(3));

@@ -1,13 +1,14 @@
 //! The machine with a guest in it: paused, captured, put together again.
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use remus::checkpoint::{MachineState, Page, PageSet, Staging};
 use remus::machine::{
-    CpuProfile, End, Event, Machine, Memory, Offloads, Placement, Prepared, Shape, fault_cost,
-    open_tap,
+    CpuProfile, End, Event, Kind, Machine, Memory, Offloads, Placement, Prepared, Shape, Software,
+    fault_cost, open_tap, probe,
 };
 
 use super::small_guest::{self, After, Work};
@@ -18,6 +19,7 @@ pub(crate) const SHAPE: Shape = Shape {
     mac: [2, 0, 0, 0, 0, 7],
     mtu_bytes: 1500,
     offloads: Offloads::None,
+    disks: Vec::new(),
 };
 
 /// One guest at a time: they measure and need the cores.
@@ -36,14 +38,19 @@ fn tap(name: &str) -> OwnedFd {
 
 pub(crate) fn prepared(shape: &Shape, cpu: &CpuProfile) -> Prepared {
     // The guest on the second core, this thread on the first: a pause is a conversation of the two.
-    let placement = Placement { vcpu_cpus: vec![1] };
+    let placement = Placement { vcpu_cpus: vec![1], ..Placement::default() };
     Prepared::new(shape, cpu, &placement, tap("remus0")).unwrap()
+}
+
+/// A bare-metal guest that is told nothing.
+pub(crate) fn software(kernel: &Path) -> Software<'_> {
+    Software { kernel, initrd: None, cmdline: "" }
 }
 
 pub(crate) fn started(shape: &Shape, work: Work) -> (Machine, CpuProfile) {
     let cpu = CpuProfile::of_host().unwrap();
     let mut machine = prepared(shape, &cpu);
-    machine.load_elf(small_guest::elf().path(), "").unwrap();
+    machine.load(software(small_guest::elf().path())).unwrap();
     small_guest::set_work(machine.memory(), work);
     (machine.start().unwrap(), cpu)
 }
@@ -185,7 +192,11 @@ fn a_guest_that_faults_ends_with_the_place_and_harms_nobody() {
     let (mut machine, _) =
         started(&SHAPE, Work { vcpus: 1, pages: 8, spin: 0, after: After::Fault });
     match serve(&mut machine, Duration::from_secs(2)) {
-        Some(End::Fault(what)) => assert!(what.contains("rip 0x1"), "{what}"),
+        // On AMD the processor keeps nothing of a vCPU that has shut down, and KVM says where a reset one begins.
+        Some(End::Fault(what)) => {
+            let place = if probe().unwrap().kind == Kind::Svm { "rip 0xfff0" } else { "rip 0x1" };
+            assert!(what.contains(place), "{what}");
+        }
         other => panic!("{other:?}"),
     }
     machine.pause().unwrap().resume();
@@ -199,7 +210,7 @@ fn a_state_of_another_shape_is_refused() {
     let mut machine = prepared(&SHAPE, &cpu);
     let refused = machine.restore(&MachineState::default()).unwrap_err();
     assert!(refused.to_string().contains("0 vCPUs"), "{refused}");
-    let text = machine.load_elf("/dev/null".as_ref(), "").unwrap_err().to_string();
+    let text = format!("{:#}", machine.load(software("/dev/null".as_ref())).unwrap_err());
     assert!(text.contains("/dev/null"), "{text}");
 }
 

@@ -15,7 +15,7 @@ use remus::checkpoint::{DeviceState, MachineState, Page, QueueState};
 use remus::machine::{CpuProfile, Machine, Memory, Offloads, Placement, Prepared, Shape};
 use remus::net::{Links, Mac, Tap, TapSpec, VNET_HEADER_BYTES};
 
-use super::machine::{alone, copy_ram, serve};
+use super::machine::{alone, copy_ram, serve, software};
 use super::small_guest::{self, After, Work};
 
 const GUEST: [u8; 6] = [2, 0, 0, 0, 0, 7];
@@ -48,7 +48,7 @@ fn ring(queue: u16, part: u64) -> u64 {
 }
 
 fn shape(mtu_bytes: u16, offloads: Offloads) -> Shape {
-    Shape { memory_mib: 64, vcpus: 1, mac: GUEST, mtu_bytes, offloads }
+    Shape { memory_mib: 64, vcpus: 1, mac: GUEST, mtu_bytes, offloads, disks: Vec::new() }
 }
 
 /// Two taps on a bridge, in a network namespace of this thread's own.
@@ -77,7 +77,7 @@ fn wire(mtu_bytes: u16) -> (Tap, Tap) {
 fn before(cpu: &CpuProfile) -> Machine {
     let shape = shape(1500, Offloads::None);
     let mut machine = Prepared::new(&shape, cpu, &Placement::default(), wire(1500).0.fd).unwrap();
-    machine.load_elf(small_guest::elf().path(), "").unwrap();
+    machine.load(software(small_guest::elf().path())).unwrap();
     small_guest::set_work(
         machine.memory(),
         Work { vcpus: 1, pages: 1, spin: 0, after: After::Sleep },
@@ -117,7 +117,7 @@ fn takes_over(shape: &Shape, features: u64, frames: &[(&[u8], &[u8])]) -> Result
     paused.capture(&mut state)?;
     copy_ram(&old, ram);
     drop(paused);
-    state.devices = vec![driven(features)];
+    state.devices[0] = driven(features);
     for (n, (header, frame)) in (0..).zip(frames) {
         let at = FRAME + u64::from(n) * 0x2_0000;
         put(ram, at, header);

@@ -15,7 +15,8 @@ use std::{
 };
 
 use remus::{
-    machine::{CpuProfile, open_tap},
+    checkpoint::STATE_VERSION,
+    machine::{self, CpuProfile, open_tap},
     observe::status::Protection,
     wire::{
         FrameBuffer, HEADER_LEN, Hello, Instance, Lane, Refusal, Refuse, Session, Timing, ToBackup,
@@ -31,9 +32,7 @@ use rig::{
 use tokio::time::sleep;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::pair::{
-    PATIENCE, Pair, ended, has_tap, lost_nothing, replies_more, tap_goes, with_hosts,
-};
+use rig::pair::{Pair, ended, has_tap, lost_nothing, patience, replies_more, tap_goes, with_hosts};
 
 const FAILED: i32 = 1;
 const CONFIG: i32 = 2;
@@ -60,7 +59,7 @@ async fn run(pair: &Pair, config: &str, before: &[&str]) -> (i32, String) {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    let status = tokio::time::timeout(PATIENCE, end).await.expect("it runs, unrefused");
+    let status = tokio::time::timeout(patience(), end).await.expect("it runs, unrefused");
     (status.code().expect("an exit code"), fs::read_to_string(log).unwrap())
 }
 
@@ -100,13 +99,27 @@ fn a_kernel_that_is_not_there_or_no_guest_is_named() {
     with_hosts(async |pair| {
         let guest = pair.programs.guest.to_str().unwrap().to_owned();
         let missing = pair.config(&[(&guest, "/nowhere/guest.elf")]);
-        let words = ["cannot read /nowhere/guest.elf: No such file", "machine.kernel"];
+        let words = ["open /nowhere/guest.elf: No such file", "machine.kernel"];
         refused(&pair, &missing, &[], PREFLIGHT, &words).await;
         let script = pair.config(&[(&guest, "/bin/sh.txt")]);
         let text = pair.folder.path().join("guest.txt");
         fs::write(&text, "#!/bin/sh\n").unwrap();
         let script = script.replace("/bin/sh.txt", text.to_str().unwrap());
-        refused(&pair, &script, &[], PREFLIGHT, &["is not an ELF file", "machine.kernel"]).await;
+        refused(
+            &pair,
+            &script,
+            &[],
+            PREFLIGHT,
+            &["it is no kernel: name a bzImage", "machine.kernel"],
+        )
+        .await;
+        if machine::kind() == machine::Kind::Pvm {
+            let mut linux = vec![0; 1024];
+            linux[0x202..0x206].copy_from_slice(b"HdrS");
+            fs::write(&text, linux).unwrap();
+            let words = ["Linux, which KVM without VMX or SVM cannot run"];
+            refused(&pair, &script, &[], PREFLIGHT, &words).await;
+        }
     });
 }
 
@@ -241,7 +254,7 @@ fn a_backup_that_refuses_is_quoted_and_asked_again() {
         with_hosts(async |pair| {
             let asked = refusing_backup(&pair.topology.backup, answer);
             let mut primary = pair.start_primary(&[("\"unprotected\"", "\"protected\"")]);
-            primary.wait_for(Protection::Waiting, PATIENCE).await.unwrap();
+            primary.wait_for(Protection::Waiting, patience()).await.unwrap();
             while asked.load(Ordering::Relaxed) < 3 {
                 primary.still_runs().unwrap();
                 sleep(Duration::from_millis(20)).await;
@@ -264,8 +277,8 @@ async fn ends_without_a_trace(pair: &Pair, mut primary: Daemon) {
 
 fn hello(memory_mib: u32, cpu: &str) -> Hello {
     let shape = format!(
-        r#"{{"shape":{{"memory_mib":{memory_mib},"vcpus":1,"mac":[82,84,0,119,0,10],
-            "mtu_bytes":1500,"offloads":"none"}},"tap":"tap0","bridge":"br0",
+        r#"{{"state":{STATE_VERSION},"shape":{{"memory_mib":{memory_mib},"vcpus":1,"mac":[82,84,0,119,0,10],
+            "mtu_bytes":1500,"offloads":"none","disks":[]}},"tap":"tap0","bridge":"br0",
             "gate":{{"buffer_mib":1,"release":"ReEntry","engine":"bpf"}}}}"#
     );
     Hello {
@@ -330,7 +343,7 @@ fn a_backup_says_what_it_lacks_and_makes_nothing_for_a_vm_that_it_refuses() {
         }
         // Nothing of it stands in the way of a VM that fits.
         let mut primary = pair.start_primary(&[]);
-        primary.wait_for(Protection::Protected, PATIENCE).await.unwrap();
+        primary.wait_for(Protection::Protected, patience()).await.unwrap();
         backup.still_runs().unwrap();
     });
 }

@@ -264,7 +264,11 @@ pub(crate) fn elf() -> tempfile::NamedTempFile {
     let start = &raw const small_guest_start;
     let end = &raw const small_guest_end;
     // SAFETY: the two symbols bound one run of bytes in a section that nobody writes.
-    let code = unsafe { std::slice::from_raw_parts(start, end.offset_from_unsigned(start)) };
+    elf_of(unsafe { std::slice::from_raw_parts(start, end.offset_from_unsigned(start)) })
+}
+
+/// A guest of this code, entered at its first byte, as an ELF file.
+pub(crate) fn elf_of(code: &[u8]) -> tempfile::NamedTempFile {
     let mut file = Vec::new();
     file.extend_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
     file.extend_from_slice(&[2, 0, 62, 0, 1, 0, 0, 0]);

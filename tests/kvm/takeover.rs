@@ -1,28 +1,46 @@
 //! The main job, with the programs that users run: a host dies, sleeps, says goodbye, or loses its backup, and
 //! clients keep what they were told.
 
-use std::time::Duration;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use remus::observe::status::Protection;
 use rig::{
-    client::connection::Connection,
+    client::{Client, connection::Connection},
     guest::Guest,
     host::Death,
-    remus::{Daemon, Machine},
+    remus::{Daemon, Machine, Options},
     topology::GUEST,
 };
 use tokio::time::sleep;
 
-use super::pair::{
-    PATIENCE, Pair, ended, has_tap, lost_nothing, replies_more, tap_goes, with_hosts,
+use rig::pair::{
+    Pair, ended, has_tap, lost_nothing, patience, replies_more, tap_goes, with_hosts,
     with_hosts_for,
 };
 
 /// Long enough for a backup to suspect and to take over, were it to.
 const MEANWHILE: Duration = Duration::from_secs(1);
 
+/// The usual options, for a guest of this shape.
+fn of(machine: Machine) -> Options {
+    Options { machine, ..Options::default() }
+}
+
+/// The primary's host dies, its backup takes over, and nothing that `client` was told is lost, nor any of its four
+/// connections.
+async fn taken_over(pair: &Pair, primary: &mut Daemon, backup: &mut Daemon, client: Client) {
+    let armed = pair.topology.primary.arm().await.unwrap();
+    pair.topology.primary.die(Death::Host, &armed, &mut primary.process).await.unwrap();
+    promoted(backup).await;
+    replies_more(&client, 100).await;
+    lost_nothing(client, 4).await;
+}
+
 async fn promoted(backup: &mut Daemon) {
-    backup.wait_for(Protection::Promoted, PATIENCE).await.unwrap();
+    backup.wait_for(Protection::Promoted, patience()).await.unwrap();
 }
 
 #[test]
@@ -33,11 +51,7 @@ fn a_takeover_keeps_connections_and_loses_nothing() {
         guest.start_work(500, 64, 20_000).await.unwrap();
         guest.start_beacon(10).await.unwrap();
         let client = pair.client(4).await;
-        let armed = pair.topology.primary.arm().await.unwrap();
-        pair.topology.primary.die(Death::Host, &armed, &mut primary.process).await.unwrap();
-        promoted(&mut backup).await;
-        replies_more(&client, 100).await;
-        lost_nothing(client, 4).await;
+        taken_over(&pair, &mut primary, &mut backup, client).await;
         let seen = pair.seen();
         let beacons = seen.judge();
         assert!(beacons.seen_from_primary > 0 && beacons.seen_from_backup > 0, "{beacons:?}");
@@ -56,15 +70,11 @@ fn every_mode_and_compression_loses_nothing() {
             let mut backup = pair.start_backup();
             let settings = format!("epoch_ms = 25\n{settings}");
             let mut primary = pair.start_primary(&[("epoch_ms = 25", &settings)]);
-            primary.wait_for(Protection::Protected, PATIENCE).await.unwrap();
+            primary.wait_for(Protection::Protected, patience()).await.unwrap();
             let mut guest = pair.guest().await;
             guest.start_work(2000, 64, 0).await.unwrap();
             let client = pair.client(4).await;
-            let armed = pair.topology.primary.arm().await.unwrap();
-            pair.topology.primary.die(Death::Host, &armed, &mut primary.process).await.unwrap();
-            promoted(&mut backup).await;
-            replies_more(&client, 100).await;
-            lost_nothing(client, 4).await;
+            taken_over(&pair, &mut primary, &mut backup, client).await;
         });
     }
 }
@@ -72,7 +82,7 @@ fn every_mode_and_compression_loses_nothing() {
 #[test]
 fn a_guest_of_several_vcpus_is_taken_over_with_all_of_them() {
     for vcpus in [2, 4] {
-        with_hosts_for(Machine { vcpus, ..Machine::default() }, async |pair| {
+        with_hosts_for(of(Machine { vcpus, ..Machine::default() }), async |pair| {
             let (mut primary, mut backup) = pair.protected().await;
             let mut guest = pair.guest().await;
             assert_eq!(guest.vcpus_started().await.unwrap(), vcpus);
@@ -81,11 +91,7 @@ fn a_guest_of_several_vcpus_is_taken_over_with_all_of_them() {
             let client = pair.client(4).await;
             let before = guest.progress_of_vcpus().await.unwrap();
             assert!(before.len() == usize::from(vcpus) && !before.contains(&0), "{before:?}");
-            let armed = pair.topology.primary.arm().await.unwrap();
-            pair.topology.primary.die(Death::Host, &armed, &mut primary.process).await.unwrap();
-            promoted(&mut backup).await;
-            replies_more(&client, 100).await;
-            lost_nothing(client, 4).await;
+            taken_over(&pair, &mut primary, &mut backup, client).await;
 
             // The guest remembers what it told, and each of its vCPUs goes on: also one that is told anew.
             let promoted = guest.progress_of_vcpus().await.unwrap();
@@ -107,18 +113,14 @@ fn a_guest_of_several_vcpus_is_taken_over_with_all_of_them() {
 /// RAM on both sides of the device hole: the guest's image and heap are below it, what it works on above.
 #[test]
 fn a_guest_of_5_gib_is_taken_over_with_all_of_its_memory() {
-    with_hosts_for(Machine { memory_mib: 5 << 10, ..Machine::default() }, async |pair| {
+    with_hosts_for(of(Machine { memory_mib: 5 << 10, ..Machine::default() }), async |pair| {
         let mut backup = pair.start_backup();
         let mut primary = pair.start_primary(&[]);
-        primary.wait_for(Protection::Protected, 4 * PATIENCE).await.unwrap();
+        primary.wait_for(Protection::Protected, 4 * patience()).await.unwrap();
         let mut guest = pair.guest().await;
         guest.start_work(1000, 64, 0).await.unwrap();
         let client = pair.client(4).await;
-        let armed = pair.topology.primary.arm().await.unwrap();
-        pair.topology.primary.die(Death::Host, &armed, &mut primary.process).await.unwrap();
-        promoted(&mut backup).await;
-        replies_more(&client, 100).await;
-        lost_nothing(client, 4).await;
+        taken_over(&pair, &mut primary, &mut backup, client).await;
         let promoted = guest.progress_of_vcpus().await.unwrap();
         all_work(&mut guest, &promoted).await;
     });
@@ -126,7 +128,7 @@ fn a_guest_of_5_gib_is_taken_over_with_all_of_its_memory() {
 
 /// Waits until every vCPU of the guest has done more than `before`.
 async fn all_work(guest: &mut Guest, before: &[u64]) {
-    let until = tokio::time::Instant::now() + PATIENCE;
+    let until = tokio::time::Instant::now() + patience();
     loop {
         let now = guest.progress_of_vcpus().await.unwrap();
         if now.iter().zip(before).all(|(now, before)| now > before) {
@@ -203,7 +205,7 @@ async fn is_over_on_purpose(pair: &Pair, mut primary: Daemon, mut backup: Daemon
 fn a_primary_waits_shut_for_its_backup() {
     with_hosts(async |pair| {
         let mut primary = pair.start_primary(&[("\"unprotected\"", "\"protected\"")]);
-        primary.wait_for(Protection::Waiting, PATIENCE).await.unwrap();
+        primary.wait_for(Protection::Waiting, patience()).await.unwrap();
         let client = pair.topology.client.netns();
         Guest::wait(client, GUEST, Duration::from_secs(1)).await.unwrap_err();
         let status = primary.status(None).await.unwrap();
@@ -212,7 +214,7 @@ fn a_primary_waits_shut_for_its_backup() {
         assert_eq!(pair.seen().frames_from_primary, 0);
 
         let _backup = pair.start_backup();
-        primary.wait_for(Protection::Protected, PATIENCE).await.unwrap();
+        primary.wait_for(Protection::Protected, patience()).await.unwrap();
         pair.guest().await;
     });
 }
@@ -223,7 +225,7 @@ fn a_backup_that_dies_stalls_its_primary_and_a_new_one_is_synced() {
         let (mut primary, mut backup) = pair.protected().await;
         let client = pair.client(4).await;
         backup.process.kill().unwrap();
-        primary.wait_for(Protection::Stalled, PATIENCE).await.unwrap();
+        primary.wait_for(Protection::Stalled, patience()).await.unwrap();
         sleep(Duration::from_millis(200)).await;
         let (before, released) =
             (client.replies(), primary.status(None).await.unwrap().gate.released);
@@ -232,15 +234,11 @@ fn a_backup_that_dies_stalls_its_primary_and_a_new_one_is_synced() {
         assert_eq!((client.replies(), now), (before, released), "output left without a commit");
 
         let mut backup = pair.start_backup();
-        primary.wait_for(Protection::Protected, PATIENCE).await.unwrap();
+        primary.wait_for(Protection::Protected, patience()).await.unwrap();
         replies_more(&client, 100).await;
 
         // The new one is as good as the first.
-        let armed = pair.topology.primary.arm().await.unwrap();
-        pair.topology.primary.die(Death::Host, &armed, &mut primary.process).await.unwrap();
-        promoted(&mut backup).await;
-        replies_more(&client, 100).await;
-        lost_nothing(client, 4).await;
+        taken_over(&pair, &mut primary, &mut backup, client).await;
     });
 }
 
@@ -291,21 +289,17 @@ fn a_gate_that_can_be_put_back_is_and_the_guest_goes_on_where_it_was() {
         let client = pair.client(4).await;
         let pins = pair.vm_dir().join("bpf");
         on_primary(&pair, &format!("umount -l {}", pins.display())).await;
-        let until = tokio::time::Instant::now() + PATIENCE;
+        let until = tokio::time::Instant::now() + patience();
         while !pair.logged("primary").contains("the gate is back") {
             assert!(tokio::time::Instant::now() < until, "{}", pair.logged("primary"));
             sleep(Duration::from_millis(5)).await;
         }
-        primary.wait_for(Protection::Protected, PATIENCE).await.unwrap();
+        primary.wait_for(Protection::Protected, patience()).await.unwrap();
         replies_more(&client, 100).await;
         assert_eq!(primary.status(None).await.unwrap().gate.mode, "hold");
 
         // And it is as good as the first.
-        let armed = pair.topology.primary.arm().await.unwrap();
-        pair.topology.primary.die(Death::Host, &armed, &mut primary.process).await.unwrap();
-        promoted(&mut backup).await;
-        replies_more(&client, 100).await;
-        lost_nothing(client, 4).await;
+        taken_over(&pair, &mut primary, &mut backup, client).await;
     });
 }
 
@@ -315,11 +309,48 @@ fn a_tap_that_is_steered_past_its_gate_shows_and_is_taken_over_from() {
         let (mut primary, mut backup) = pair.protected().await;
         let client = pair.client(4).await;
         on_primary(&pair, "echo 1 > /sys/class/net/tap0/queues/rx-0/rps_cpus").await;
-        let status = primary.wait_for(Protection::GateLost, PATIENCE).await.unwrap();
+        let status = primary.wait_for(Protection::GateLost, patience()).await.unwrap();
         assert!(status.reason.contains("rps_cpus is 1"), "{}", status.reason);
         assert_eq!(status.gate.mode, "closed");
         is_taken_over_for(&pair, &mut primary, &mut backup, "receive packet steering").await;
         replies_more(&client, 100).await;
         lost_nothing(client, 4).await;
+    });
+}
+
+#[test]
+fn a_disk_is_there_after_a_takeover_and_a_backup_that_lacks_it_says_so() {
+    with_hosts(async |pair| {
+        let disks = pair.folder.path().join("disks");
+        fs::create_dir(&disks).unwrap();
+        let image = disks.join("data.img");
+        fs::write(&image, vec![7; 1 << 20]).unwrap();
+        let (disks, log) = (disks.to_str().unwrap(), pair.folder.path().join("console.log"));
+        let sections = format!(
+            "[[disk]]\npath = {image:?}\nreadonly = true\nid = \"data\"\n[console]\nlog = {log:?}\n[net]"
+        );
+
+        let mut backup = pair.start_backup();
+        let mut primary = pair.start_primary(&[("[net]", &sections)]);
+        let until = Instant::now() + patience();
+        while !primary.status(None).await.is_ok_and(|status| status.reason.contains("--disks DIR"))
+        {
+            assert!(Instant::now() < until, "{}", pair.logged("primary"));
+            sleep(Duration::from_millis(20)).await;
+        }
+        backup.process.signal(libc::SIGTERM).unwrap();
+        assert_eq!(ended(&mut backup).await.code(), Some(0));
+
+        let mut backup = pair.start_backup_with(&["--disks", disks]);
+        primary.wait_for(Protection::Protected, patience()).await.unwrap();
+        let client = pair.client(2).await;
+        let armed = pair.topology.primary.arm().await.unwrap();
+        pair.topology.primary.die(Death::Host, &armed, &mut primary.process).await.unwrap();
+        promoted(&mut backup).await;
+        replies_more(&client, 100).await;
+        lost_nothing(client, 2).await;
+        // The demo guest's first words, raw: with the return that a terminal wants and a log does not.
+        let said = fs::read_to_string(&log).unwrap();
+        assert!(said.contains("remus-guest: 10.") && said.ends_with('\n'), "{said:?}");
     });
 }

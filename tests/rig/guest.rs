@@ -1,11 +1,17 @@
 //! The demo guest's own commands, beyond those of Redis: its work generator and its beacon.
 
-use std::{io, net::SocketAddrV4, time::Duration};
+use std::{
+    io,
+    net::SocketAddrV4,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context, Result, bail};
 use tokio::time::{Instant, sleep};
 
 use crate::{client::connection::Connection, netns::NetNs, resp::Reply, sys::boottime_ns};
+
+const CLOCK_READINGS: usize = 10;
 
 /// A connection on which the rig steers the guest.
 #[derive(Debug)]
@@ -96,6 +102,39 @@ impl Guest {
             Reply::Bulk(Some(text)) => String::from_utf8(text).context("INFO is no text"),
             other => bail!("INFO was answered {other:?}"),
         }
+    }
+
+    /// How far the guest's clock is ahead of this host's, by the quickest of some answers.
+    pub async fn clock_off_ms(&mut self) -> Result<f64> {
+        let (mut quickest_ms, mut off_ms) = (f64::INFINITY, 0.0);
+        for _ in 0..CLOCK_READINGS {
+            let (round_trip_ms, off) = self.read_clock().await?;
+            if round_trip_ms < quickest_ms {
+                (quickest_ms, off_ms) = (round_trip_ms, off);
+            }
+        }
+        Ok(off_ms)
+    }
+
+    /// How long an answer took, and how far the guest's clock was ahead of the middle of that.
+    async fn read_clock(&mut self) -> Result<(f64, f64)> {
+        let real_ms = || {
+            let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+            since.map(|since| since.as_secs_f64() * 1e3).context("a host before 1970")
+        };
+        let asked_ms = real_ms()?;
+        let reply = self.connection.ask(&["TIME"]).await.context("TIME")?;
+        let round_trip_ms = real_ms()? - asked_ms;
+        let Reply::Array(Some(fields)) = &reply else { bail!("TIME was answered {reply:?}") };
+        let number = |at: usize| match fields.get(at) {
+            Some(Reply::Bulk(Some(text))) => std::str::from_utf8(text).ok()?.parse::<f64>().ok(),
+            _ => None,
+        };
+        let (Some(seconds), Some(micros)) = (number(0), number(1)) else {
+            bail!("TIME was answered {reply:?}")
+        };
+        let guest_ms = seconds * 1e3 + micros / 1e3;
+        Ok((round_trip_ms, guest_ms - (asked_ms + round_trip_ms / 2.0)))
     }
 
     pub async fn start_beacon(&mut self, period_ms: u32) -> Result<()> {

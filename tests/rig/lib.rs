@@ -12,7 +12,7 @@
 //! Read it in this order: [`netns`] and [`links`] hold namespaces and talk to the kernel about links;
 //! [`host`] is a machine that can die; [`topology`] is the drawing above; [`nest`] puts all of it into a PID
 //! namespace, so that nothing can be left behind. [`client`] keeps a history of every request and reply and
-//! judges it, [`sniffer`] sees what leaves the hosts. [`remus`] starts the daemons, [`story`] tells what
+//! judges it, [`sniffer`] sees what leaves the hosts. [`remus`] starts the daemons, [`pair`] is what tests say of them, [`story`] tells what
 //! `remus-rig run` does, [`report`] what came of it. [`mod@bench`] is another thing: what the gate costs, and what
 //! checkpoints do.
 //!
@@ -26,6 +26,7 @@ pub mod host;
 pub mod links;
 pub mod nest;
 pub mod netns;
+pub mod pair;
 pub mod progress;
 pub mod remus;
 pub mod report;

@@ -11,7 +11,7 @@ use rig::{
     },
     host::Death,
     nest,
-    remus::{GateOptions, Machine, Programs, Timing},
+    remus::{GateOptions, Machine, Programs, Software, Timing},
     story::{self, Plan},
     sys,
     topology::Topology,
@@ -87,7 +87,10 @@ struct RunOptions {
     /// Rounds, each with a guest, a death and a takeover of its own
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     repeat: u32,
-    /// Pages that the guest dirties in each epoch
+    /// What runs in the VM
+    #[arg(long, value_enum, default_value_t)]
+    guest: Software,
+    /// Pages that the demo guest dirties in each epoch
     #[arg(long, value_name = "PAGES_PER_EPOCH", default_value_t = 1000,
         value_parser = clap::value_parser!(u32).range(1..=30_000))]
     dirty: u32,
@@ -188,8 +191,9 @@ fn plan(options: &RunOptions) -> Plan {
         death: (!options.no_failover).then_some(options.death),
         rounds: options.repeat,
         dirty_pages: options.dirty,
+        guest: options.guest,
         machine: Machine { vcpus: options.vcpus, memory_mib: options.memory },
-        timing: Timing { epoch_ms: options.epoch_ms, ..Timing::default() },
+        timing: Timing { epoch_ms: options.epoch_ms, ..Timing::of_this_machine() },
         gate: options.gate,
         load: Duration::from_secs_f64(options.seconds),
         seed: options.seed,

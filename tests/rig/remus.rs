@@ -33,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub struct Programs {
     pub remus: PathBuf,
     pub guest: PathBuf,
+    /// The Linux guest's kernel and initial RAM disk, as `cargo xtask guest linux` leaves them.
+    pub linux: [PathBuf; 2],
     /// The folder `target/run`.
     pub runs: PathBuf,
 }
@@ -45,14 +47,24 @@ impl Programs {
         Ok(Self {
             remus: release.join("remus"),
             guest: target.join("guest/remus-guest.elf"),
+            linux: ["vmlinuz", "initramfs.cpio.gz"].map(|file| target.join("lab/guest").join(file)),
             runs: target.join("run"),
         })
     }
 
-    pub fn check(&self) -> Result<()> {
-        for file in [&self.remus, &self.guest] {
+    /// Whether all are there that a run with this guest needs.
+    ///
+    /// # Errors
+    /// When one is not, with what makes it.
+    pub fn check(&self, guest: Software) -> Result<()> {
+        let (files, made_by) = match guest {
+            Software::Demo => (std::slice::from_ref(&self.guest), "cargo xtask build"),
+            Software::Linux => (&self.linux[..], "cargo xtask guest linux"),
+        };
+        let files = files.iter().map(|file| (file, made_by));
+        for (file, made_by) in [(&self.remus, "cargo xtask build")].into_iter().chain(files) {
             if !file.exists() {
-                bail!("{} is not there: run `cargo xtask build`", file.display());
+                bail!("{} is not there: run `{made_by}`", file.display());
             }
         }
         Ok(())
@@ -67,6 +79,14 @@ pub struct Timing {
     pub heartbeat_ms: u32,
     pub detect_ms: u32,
     pub lease_ms: u32,
+}
+
+impl Timing {
+    /// The default; in the lab, where a process may wait for a CPU longer than that, a slower one.
+    pub fn of_this_machine() -> Self {
+        let slow = Self { heartbeat_ms: 20, detect_ms: 400, lease_ms: 300, ..Self::default() };
+        if sys::is_the_lab() { slow } else { Self::default() }
+    }
 }
 
 impl Default for Timing {
@@ -143,6 +163,18 @@ pub struct Options {
     pub timing: Timing,
     pub mode: Mode,
     pub gate: GateOptions,
+    pub guest: Software,
+}
+
+/// What runs in the VM. Both answer to Redis clients.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Software {
+    /// The bare-metal demo guest.
+    #[default]
+    Demo,
+    /// Debian's cloud kernel with its redis-server: `cargo xtask guest linux` makes it. Not on KVM-PVM.
+    Linux,
 }
 
 /// A daemon on its host.
@@ -190,6 +222,17 @@ pub fn primary_run_dir(folder: &Path) -> PathBuf {
 
 /// Starts the backup.
 pub fn start_backup(host: &Host, programs: &Programs, folder: &Path, log: &Path) -> Result<Daemon> {
+    start_backup_with(host, programs, folder, log, &[])
+}
+
+/// The same with more options.
+pub fn start_backup_with(
+    host: &Host,
+    programs: &Programs,
+    folder: &Path,
+    log: &Path,
+    more: &[&str],
+) -> Result<Daemon> {
     let run_dir = folder.join("backup.d");
     fs::create_dir_all(&run_dir).with_context(|| format!("create {}", run_dir.display()))?;
     let mut command = Command::new(&programs.remus);
@@ -199,16 +242,36 @@ pub fn start_backup(host: &Host, programs: &Programs, folder: &Path, log: &Path)
     if let Some((vcpus, io)) = placement() {
         command.args(["--vcpu-cpus", &vcpus.to_string(), "--io-cpus", &io.to_string()]);
     }
+    command.args(more);
     Daemon::start(host, command, &run_dir, log)
 }
 
 /// The config that [`start_primary`] writes.
 pub fn primary_config(programs: &Programs, options: &Options, folder: &Path) -> Result<String> {
-    let Options { machine: Machine { vcpus, memory_mib }, timing, mode, gate } = *options;
+    let Options { machine: Machine { vcpus, memory_mib }, timing, mode, gate, guest } = *options;
     let Timing { epoch_ms, depth, heartbeat_ms, detect_ms, lease_ms } = timing;
     // Debug formatting of a string is a TOML basic string for every path without control characters.
     let quoted = |path: &Path| path.to_str().map(|text| format!("{text:?}")).context("odd path");
-    let (run_dir, kernel) = (quoted(&primary_run_dir(folder))?, quoted(&programs.guest)?);
+    let run_dir = quoted(&primary_run_dir(folder))?;
+    let (ip, port, gateway) = (GUEST.ip(), GUEST.port(), crate::topology::CLIENT);
+    let software = match guest {
+        Software::Demo => {
+            let kernel = quoted(&programs.guest)?;
+            format!("kernel = {kernel}\ncmdline = \"ip={ip}/24 gw={gateway} port={port}\"")
+        }
+        Software::Linux => {
+            let [kernel, initrd] = &programs.linux;
+            let (kernel, initrd) = (quoted(kernel)?, quoted(initrd)?);
+            // Warnings are shown, and all that is worse.
+            let words = "console=ttyS0 quiet loglevel=5 panic=-1";
+            // QEMU's SVM does not tell KVM that a guest writes XCR0. So KVM takes it back at each entry, and what the
+            // guest then believes to have saved of its registers it has not.
+            let words = if sys::is_the_lab() { &format!("{words} noxsave") } else { words };
+            format!(
+                "kernel = {kernel}\ninitrd = {initrd}\ncmdline = \"{words} remus.ip={ip}/24 remus.gw={gateway}\""
+            )
+        }
+    };
     let placement = placement().map_or_else(String::new, |(vcpus, io)| {
         format!("\n[placement]\nvcpu_cpus = [{vcpus}]\nio_cpus = [{io}]\n")
     });
@@ -219,8 +282,7 @@ run_dir = {run_dir}
 [machine]
 memory_mib = {memory_mib}
 vcpus = {vcpus}
-kernel = {kernel}
-cmdline = "ip={ip}/24 gw={gateway} port={port}"
+{software}
 
 [net]
 tap = "{TAP}"
@@ -241,7 +303,6 @@ engine = "{engine}"
 buffer_mib = 32
 release = {{ trigger = "{trigger}" }}
 {placement}"#,
-        ip = GUEST.ip(),
         mode = match mode {
             Mode::Latency => "",
             Mode::Throughput => "mode = \"throughput\"\n",
@@ -255,8 +316,6 @@ release = {{ trigger = "{trigger}" }}
             Trigger::Controller => "controller",
             Trigger::Kernel => "kernel",
         },
-        gateway = crate::topology::CLIENT,
-        port = GUEST.port(),
     ))
 }
 

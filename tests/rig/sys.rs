@@ -21,6 +21,11 @@ pub fn boottime_ns() -> u64 {
     seconds * 1_000_000_000 + nanoseconds
 }
 
+/// Whether this machine is the lab (`cargo xtask lab`), which is emulated.
+pub fn is_the_lab() -> bool {
+    std::env::var_os("REMUS_LAB").is_some_and(|value| value == "1")
+}
+
 /// Gives the calling thread namespaces of its own. Async-signal-safe.
 pub fn unshare(flags: libc::c_int) -> io::Result<()> {
     // SAFETY: takes no pointers; what it changes belongs to the calling thread alone.

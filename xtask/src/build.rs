@@ -62,9 +62,13 @@ pub(crate) fn guest(tree: &Tree, verb: &str) -> Command {
     command
 }
 
-/// Copies `from` to `to` unless they are equal: a new time on `to` would rebuild what depends on it.
+/// Copies `from` to `to` unless they are equal.
 fn refresh(from: &Path, to: &Path) -> Result<()> {
-    let new = fs::read(from).with_context(|| format!("read {}", from.display()))?;
+    refresh_with(fs::read(from).with_context(|| format!("read {}", from.display()))?, to)
+}
+
+/// Writes `new` to `to` unless it is there: a new time on `to` would rebuild what depends on it.
+pub(crate) fn refresh_with(new: Vec<u8>, to: &Path) -> Result<()> {
     match fs::read(to) {
         Ok(old) if old == new => return Ok(()),
         Ok(_) => {}

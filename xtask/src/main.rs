@@ -6,6 +6,7 @@
 mod bench;
 mod build;
 mod invoke;
+mod lab;
 mod lint;
 mod run;
 mod setup;
@@ -14,7 +15,7 @@ mod tree;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 
 use tree::Tree;
@@ -41,9 +42,18 @@ enum Verb {
     },
     /// Build, then run the tests: all, those of one folder of tests/, or those whose name contains FILTER
     Test {
-        /// `sim`, `netns`, `kvm`, or a part of a test's name
+        /// `sim`, `netns`, `kvm`, a part of a test's name; or `lab`, for the tests of the lab in the lab
         filter: Option<String>,
+        /// Of the lab's tests those whose name contains this
+        #[arg(requires = "filter")]
+        name: Option<String>,
     },
+    /// Run a command in the lab: a stock Debian kernel under QEMU, with AMD SVM emulated, on this machine's files
+    ///
+    /// The exit status is the command's; 124 if it took too long, 125 if the lab died.
+    Lab(lab::Options),
+    /// Make a guest of stock parts, and print where its kernel and its initramfs are
+    Guest { kind: lab::guest::Kind },
     /// Build, then measure what a part of Remus costs (`bench PART --help` lists the options)
     #[command(disable_help_flag = true)]
     Bench {
@@ -59,7 +69,7 @@ enum Verb {
 
 fn main() -> ExitCode {
     match perform() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("xtask: {error:#}");
             ExitCode::FAILURE
@@ -67,19 +77,25 @@ fn main() -> ExitCode {
     }
 }
 
-fn perform() -> Result<()> {
+fn perform() -> Result<ExitCode> {
     let verb = Arguments::parse().verb;
     let tree = Tree::find()?;
     let toolchain = setup::run(&tree)?;
     match verb {
-        Verb::Setup => {
-            println!("setup: all is there");
-            Ok(())
-        }
-        Verb::Build => build::run(&tree, &toolchain),
-        Verb::Run { options } => run::run(&tree, &toolchain, &options),
-        Verb::Test { filter } => test::run(&tree, &toolchain, filter.as_deref()),
-        Verb::Bench { part, options } => bench::run(&tree, &toolchain, &part, &options),
-        Verb::Lint => lint::run(&tree, &toolchain),
+        Verb::Setup => println!("setup: all is there"),
+        Verb::Build => build::run(&tree, &toolchain)?,
+        Verb::Run { options } => return run::run(&tree, &toolchain, &options),
+        Verb::Test { filter, name } => match (filter.as_deref(), name.as_deref()) {
+            (Some("lab"), name) => return lab::suite::run(&tree, &toolchain, name),
+            (_, Some(name)) => {
+                bail!("a second word ({name}) only says which of the lab's tests to run")
+            }
+            (filter, None) => test::run(&tree, &toolchain, filter)?,
+        },
+        Verb::Lab(options) => return lab::run(&tree, &options),
+        Verb::Guest { kind } => lab::guest::run(&tree, kind)?,
+        Verb::Bench { part, options } => bench::run(&tree, &toolchain, &part, &options)?,
+        Verb::Lint => lint::run(&tree, &toolchain)?,
     }
+    Ok(ExitCode::SUCCESS)
 }

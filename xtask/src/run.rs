@@ -1,13 +1,59 @@
 //! `run`: the rig, raised to root when the caller is not; nothing but the built binary is.
+//!
+//! A Linux guest wants hardware virtualization. Where this machine has none to offer, the rig runs in the lab.
 
-use std::{os::unix::process::CommandExt, process::Command};
+use std::{
+    ffi::OsString, fs, iter, os::unix::process::CommandExt, path::Path, process::Command,
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result};
 
-use crate::{build, invoke::is_root, setup::Toolchain, tree::Tree};
+use crate::{build, invoke::is_root, lab, setup::Toolchain, tree::Tree};
 
-pub(crate) fn run(tree: &Tree, toolchain: &Toolchain, options: &[String]) -> Result<()> {
-    become_rig(tree, toolchain, &["run"], options)
+/// What a run in the lab may take for each of its rounds, in seconds, and for all else.
+const LAB_ROUND_S: u64 = 120;
+const LAB_S: u64 = 300;
+
+pub(crate) fn run(tree: &Tree, toolchain: &Toolchain, options: &[String]) -> Result<ExitCode> {
+    let asks_help = options.iter().any(|option| option == "--help" || option == "-h");
+    if value_of(options, "--guest") == Some("linux") && !asks_help {
+        let [kernel, _] = lab::guest::linux(tree)?;
+        if !has_hardware_virtualization() {
+            eprintln!(
+                "run: KVM here has no VMX or SVM, which {} wants: in the lab then, which is emulated and ten times as slow",
+                kernel.display()
+            );
+            build::run(tree, toolchain)?;
+            let rounds = value_of(options, "--repeat").and_then(|n| n.parse().ok()).unwrap_or(1);
+            let command = iter::once(tree.rig().into_os_string()).chain(["run".into()]);
+            let command = command.chain(options.iter().map(OsString::from)).collect();
+            let mut lab = lab::Options::of(command);
+            lab.timeout = LAB_ROUND_S.saturating_mul(rounds).saturating_add(LAB_S);
+            return lab::run(tree, &lab);
+        }
+    }
+    become_rig(tree, toolchain, &["run"], options)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What stands behind an option of the rig's, in either way to write it.
+fn value_of<'a>(options: &'a [String], name: &str) -> Option<&'a str> {
+    options.iter().enumerate().find_map(|(n, option)| match option.strip_prefix(name)? {
+        "" => options.get(n + 1).map(String::as_str),
+        value => value.strip_prefix('='),
+    })
+}
+
+/// Whether a module of KVM that has it is loaded.
+fn has_hardware_virtualization() -> bool {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = cpu.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    let loaded = |flag: &str, module: &str| {
+        flags.split_whitespace().any(|word| word == flag)
+            && Path::new("/sys/module").join(module).is_dir()
+    };
+    loaded("vmx", "kvm_intel") || loaded("svm", "kvm_amd")
 }
 
 /// Builds, then becomes the rig, so that signals and the exit status are its own.
@@ -30,4 +76,18 @@ pub(crate) fn become_rig(
     let options = options.iter().filter(|option| *option != "--");
     let error = command.args(verb).args(options).exec();
     Err(error).with_context(|| format!("start {}", rig.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_options_value_is_found_in_either_form() {
+        let options = ["--repeat", "3", "--guest=linux"].map(str::to_owned);
+        assert_eq!(value_of(&options, "--guest"), Some("linux"));
+        assert_eq!(value_of(&options, "--repeat"), Some("3"));
+        assert_eq!(value_of(&options, "--seed"), None);
+        assert_eq!(value_of(&options[..1], "--repeat"), None);
+    }
 }

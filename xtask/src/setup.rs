@@ -25,7 +25,7 @@ use crate::{
 const BPF_LINKER: &str = "0.13.0";
 const GUEST_TARGET: &str = "x86_64-unknown-none";
 
-/// Programs that must be on the path, and the Debian package of each.
+/// Programs that must be on the path whatever the verb, and the Debian package of each.
 const PROGRAMS: [(&str, &str); 4] = [
     ("redis-benchmark", "redis-tools"),
     ("redis-cli", "redis-tools"),
@@ -84,16 +84,20 @@ impl Toolchain {
 pub(crate) fn run(tree: &Tree) -> Result<Toolchain> {
     let toolchain = Toolchain::find()?;
     rust_parts(&toolchain)?;
-    let missing: BTreeSet<&str> = PROGRAMS
+    programs(&PROGRAMS)?;
+    linker(tree, &toolchain)?;
+    Ok(toolchain)
+}
+
+/// Makes sure that programs are on the path; each stands with the Debian package that has it. For those that
+/// only one verb needs.
+pub(crate) fn programs(wanted: &[(&str, &str)]) -> Result<()> {
+    let missing: BTreeSet<&str> = wanted
         .iter()
         .filter(|(program, _)| which(program).is_none())
         .map(|&(_, package)| package)
         .collect();
-    if !missing.is_empty() {
-        install_packages(missing)?;
-    }
-    linker(tree, &toolchain)?;
-    Ok(toolchain)
+    if missing.is_empty() { Ok(()) } else { install_packages(missing) }
 }
 
 /// The standard library's source (`core` is built for BPF) and its build for the bare-metal guest.

@@ -15,7 +15,7 @@ use crate::{
     tree::Tree,
 };
 
-const PRIVILEGED: &str = "--features=remus-tests/privileged";
+pub(crate) const PRIVILEGED: &str = "--features=remus-tests/privileged";
 /// The guest is there for its library, which runs anywhere; its binary has no tests and is not built.
 const PACKAGES: [&str; 5] = ["remus-abi", "remus-guest", "remus-user", "remus-tests", "xtask"];
 
@@ -47,7 +47,7 @@ pub(crate) fn run(tree: &Tree, toolchain: &Toolchain, filter: Option<&str>) -> R
 
 /// Always the same packages, also where only one has the tests asked for: cargo unites the features of those
 /// that are named, and others would be another build of everything they depend on.
-fn packages() -> [String; 5] {
+pub(crate) fn packages() -> [String; 5] {
     PACKAGES.map(|package| format!("--package={package}"))
 }
 

@@ -41,6 +41,11 @@ impl Tree {
         self.root.join("target/tools")
     }
 
+    /// `target/lab`: unpacked Debian packages, jobs that run in the lab, the Linux guest.
+    pub(crate) fn lab(&self) -> PathBuf {
+        self.root.join("target/lab")
+    }
+
     pub(crate) fn rig(&self) -> PathBuf {
         self.root.join("target/release/remus-rig")
     }

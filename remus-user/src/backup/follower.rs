@@ -8,7 +8,7 @@ use tokio::task::AbortHandle;
 use tracing::{error, info, warn};
 
 use super::{
-    BackupOptions,
+    BackupOptions, disks,
     image::Image,
     mailbox::{Letter, Letters, Mailbox, mailbox},
 };
@@ -249,7 +249,7 @@ impl Follower {
     }
 
     fn plan(&self, announced: Announced, cpu: CpuProfile, hello: &Hello) -> Result<Plan> {
-        let Announced { shape, tap, bridge, gate } = announced;
+        let Announced { state: _, shape, tap, bridge, gate } = announced;
         shape.validate()?;
         gate.validate()?;
         ensure!(
@@ -259,13 +259,16 @@ impl Follower {
         let name = |name: String| LinkName::new(&name).map_err(|e| anyhow!("{name}: {e}"));
         let cpus = &self.options.placement;
         let of = |n| cpus.of_vcpu(n).map(|cpu| cpu as usize);
+        let vcpu_cpus = (0..usize::from(shape.vcpus)).map_while(of).collect();
+        let device_cpus = cpus.io_cpus.iter().map(|cpu| *cpu as usize).collect();
+        for disk in &shape.disks {
+            disks::check(disk, self.options.disks.as_deref())?;
+        }
         Ok(Plan {
             vm: self.vm.as_str().to_owned(),
             shape,
             cpu,
-            placement: machine::Placement {
-                vcpu_cpus: (0..usize::from(shape.vcpus)).map_while(of).collect(),
-            },
+            placement: machine::Placement { vcpu_cpus, device_cpus },
             tap: self.options.tap.clone().map_or_else(|| name(tap), Ok)?,
             bridge: match (self.options.bridge.clone(), bridge) {
                 (Some(ours), _) => Some(ours),

@@ -5,6 +5,7 @@
 //! it has heard all that was said: one thread reads both connections of the session and keeps the time.
 
 mod daemon;
+mod disks;
 mod follower;
 mod image;
 mod mailbox;
@@ -38,6 +39,8 @@ pub struct BackupOptions {
     pub tap: Option<LinkName>,
     /// The bridge to join here; else the one that the primary announces.
     pub bridge: Option<LinkName>,
+    /// The directory from which primaries may name disks; none may without one.
+    pub disks: Option<PathBuf>,
     pub placement: Placement,
 }
 

@@ -39,7 +39,7 @@ pub(crate) use pages::bits;
 pub use pages::{PAGE_SIZE, Page, PageSet};
 pub use staging::{StagedPage, Staging};
 pub use state::{
-    ClockState, DeviceState, Image, MachineState, Msr, QueueState, STATE_VERSION, StateError,
-    VCPUS_MAX, VcpuState,
+    ClockState, DeviceState, Image, MachineState, Msr, QueueState, STATE_VERSION, SerialState,
+    StateError, VCPUS_MAX, VcpuState,
 };
 pub use walk::{Comparer, DELTA_ROOM, Difference};

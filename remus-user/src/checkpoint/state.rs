@@ -14,7 +14,12 @@
 //!          msr count u16 | count x (index u32, value u64)
 //! device:  status u32 | features u64 | selectors 3 x u32 | interrupt_status u32 | queue count u8
 //!          count x (size u16, next_avail u16, next_used u16, flags u8, rings 3 x u64)
+//! serial:  divisor u16 | interrupt enable, interrupt identification, line control, line status, modem control,
+//!          modem status, scratch: 7 x u8 | received count u8 | the bytes
 //! ```
+//!
+//! Devices are in the order of their register pages: network, entropy, disks. None has more than its registers: a
+//! request to a disk that is under way is still in its ring (`next_avail` is the oldest that is not done).
 //!
 //! Decoding believes nothing: lengths are bounded before anything is allocated, and bytes left over are an
 //! error. Whether the *values* make sense is asked where they are put to use.
@@ -22,7 +27,7 @@
 use std::fmt;
 
 /// Version of the encoding above.
-pub const STATE_VERSION: u16 = 1;
+pub const STATE_VERSION: u16 = 2;
 /// Most vCPUs a machine may have.
 pub const VCPUS_MAX: usize = 64;
 /// Most model-specific registers of a vCPU (KVM's own limit on one call).
@@ -30,6 +35,8 @@ const MSRS_MAX: usize = 256;
 /// Most virtio devices of a machine, and queues of a device.
 const DEVICES_MAX: usize = 8;
 const QUEUES_MAX: usize = 8;
+/// Most bytes that the serial port has received and its guest has not read.
+const RECEIVED_MAX: usize = 64;
 
 const MAGIC: [u8; 4] = *b"RMST";
 const QUEUE_READY: u8 = 1;
@@ -101,6 +108,37 @@ pub struct DeviceState {
     pub queues: Vec<QueueState>,
 }
 
+/// The serial port's registers, and what it has received.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SerialState {
+    pub divisor: u16,
+    pub interrupt_enable: u8,
+    pub interrupt_identification: u8,
+    pub line_control: u8,
+    pub line_status: u8,
+    pub modem_control: u8,
+    pub modem_status: u8,
+    pub scratch: u8,
+    pub received: Vec<u8>,
+}
+
+/// A port that nobody has touched: 9600 baud, 8 bits, ready to send, its line up.
+impl Default for SerialState {
+    fn default() -> Self {
+        Self {
+            divisor: 12,
+            interrupt_enable: 0,
+            interrupt_identification: 0x01,
+            line_control: 0x03,
+            line_status: 0x60,
+            modem_control: 0x08,
+            modem_status: 0xb0,
+            scratch: 0,
+            received: Vec::new(),
+        }
+    }
+}
+
 /// Everything of a machine that is not RAM.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct MachineState {
@@ -109,6 +147,7 @@ pub struct MachineState {
     pub chips: [Image<520>; 3],
     pub vcpus: Vec<VcpuState>,
     pub devices: Vec<DeviceState>,
+    pub serial: SerialState,
 }
 
 /// Bytes that are no machine state.
@@ -146,8 +185,8 @@ impl MachineState {
     /// Appends the encoding of this state to `out`.
     ///
     /// # Panics
-    /// When there are more vCPUs, devices, queues or registers than the limits of this module: a machine
-    /// like that cannot have been made.
+    /// When there are more vCPUs, devices, queues, registers or received bytes than the limits of this module: a
+    /// machine like that cannot have been made.
     pub fn encode(&self, out: &mut Vec<u8>) {
         assert!(self.vcpus.len() <= VCPUS_MAX && self.devices.len() <= DEVICES_MAX);
         out.extend_from_slice(&MAGIC);
@@ -159,6 +198,7 @@ impl MachineState {
         self.chips.iter().for_each(|chip| out.extend_from_slice(&chip.0));
         self.vcpus.iter().for_each(|vcpu| vcpu.encode(out));
         self.devices.iter().for_each(|device| device.encode(out));
+        self.serial.encode(out);
     }
 
     /// Reads a state that [`encode`](Self::encode) wrote; `bytes` must end with it.
@@ -181,8 +221,9 @@ impl MachineState {
         let vcpus = (0..vcpus).map(|_| VcpuState::decode(&mut from)).collect::<Result<_, _>>()?;
         let devices =
             (0..devices).map(|_| DeviceState::decode(&mut from)).collect::<Result<_, _>>()?;
+        let serial = SerialState::decode(&mut from)?;
         match from.0.len() {
-            0 => Ok(Self { clock, chips, vcpus, devices }),
+            0 => Ok(Self { clock, chips, vcpus, devices, serial }),
             rest => Err(StateError::Trailing(rest)),
         }
     }
@@ -285,10 +326,59 @@ impl DeviceState {
     }
 }
 
+impl SerialState {
+    fn encode(&self, out: &mut Vec<u8>) {
+        assert!(self.received.len() <= RECEIVED_MAX);
+        out.extend_from_slice(&self.divisor.to_le_bytes());
+        out.extend_from_slice(&[
+            self.interrupt_enable,
+            self.interrupt_identification,
+            self.line_control,
+            self.line_status,
+            self.modem_control,
+            self.modem_status,
+            self.scratch,
+            count(self.received.len()),
+        ]);
+        out.extend_from_slice(&self.received);
+    }
+
+    fn decode(from: &mut Bytes<'_>) -> Result<Self, StateError> {
+        let divisor = from.u16()?;
+        let [
+            enable,
+            identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+        ] = from.array()?;
+        let received = from.count("number of received bytes", RECEIVED_MAX)?;
+        Ok(Self {
+            divisor,
+            interrupt_enable: enable,
+            interrupt_identification: identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            received: from.slice(received)?.to_vec(),
+        })
+    }
+}
+
 /// What is left of the bytes to decode.
 struct Bytes<'a>(&'a [u8]);
 
-impl Bytes<'_> {
+impl<'a> Bytes<'a> {
+    fn slice(&mut self, n: usize) -> Result<&'a [u8], StateError> {
+        let (head, rest) = self.0.split_at_checked(n).ok_or(StateError::Short)?;
+        self.0 = rest;
+        Ok(head)
+    }
+
     fn array<const N: usize>(&mut self) -> Result<[u8; N], StateError> {
         let (head, rest) = self.0.split_first_chunk().ok_or(StateError::Short)?;
         self.0 = rest;
@@ -376,15 +466,31 @@ mod tests {
         })
     }
 
+    fn serial() -> impl Strategy<Value = SerialState> {
+        let received = prop::collection::vec(any::<u8>(), 0..=RECEIVED_MAX);
+        (any::<u16>(), any::<[u8; 7]>(), received).prop_map(|(divisor, r, received)| SerialState {
+            divisor,
+            interrupt_enable: r[0],
+            interrupt_identification: r[1],
+            line_control: r[2],
+            line_status: r[3],
+            modem_control: r[4],
+            modem_status: r[5],
+            scratch: r[6],
+            received,
+        })
+    }
+
     fn state() -> impl Strategy<Value = MachineState> {
         let vcpus = prop::collection::vec(vcpu(), 0..3);
         let devices = prop::collection::vec(device(), 0..3);
-        (any::<[u64; 2]>(), any::<[u8; 3]>(), vcpus, devices).prop_map(
-            |(c, fill, vcpus, devices)| MachineState {
+        (any::<[u64; 2]>(), any::<[u8; 3]>(), vcpus, devices, serial()).prop_map(
+            |(c, fill, vcpus, devices, serial)| MachineState {
                 clock: ClockState { guest_ns: c[0], real_ns: c[1] },
                 chips: fill.map(|b| Image([b; 520])),
                 vcpus,
                 devices,
+                serial,
             },
         )
     }
@@ -404,10 +510,62 @@ mod tests {
 
         #[test]
         fn garbage_behind_a_good_head_never_panics(tail in prop::collection::vec(any::<u8>(), 0..30_000)) {
-            let mut bytes = b"RMST\x01\x00".to_vec();
+            let mut bytes = b"RMST\x02\x00".to_vec();
             bytes.extend(tail);
             prop_assert!(MachineState::decode(&bytes).is_err() || bytes.len() > 1_500);
         }
+    }
+
+    /// One state, byte by byte: who changes what comes out changes the version too.
+    #[test]
+    fn version_2_is_what_it_was() {
+        const GOLDEN: &str = include_str!("../../../tests/golden/state-v2.txt");
+        let queue = QueueState {
+            size: 256,
+            next_avail: 3,
+            next_used: 2,
+            ready: true,
+            event_idx: true,
+            descriptors: 0x1000,
+            avail: 0x2000,
+            used: 0x3000,
+        };
+        let device = DeviceState {
+            status: 15,
+            driver_features: 1 << 32,
+            device_features_sel: 1,
+            driver_features_sel: 2,
+            queue_sel: 3,
+            interrupt_status: 1,
+            queues: vec![queue, QueueState { ready: false, ..queue }],
+        };
+        let state = MachineState {
+            clock: ClockState { guest_ns: 0x1122, real_ns: 0x3344 },
+            devices: vec![device, DeviceState::default()],
+            serial: SerialState { received: b"typed".to_vec(), ..SerialState::default() },
+            ..MachineState::default()
+        };
+        let mut bytes = Vec::new();
+        state.encode(&mut bytes);
+        // Zeros: the three interrupt chips.
+        let chips = 24..24 + 3 * 520;
+        assert_eq!(bytes[chips.clone()], [0; 3 * 520]);
+        bytes.drain(chips);
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let golden = GOLDEN.lines().find_map(|line| line.strip_prefix("state ")).unwrap();
+        assert_eq!(hex, golden);
+    }
+
+    #[test]
+    fn a_serial_port_that_received_more_than_it_holds_is_refused() {
+        let serial = SerialState { received: vec![7; RECEIVED_MAX], ..SerialState::default() };
+        let mut bytes = Vec::new();
+        MachineState { serial, ..MachineState::default() }.encode(&mut bytes);
+        let at = bytes.len() - RECEIVED_MAX - 1;
+        bytes[at] += 1;
+        bytes.push(7);
+        let error = StateError::Range { what: "number of received bytes", value: 65 };
+        assert_eq!(MachineState::decode(&bytes), Err(error));
     }
 
     #[test]

@@ -26,6 +26,9 @@ pub(super) struct Args {
     /// The bridge that the tap joins here [default: what the primary's config says]
     #[arg(long, value_name = "NAME")]
     bridge: Option<LinkName>,
+    /// The directory with the disks that primaries name: the same file, at the same path [default: no disks]
+    #[arg(long, value_name = "DIR")]
+    disks: Option<PathBuf>,
     /// CPUs for vCPU threads: one for all, or one each [default: anywhere]
     #[arg(long, value_name = "CPU,...", value_delimiter = ',')]
     vcpu_cpus: Vec<u32>,
@@ -35,10 +38,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
-    let Args { listen, run_dir, state_dir, tap, bridge, vcpu_cpus, io_cpus } = args;
+    let Args { listen, run_dir, state_dir, tap, bridge, disks, vcpu_cpus, io_cpus } = args;
     let placement = Placement { vcpu_cpus, io_cpus };
     let state_dir = state_dir.unwrap_or_else(|| state_dir_beside(&run_dir));
-    let options = BackupOptions { listen, run_dir, state_dir, tap, bridge, placement };
+    let options = BackupOptions { listen, run_dir, state_dir, tap, bridge, disks, placement };
     let report = preflight::backup(&options);
     report.log_warnings();
     if !report.passed() {

@@ -1,5 +1,7 @@
 //! Logs on stderr.
 
+use std::io::{self, IsTerminal};
+
 use anyhow::{Context, Result};
 use tracing_subscriber::EnvFilter;
 
@@ -14,6 +16,12 @@ pub(super) fn start(filter: Option<&str>) -> Result<()> {
     let filter = EnvFilter::try_new(text).with_context(|| {
         format!("{source}: {text:?} is no filter: write a level (warn) or target=level,... (remus::net=debug)")
     })?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Colours are for people who look on: a file or a journal gets plain text.
+    let ansi = io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(ansi)
+        .with_writer(io::stderr)
+        .init();
     Ok(())
 }

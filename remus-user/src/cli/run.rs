@@ -6,6 +6,7 @@ use super::{Failure, preflight};
 use crate::{
     config::{Config, EXAMPLE},
     primary::{self, PrimaryOptions},
+    terminal::Terminal,
 };
 
 #[derive(clap::Args)]
@@ -14,6 +15,9 @@ pub(super) struct Args {
     /// The VM's config
     #[arg(value_name = "CONFIG.toml", required_unless_present = "print_example")]
     config: Option<PathBuf>,
+    /// Make this terminal the guest's console: Ctrl-] leaves it, and the VM runs on
+    #[arg(long)]
+    console: bool,
     /// Print a config with every key and its meaning, and exit
     #[arg(long, conflicts_with = "config")]
     print_example: bool,
@@ -24,10 +28,11 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         return Ok(super::print(EXAMPLE)?);
     };
     let config = Config::load(&path)?;
+    let terminal = args.console.then(Terminal::of_this_process).transpose()?;
     let report = preflight::primary(&config);
     report.log_warnings();
     if !report.passed() {
         return Err(Failure::Preflight(report));
     }
-    Ok(primary::run(PrimaryOptions { config })?)
+    Ok(primary::run(PrimaryOptions { config, terminal })?)
 }

@@ -119,7 +119,8 @@ impl<'i> Document<'i> {
     }
 }
 
-/// Calls `seen(dotted path, span of the key, span of the value)` for every key. A TOML parser bounds how
+/// Calls `seen(dotted path, span of the key, span of the value)` for every key; those of the nth table of an array are
+/// called `array[n].key`. A TOML parser bounds how
 /// deep tables nest, so the recursion is bounded too.
 fn walk<F>(table: &DeTable<'_>, prefix: &str, seen: &mut F)
 where
@@ -132,8 +133,19 @@ where
             format!("{prefix}.{}", key.get_ref())
         };
         seen(&path, key.span(), value.span());
-        if let DeValue::Table(inner) = value.get_ref() {
-            walk(inner, &path, seen);
+        match value.get_ref() {
+            DeValue::Table(inner) => walk(inner, &path, seen),
+            DeValue::Array(items) => {
+                for (n, item) in items.iter().enumerate() {
+                    if let DeValue::Table(inner) = item.get_ref() {
+                        let path = format!("{path}[{n}]");
+                        // A table of an array has no key of its own: its values stand for it.
+                        seen(&path, item.span(), item.span());
+                        walk(inner, &path, seen);
+                    }
+                }
+            }
+            _ => {}
         }
     }
 }

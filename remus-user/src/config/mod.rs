@@ -22,7 +22,7 @@ pub use name::{BadName, LinkName};
 
 pub use crate::wire::VmName;
 
-use crate::{checkpoint::EncoderSettings, gate, net::Mac, replication::Tempo};
+use crate::{checkpoint::EncoderSettings, gate, machine::Software, net::Mac, replication::Tempo};
 
 /// A config file with every key, for people to start from.
 pub const EXAMPLE: &str = include_str!("example.toml");
@@ -52,6 +52,9 @@ pub struct Config {
     pub state_dir: PathBuf,
     pub machine: Machine,
     pub net: Net,
+    /// None of which the guest can write to.
+    pub disks: Vec<Disk>,
+    pub console: Console,
     pub protection: Protection,
     pub gate: gate::Settings,
     /// Who sets a release off at this host's gate.
@@ -64,8 +67,10 @@ pub struct Config {
 pub struct Machine {
     pub memory_mib: u32,
     pub vcpus: u32,
-    /// The guest's ELF64 file; absolute, or relative to the config file's directory, already joined.
+    /// The kernel's file: a bzImage or an ELF64; absolute, or relative to the config file's directory, already joined.
     pub kernel: PathBuf,
+    /// A Linux kernel's initial RAM disk, by a path of the same kind.
+    pub initrd: Option<PathBuf>,
     /// Printable ASCII.
     pub cmdline: String,
 }
@@ -74,6 +79,12 @@ impl Machine {
     /// Bytes of guest RAM.
     pub fn memory_bytes(&self) -> u64 {
         u64::from(self.memory_mib) << 20
+    }
+
+    /// What it begins with.
+    pub fn software(&self) -> Software<'_> {
+        let Self { kernel, initrd, cmdline, .. } = self;
+        Software { kernel, initrd: initrd.as_deref(), cmdline }
     }
 }
 
@@ -85,6 +96,22 @@ pub struct Net {
     pub mac: Mac,
     /// Longest packet of the guest, of its tap and of everything behind that.
     pub mtu_bytes: u16,
+}
+
+/// A disk that is there at both hosts and that nobody writes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Disk {
+    /// Absolute, and the same at both hosts.
+    pub path: PathBuf,
+    /// The serial number that the guest reads; may be empty.
+    pub id: String,
+}
+
+/// Where what the guest says on its serial port goes.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Console {
+    /// A file that it is appended to; without one it goes to the log.
+    pub log: Option<PathBuf>,
 }
 
 /// What the guest may do at the first start ever, while no backup has been there yet.

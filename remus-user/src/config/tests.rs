@@ -59,8 +59,11 @@ fn the_example_is_good_and_shows_every_key_at_its_default() {
         })
         .collect();
     let shown = parse(&all).unwrap();
-    let placement = Placement::default();
-    assert_eq!(Config { placement, gate: Settings::default(), ..shown }, example);
+    // These stand for nothing unless they are written.
+    let (placement, gate) = (Placement::default(), Settings::default());
+    let (disks, console) = (Vec::new(), Console::default());
+    let machine = Machine { initrd: None, ..shown.machine.clone() };
+    assert_eq!(Config { machine, placement, gate, disks, console, ..shown }, example);
     for key in validate::keys() {
         let name = key.rsplit('.').next().unwrap();
         assert!(all.contains(&format!("\n{name} = ")), "{key}");
@@ -87,8 +90,8 @@ fn a_misspelt_key_gets_the_right_one() {
         "demo.toml:7:2: nett: there is no such key\n  help: did you mean `net`?"
     );
     assert_eq!(
-        message("tap = ", "disk = \"a.img\"\ntap = "),
-        "demo.toml:8:1: net.disk: there is no such key\n  help: known in [net]: tap, bridge, mac, mtu"
+        message("tap = ", "queues = 4\ntap = "),
+        "demo.toml:8:1: net.queues: there is no such key\n  help: known in [net]: tap, bridge, mac, mtu"
     );
 }
 
@@ -237,6 +240,53 @@ fn names_macs_and_addresses_say_what_they_should_be() {
     );
     assert!(message("tap = \"tap0\"", "tap = \"tap0\"\nbridge = \"tap0\"").contains("cannot both"));
     assert!(message("backup = ", "start = \"alone\"\nbackup = ").contains("no way to start"));
+}
+
+#[test]
+fn disks_are_named_one_section_each_and_read_only() {
+    let with = |text: &str| parse(&format!("{GOOD}{text}"));
+    let says = |text: &str| with(text).unwrap_err().to_string();
+    let two = "[[disk]]\npath = \"/a\"\nreadonly = true\nid = \"root\"\n[[disk]]\nreadonly = true\npath = \"/b\"\n";
+    let disks = with(two).unwrap().disks;
+    assert_eq!(disks[0], Disk { path: "/a".into(), id: "root".to_owned() });
+    assert_eq!((disks.len(), disks[1].id.as_str()), (2, ""));
+    assert_eq!(
+        says(
+            "[[disk]]\npath = \"/a\"\nreadonly = true\n[[disk]]\npath = \"/b\"\nreadonly = false\n"
+        ),
+        "/etc/remus/demo.toml:18:12: disk[1].readonly: the guest could write to this disk, and disks are not \
+         replicated yet\n  help: set readonly = true; what the guest is to write it can keep in its memory, which is \
+         replicated (an overlay over the disk, or a RAM disk)"
+    );
+    assert!(says("[[disk]]\npath = \"/a\"\n").contains("disk[0].readonly: the guest could write"));
+    assert!(
+        says("[[disk]]\npath = \"a.img\"\nreadonly = true\n")
+            .contains("14:8: disk[0].path: \"a.img\" is not")
+    );
+    assert!(says("[[disk]]\nreadonly = true\n").contains("`path` is missing from [[disk]]"));
+    let id = "[[disk]]\npath = \"/a\"\nreadonly = true\nid = \"twenty-one characters\"\n";
+    assert!(says(id).contains("at most 20 printable ASCII characters"));
+    assert!(
+        says(&"[[disk]]\npath = \"/a\"\nreadonly = true\n".repeat(5))
+            .contains("5 disks are too many")
+    );
+    assert_eq!(
+        says("[[disk]]\npath = \"/a\"\nread_only = true\n"),
+        "/etc/remus/demo.toml:15:1: disk[0].read_only: there is no such key\n  help: did you mean `readonly`?"
+    );
+    assert_eq!(
+        message("tap = ", "disk = \"a.img\"\ntap = "),
+        "demo.toml:8:1: net.disk: there is no such key\n  help: `disk` is a section of its own: [[disk]]"
+    );
+    assert!(says("[disk]\npath = \"/a\"\n").contains("write it as: [[disk]]"));
+}
+
+#[test]
+fn the_consoles_log_is_a_file_by_an_absolute_path() {
+    let with = |log: &str| parse(&format!("{GOOD}[console]\nlog = {log:?}\n"));
+    assert_eq!(with("/a/b").unwrap().console.log.as_deref(), Some(Path::new("/a/b")));
+    let error = with("b").unwrap_err();
+    assert_eq!((error.key.as_str(), error.at), ("console.log", Some((14, 7))));
 }
 
 #[test]

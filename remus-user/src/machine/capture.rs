@@ -14,6 +14,7 @@ use super::ioctl::{
 };
 use crate::checkpoint::{Image, Msr, VcpuState};
 
+const MSR_IA32_TSC: u32 = 0x10;
 const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
 
 /// Room to fetch the registers that are part of the state, made once.
@@ -117,8 +118,8 @@ fn bytes<T, const N: usize>(of: &T) -> &[u8; N] {
     unsafe { &*std::ptr::from_ref(of).cast() }
 }
 
-/// Puts a state into a vCPU that has never run.
-pub(super) fn restore(vcpu: &VcpuFd, state: &VcpuState) -> Result<()> {
+/// Puts a state into a vCPU that has never run. Its TSC goes on from `tsc_step` later.
+pub(super) fn restore(vcpu: &VcpuFd, state: &VcpuState, tsc_step: u64) -> Result<()> {
     MP_STATE.set(vcpu, &state.mp_state)?;
     REGS.set(vcpu, &state.regs)?;
     // Carries the APIC base, without which the APIC takes no registers.
@@ -128,8 +129,11 @@ pub(super) fn restore(vcpu: &VcpuFd, state: &VcpuState) -> Result<()> {
     DEBUG.set(vcpu, &state.debug)?;
     LAPIC.set(vcpu, &state.lapic)?;
     // The deadline after the TSC that it is compared with and the APIC's timer mode that it needs.
-    let (deadline, others): (Vec<Msr>, Vec<Msr>) =
+    let (deadline, mut others): (Vec<Msr>, Vec<Msr>) =
         state.msrs.iter().partition(|msr| msr.index == MSR_IA32_TSC_DEADLINE);
+    for tsc in others.iter_mut().filter(|msr| msr.index == MSR_IA32_TSC) {
+        tsc.value = tsc.value.wrapping_add(tsc_step);
+    }
     set_msrs(vcpu, &others)?;
     set_msrs(vcpu, &deadline)?;
     // Last: setting registers drops pending exceptions.

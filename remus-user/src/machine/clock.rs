@@ -1,6 +1,6 @@
-//! kvmclock across hosts.
+//! kvmclock and TSC across hosts.
 //!
-//! The guest's clock goes on by the time that the wall clocks say has passed since the capture: never back,
+//! A guest tells the time by either. Its clock goes on by the time that the wall clocks say has passed since the capture: never back,
 //! and never by more than [`STEP_MAX`], so that two hosts whose clocks disagree do not make every timer of
 //! the guest run out at once.
 
@@ -24,15 +24,20 @@ pub(super) fn save(vm: &VmFd) -> Result<ClockState> {
     Ok(ClockState { guest_ns: clock.clock, real_ns })
 }
 
+/// How far the guest's clocks go on by now.
+pub(super) fn step(saved: ClockState) -> Duration {
+    Duration::from_nanos(step_ns(saved, real_ns()))
+}
+
 /// Sets the guest's clock to what it would show by now.
 pub(super) fn restore(vm: &VmFd, saved: ClockState) -> Result<()> {
-    let clock = guest_ns_at(saved, real_ns());
+    let clock = saved.guest_ns.saturating_add(step_ns(saved, real_ns()));
     vm.set_clock(&kvm_clock_data { clock, ..Default::default() }).context("KVM_SET_CLOCK")
 }
 
-fn guest_ns_at(saved: ClockState, real_ns: u64) -> u64 {
+fn step_ns(saved: ClockState, real_ns: u64) -> u64 {
     let step_max = u64::try_from(STEP_MAX.as_nanos()).expect("some seconds");
-    saved.guest_ns.saturating_add(real_ns.saturating_sub(saved.real_ns).min(step_max))
+    real_ns.saturating_sub(saved.real_ns).min(step_max)
 }
 
 fn real_ns() -> u64 {
@@ -47,8 +52,8 @@ mod tests {
     #[test]
     fn the_guests_clock_never_goes_back_and_never_leaps() {
         let saved = ClockState { guest_ns: 1_000, real_ns: 50_000 };
-        assert_eq!(guest_ns_at(saved, 50_300), 1_300);
-        assert_eq!(guest_ns_at(saved, 10), 1_000);
-        assert_eq!(guest_ns_at(saved, u64::MAX), 1_000 + 5_000_000_000);
+        assert_eq!(step_ns(saved, 50_300), 300);
+        assert_eq!(step_ns(saved, 10), 0);
+        assert_eq!(step_ns(saved, u64::MAX), 5_000_000_000);
     }
 }

@@ -14,11 +14,17 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use kvm_bindings::{kvm_regs, kvm_segment};
+use kvm_bindings::kvm_regs;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{cpu::CpuProfile, layout::Layout, memory::Memory, vm::Vm};
+use super::{
+    cpu::CpuProfile,
+    flat::{Flat, LARGE, LARGE_PAGE, PRESENT_WRITABLE_USER, RFLAGS},
+    layout::Layout,
+    memory::Memory,
+    vm::Vm,
+};
 use crate::checkpoint::{PAGE_SIZE, Page, PageSet};
 
 /// Pages written in a round. Two bytes of the loop below have it.
@@ -44,19 +50,10 @@ const LOOP: [u8; 32] = [
 ];
 const _: () = assert!(LOOP[6] as u32 == PAGES && LOOP[7] == 0);
 
-const PRESENT_WRITABLE_USER: u64 = 0x7;
-const LARGE: u64 = 1 << 7;
-const LARGE_PAGE: u64 = 2 << 20;
-/// Selectors of ring 3 as Linux has them, which KVM-PVM takes for granted.
-const CODE_SELECTOR: u16 = 0x33;
-const DATA_SELECTOR: u16 = 0x2b;
+/// Ring 3, with the selectors that Linux has for it, which KVM-PVM takes for granted.
+const FLAT: Flat = Flat { code: 0x33, data: 0x2b, ring: 3, gdt: (GDT, 7 * 8 - 1) };
 const CODE_DESCRIPTOR: u64 = 0x00af_fb00_0000_ffff;
 const DATA_DESCRIPTOR: u64 = 0x00cf_f300_0000_ffff;
-const GDT_LIMIT: u16 = 7 * 8 - 1;
-const CR0_PE_ET_NE_WP_PG: u64 = 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 31;
-const CR4_PAE: u64 = 1 << 5;
-const EFER_LME_LMA: u64 = 1 << 8 | 1 << 10;
-const RFLAGS: u64 = 1 << 1;
 
 /// How much longer a write takes for its page being write-protected.
 ///
@@ -106,34 +103,13 @@ fn write_tables(memory: &Memory) -> Result<()> {
         let entry = (n * LARGE_PAGE) | PRESENT_WRITABLE_USER | LARGE;
         put(DIRECTORY + n * 8, &entry.to_le_bytes())?;
     }
-    put(GDT + u64::from(DATA_SELECTOR & !7), &DATA_DESCRIPTOR.to_le_bytes())?;
-    put(GDT + u64::from(CODE_SELECTOR & !7), &CODE_DESCRIPTOR.to_le_bytes())?;
+    put(GDT + u64::from(FLAT.data & !7), &DATA_DESCRIPTOR.to_le_bytes())?;
+    put(GDT + u64::from(FLAT.code & !7), &CODE_DESCRIPTOR.to_le_bytes())?;
     put(CODE, &LOOP)
 }
 
 fn set_registers(vcpu: &VcpuFd) -> Result<()> {
-    let mut sregs = vcpu.get_sregs().context("KVM_GET_SREGS")?;
-    let code = kvm_segment {
-        limit: 0xffff_ffff,
-        selector: CODE_SELECTOR,
-        type_: 0xb,
-        present: 1,
-        dpl: 3,
-        s: 1,
-        l: 1,
-        g: 1,
-        ..Default::default()
-    };
-    let data = kvm_segment { selector: DATA_SELECTOR, type_: 0x3, db: 1, l: 0, ..code };
-    sregs.cs = code;
-    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.gdt.base = GDT;
-    sregs.gdt.limit = GDT_LIMIT;
-    sregs.cr0 = CR0_PE_ET_NE_WP_PG;
-    sregs.cr3 = PML4;
-    sregs.cr4 = CR4_PAE;
-    sregs.efer = EFER_LME_LMA;
-    vcpu.set_sregs(&sregs).context("KVM_SET_SREGS")?;
+    FLAT.enter_long_mode(vcpu, PML4)?;
     vcpu.set_regs(&kvm_regs { rip: CODE, rflags: RFLAGS, ..Default::default() })
         .context("KVM_SET_REGS")
 }

@@ -83,7 +83,8 @@ pub(super) fn open() -> Result<Kvm> {
     Ok(kvm)
 }
 
-pub(super) fn kind() -> Kind {
+/// How KVM runs guests on this host, as far as one can tell from outside.
+pub fn kind() -> Kind {
     let has = |module: &str| Path::new("/sys/module").join(module).is_dir();
     // KVM-PVM is asked for last: its module may be built in beside the others, which then do not load.
     if cpu_flag("vmx") && has("kvm_intel") {

@@ -4,18 +4,21 @@
 //! [`Machine::pause`] gives a [`Paused`], and only that can be captured. What both hosts must agree on is a
 //! [`Shape`] and a [`CpuProfile`].
 //!
-//! Threads: one for each vCPU, which captures its own state when it stops; and the one that owns the
-//! [`Machine`], which serves its devices and pauses it. No others.
+//! Threads: one for each vCPU, which captures its own state when it stops; the one that owns the [`Machine`], which
+//! serves its devices and pauses it; and one for each disk, which stands aside in a pause. Threads that empty a
+//! console's buffers touch nothing of the machine.
 //!
 //! Invariants:
 //! - no Rust reference into guest RAM exists
 //! - every page written, by the guest, the kernel or this process, is in a harvest after the write
-//! - in a pause nothing writes guest RAM, and every frame sent before it has been taken by the tap
+//! - in a pause nothing writes guest RAM, and every frame sent before it has been taken by the tap. A disk may be at
+//!   work for a request, which is then still in its ring
 //! - nothing that the guest does is an error or a panic here: it breaks its own device or ends itself
 //!
-//! Absent: disks (no block device yet), PIT, PCI, hot-plug, vhost (its writes are in no dirty log), nested
-//! virtualization.
+//! Absent: what a disk's content has to do with checkpoints (disks that are written are in none), PIT, PCI, hot-plug,
+//! vhost (its writes are in no dirty log), nested virtualization.
 
+mod affinity;
 mod boot;
 mod capture;
 mod clock;
@@ -24,6 +27,7 @@ mod cpu;
 mod devices;
 mod dirty_log;
 mod fault;
+mod flat;
 mod futex;
 mod help;
 mod host;
@@ -38,16 +42,20 @@ mod touched;
 mod vcpu;
 mod vm;
 
+pub use boot::{KernelKind, Software, check_software};
 pub use cpu::CpuProfile;
 pub use devices::net::{NetCounters, Offloads, open_tap};
+pub use devices::{Console, DISK_ID_MAX, DISK_PATH_MAX, DiskShape};
 pub use fault::fault_cost;
-pub use host::{HostReport, Kind, probe};
+pub use host::{HostReport, Kind, kind, probe};
 pub use layout::{Layout, Slot};
 pub use memory::Memory;
 pub use paused::Paused;
 pub use prepared::Prepared;
 pub use running::{Event, Machine};
-pub use shape::{MEMORY_MIB_MAX, MEMORY_MIB_MIN, MTU_BYTES_MAX, MTU_BYTES_MIN, Placement, Shape};
+pub use shape::{
+    DISKS_MAX, MEMORY_MIB_MAX, MEMORY_MIB_MIN, MTU_BYTES_MAX, MTU_BYTES_MIN, Placement, Shape,
+};
 pub use vcpu::End;
 
 #[cfg(test)]

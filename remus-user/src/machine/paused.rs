@@ -3,13 +3,14 @@
 use anyhow::Result;
 
 use super::clock;
-use super::devices::net::NetPort;
+use super::devices::board::Board;
 use super::memory::Memory;
 use super::vcpu::Vcpus;
 use super::vm::Vm;
-use crate::checkpoint::{DeviceState, MachineState, Page, PageSet, Staging};
+use crate::checkpoint::{MachineState, Page, PageSet, Staging};
 
-/// The pause: while it lives no vCPU runs the guest and no device thread moves a frame. From the harvest on
+/// The pause: while it lives no vCPU runs the guest, no frame is moved and no device thread has a
+/// turn. From the harvest on
 /// nothing at all writes guest RAM.
 ///
 /// The order within: [`capture`](Self::capture), [`harvest`](Self::harvest), [`copy`](Self::copy),
@@ -21,13 +22,13 @@ use crate::checkpoint::{DeviceState, MachineState, Page, PageSet, Staging};
 pub struct Paused<'a> {
     vcpus: &'a Vcpus,
     vm: &'a Vm,
-    net: &'a NetPort,
+    board: &'a Board,
 }
 
 impl<'a> Paused<'a> {
-    /// The guest has been stopped already.
-    pub(super) fn new(vcpus: &'a Vcpus, vm: &'a Vm, net: &'a NetPort) -> Self {
-        Self { vcpus, vm, net }
+    /// The guest has been stopped, and device threads parked, already.
+    pub(super) fn new(vcpus: &'a Vcpus, vm: &'a Vm, board: &'a Board) -> Self {
+        Self { vcpus, vm, board }
     }
 
     /// Writes all state beside RAM to `state`, whose buffers are used again. Once in a pause.
@@ -39,8 +40,7 @@ impl<'a> Paused<'a> {
         // neither, which is why a restore raises them all.
         self.vm.save_chips(&mut state.chips)?;
         state.clock = clock::save(self.vm.fd())?;
-        state.devices.resize_with(1, DeviceState::default);
-        self.net.save(&mut state.devices[0]);
+        self.board.save(&mut state.devices, &mut state.serial);
         self.vcpus.take_states(&mut state.vcpus)
     }
 
@@ -102,6 +102,7 @@ impl Drop for Paused<'_> {
             tracing::error!("the guest is not resumed: {e:#}");
             return;
         }
+        self.board.parking().resume();
         self.vcpus.resume();
     }
 }

@@ -8,7 +8,11 @@ use anyhow::{Context, Result, ensure};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::devices::net::{NetCounters, NetPort, Progress, RECEIVE, TRANSMIT};
+use super::devices::Console;
+use super::devices::board::Board;
+use super::devices::net::{NetCounters, RECEIVE, TRANSMIT};
+use super::devices::port::Progress;
+use super::devices::rng::REQUESTS;
 use super::memory::Memory;
 use super::paused::Paused;
 use super::vcpu::{Control, End, Vcpus};
@@ -19,12 +23,13 @@ use crate::checkpoint::{Page, PageSet, Staging};
 ///
 /// One thread owns it. It waits on the machine's descriptor together with its own ones and calls
 /// [`service`](Self::service) when that is readable; whenever it likes it calls [`pause`](Self::pause).
-/// Since it is the thread that moves the frames, none is under way in a pause.
+/// Since it is the thread that moves the frames, none is under way in a pause. Disks have threads of their own, which
+/// the pause parks.
 pub struct Machine {
     // In the order in which they must go: threads, then what they run on.
     vcpus: Vcpus,
+    board: Arc<Board>,
     vm: Vm,
-    net: Arc<NetPort>,
     control: Arc<Control>,
     /// The devices' descriptors, behind one of its own.
     epoll: Epoll,
@@ -47,33 +52,37 @@ enum Source {
     Receive,
     Transmit,
     Tap,
+    Entropy,
     End,
 }
 
-const SOURCES: [Source; 4] = [Source::Receive, Source::Transmit, Source::Tap, Source::End];
+const SOURCES: [Source; 5] =
+    [Source::Receive, Source::Transmit, Source::Tap, Source::Entropy, Source::End];
 
 impl Machine {
     pub(super) fn new(
         vcpus: Vcpus,
         vm: Vm,
-        net: Arc<NetPort>,
+        board: Arc<Board>,
         control: Arc<Control>,
         ended: &EventFd,
     ) -> Result<Self> {
         let epoll = Epoll::new().context("epoll")?;
+        let (net, rng) = (&board.net, &board.rng);
         let tap = net.lock().tap_fd();
         for (token, source) in (0..).zip(SOURCES) {
             let (fd, events) = match source {
                 Source::Receive => (net.doorbell(RECEIVE).as_raw_fd(), EventSet::IN),
                 Source::Transmit => (net.doorbell(TRANSMIT).as_raw_fd(), EventSet::IN),
                 Source::Tap => (tap, EventSet::empty()),
+                Source::Entropy => (rng.doorbell(REQUESTS).as_raw_fd(), EventSet::IN),
                 Source::End => (ended.as_raw_fd(), EventSet::IN),
             };
             epoll
                 .ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))
                 .context("wait for the devices")?;
         }
-        Ok(Self { vcpus, vm, net, control, epoll, tap_armed: false })
+        Ok(Self { vcpus, vm, board, control, epoll, tap_armed: false })
     }
 
     /// Guest RAM.
@@ -83,7 +92,12 @@ impl Machine {
 
     /// Frames so far.
     pub fn net_counters(&self) -> NetCounters {
-        self.net.lock().counters()
+        self.board.net.lock().counters()
+    }
+
+    /// The far end of the guest's serial port.
+    pub fn console(&self) -> Console {
+        Console(Arc::clone(&self.board.serial))
     }
 
     /// Moves the frames that wait, up to some number, without blocking.
@@ -103,7 +117,7 @@ impl Machine {
                 Some(Source::Transmit) => self.transmit()?,
                 Some(Source::Receive) => {
                     // Cleared before the queue is looked at, lest a ring in between be lost.
-                    self.net.doorbell(RECEIVE).read().ok();
+                    self.board.net.doorbell(RECEIVE).read().ok();
                     self.receive()?;
                 }
                 Some(Source::Tap) => {
@@ -111,6 +125,7 @@ impl Machine {
                     ensure!(!ready.event_set().contains(EventSet::ERROR), "the tap is gone");
                     self.receive()?;
                 }
+                Some(Source::Entropy) => self.fill()?,
                 Some(Source::End) => {
                     if let Some(end) = self.control.take_end() {
                         self.vcpus.end();
@@ -129,7 +144,9 @@ impl Machine {
     /// When a vCPU does not stop: nothing is known of the guest then, and it must not be trusted again.
     pub fn pause(&mut self) -> Result<Paused<'_>> {
         self.vcpus.pause()?;
-        Ok(Paused::new(&self.vcpus, &self.vm, &self.net))
+        // Not before: a vCPU's last instruction may be a register access that waits for a device's lock.
+        self.board.parking().park();
+        Ok(Paused::new(&self.vcpus, &self.vm, &self.board))
     }
 
     /// Starts or stops recording which pages are written. A record begins with every page in it.
@@ -152,7 +169,10 @@ impl Machine {
     /// When KVM refuses. Pages already taken out of the record are in `pages`.
     pub fn harvest_and_clear_live(&mut self, pages: &mut PageSet) -> Result<()> {
         self.vm.dirty_pages(pages)?;
+        // No mark is taken between a device thread's write and its being marked.
+        self.board.parking().park();
         self.memory().harvest_touched(pages);
+        self.board.parking().resume();
         self.vm.protect(pages)
     }
 
@@ -185,17 +205,19 @@ impl Machine {
     }
 
     fn transmit(&mut self) -> Result<()> {
-        let doorbell = self.net.doorbell(TRANSMIT);
+        let doorbell = self.board.net.doorbell(TRANSMIT);
         doorbell.read().ok();
-        let progress = self.net.lock().transmit(self.vm.memory().ram(), self.net.interrupt())?;
+        let progress =
+            self.board.net.lock().transmit(self.vm.memory().ram(), self.board.net.interrupt())?;
         match progress {
             Progress::Idle | Progress::Starved => Ok(()),
-            Progress::More => self.net.ring(TRANSMIT).context("ring for the rest"),
+            Progress::More => self.board.net.ring(TRANSMIT).context("ring for the rest"),
         }
     }
 
     fn receive(&mut self) -> Result<()> {
-        let progress = self.net.lock().receive(self.vm.memory().ram(), self.net.interrupt())?;
+        let progress =
+            self.board.net.lock().receive(self.vm.memory().ram(), self.board.net.interrupt())?;
         // The tap's descriptor is level-triggered: left armed while the guest has no buffers it would be
         // ready for ever. The guest rings when it has some.
         self.arm_tap(match progress {
@@ -204,13 +226,23 @@ impl Machine {
         })
     }
 
+    fn fill(&mut self) -> Result<()> {
+        let rng = &self.board.rng;
+        rng.doorbell(REQUESTS).read().ok();
+        let progress = rng.lock().fill(self.vm.memory().ram(), rng.interrupt())?;
+        match progress {
+            Progress::Idle | Progress::Starved => Ok(()),
+            Progress::More => rng.ring(REQUESTS).context("ring for the rest"),
+        }
+    }
+
     fn arm_tap(&mut self, armed: bool) -> Result<()> {
         if armed == self.tap_armed {
             return Ok(());
         }
         self.tap_armed = armed;
         let events = if armed { EventSet::IN } else { EventSet::empty() };
-        let tap = self.net.lock().tap_fd();
+        let tap = self.board.net.lock().tap_fd();
         self.epoll
             .ctl(ControlOperation::Modify, tap, EpollEvent::new(events, Source::Tap as u64))
             .context("wait for the tap")

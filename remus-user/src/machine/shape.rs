@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::devices::DiskShape;
 use super::devices::net::Offloads;
 use crate::checkpoint::VCPUS_MAX;
 
@@ -13,9 +14,11 @@ pub const MEMORY_MIB_MAX: u32 = 64 << 10;
 /// has room for.
 pub const MTU_BYTES_MIN: u16 = 68;
 pub const MTU_BYTES_MAX: u16 = 9000;
+/// Most disks of a machine.
+pub const DISKS_MAX: usize = 4;
 
 /// A machine as its guest sees it. Primary and backup build the same.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shape {
     pub memory_mib: u32,
@@ -26,6 +29,8 @@ pub struct Shape {
     pub mtu_bytes: u16,
     /// What the guest may leave to its host: as much as the gate's engine keeps.
     pub offloads: Offloads,
+    /// At most [`DISKS_MAX`].
+    pub disks: Vec<DiskShape>,
 }
 
 /// Where a machine runs on its host.
@@ -34,6 +39,8 @@ pub struct Placement {
     /// The host CPU of each vCPU thread, in their order. Threads beyond the list, all of them when it is
     /// empty, run wherever the scheduler puts them.
     pub vcpu_cpus: Vec<usize>,
+    /// The host CPUs of threads that serve devices, but for the one that owns the machine. Empty is anywhere.
+    pub device_cpus: Vec<usize>,
 }
 
 impl Shape {
@@ -55,6 +62,12 @@ impl Shape {
             "mtu_bytes = {}: must be from {MTU_BYTES_MIN} to {MTU_BYTES_MAX}",
             self.mtu_bytes
         );
+        ensure!(
+            self.disks.len() <= DISKS_MAX,
+            "disks: {} are too many: {DISKS_MAX} at most",
+            self.disks.len()
+        );
+        self.disks.iter().try_for_each(DiskShape::validate)?;
         ensure!(self.mac != [0; 6] && self.mac[0] & 1 == 0, "mac: must be a unicast address");
         Ok(())
     }
@@ -72,12 +85,24 @@ mod tests {
             mac: [2, 0, 0, 0, 0, 1],
             mtu_bytes: 9000,
             offloads: Offloads::None,
+            disks: Vec::new(),
         };
         good.validate().unwrap();
         let says = |shape: Shape| shape.validate().unwrap_err().to_string();
-        assert!(says(Shape { memory_mib: 0, ..good }).starts_with("memory_mib"));
-        assert!(says(Shape { vcpus: 65, ..good }).starts_with("vcpus"));
-        assert!(says(Shape { mac: [1, 0, 0, 0, 0, 1], ..good }).starts_with("mac"));
-        assert!(says(Shape { mtu_bytes: 9001, ..good }).starts_with("mtu_bytes"));
+        assert!(says(Shape { memory_mib: 0, ..good.clone() }).starts_with("memory_mib"));
+        assert!(says(Shape { vcpus: 65, ..good.clone() }).starts_with("vcpus"));
+        assert!(says(Shape { mac: [1, 0, 0, 0, 0, 1], ..good.clone() }).starts_with("mac"));
+        assert!(says(Shape { mtu_bytes: 9001, ..good.clone() }).starts_with("mtu_bytes"));
+        let disk = DiskShape {
+            path: "/a".to_owned(),
+            id: String::new(),
+            readonly: true,
+            bytes: 512,
+            sample: 0,
+        };
+        let disks = vec![disk.clone(); 5];
+        assert!(says(Shape { disks, ..good.clone() }).starts_with("disks: 5"));
+        let disks = vec![DiskShape { bytes: 100, ..disk }];
+        assert!(says(Shape { disks, ..good }).starts_with("disk /a: 100 bytes"));
     }
 }

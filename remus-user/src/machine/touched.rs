@@ -64,8 +64,9 @@ impl Touched {
         let n = page / 64;
         if let Some(word) = self.words.get(n) {
             let bit = 1 << (page % 64);
-            // A page is written many times an epoch and marked once: skip the locked operation then. The
-            // pages are harvested by the thread that writes them, so no mark can be lost between the two.
+            // A page is written many times an epoch and marked once: skip the locked operation then. No mark is
+            // lost between the two: pages are harvested by the thread that writes most of them, while all others
+            // that do are parked.
             if word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Release) == 0
             {
                 self.index[n / 64].fetch_or(1 << (n % 64), Ordering::Release);

@@ -33,10 +33,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use kvm_bindings::Msrs;
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use remus_abi::boot::PowerOff;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
+use super::affinity;
 use super::capture::{self, Registers};
 use super::devices::bus::Bus;
 use super::futex::{wait_while, wake_all};
@@ -64,6 +64,8 @@ pub enum End {
     PowerOff,
     /// It said that it cannot go on.
     Crash,
+    /// It wants to be started anew.
+    Reset,
     /// It did what no machine can go on from (a triple fault, an instruction that cannot be emulated).
     Fault(String),
 }
@@ -254,7 +256,7 @@ impl Vcpus {
             let run = move || {
                 // A vCPU that vanishes would leave the pause waiting: a bug here stops the process.
                 let abort = AbortOnPanic;
-                pin(cpu);
+                affinity::run_on(cpu.as_slice(), "a vCPU");
                 // The starting thread may have had it blocked.
                 if let Err(e) = unblock_signal(SIGRTMIN()) {
                     tracing::error!("a vCPU that cannot be stopped: {e}");
@@ -421,8 +423,7 @@ impl Thread {
         };
         match outcome {
             Outcome::GoOn => {}
-            Outcome::Power(PowerOff::Done) => self.control.end(End::PowerOff),
-            Outcome::Power(PowerOff::Crash) => self.control.end(End::Crash),
+            Outcome::End(end) => self.control.end(end),
             Outcome::Fault(what) => {
                 let at = self.fd.get_regs().map_or(0, |regs| regs.rip);
                 self.control.end(End::Fault(format!("{what} at rip {at:#x}")));
@@ -494,8 +495,7 @@ impl Thread {
                 // so again when it is entered.
                 Ok(exit) => match handle(&self.bus, exit) {
                     Outcome::GoOn => {}
-                    Outcome::Power(PowerOff::Done) => self.control.end(End::PowerOff),
-                    Outcome::Power(PowerOff::Crash) => self.control.end(End::Crash),
+                    Outcome::End(end) => self.control.end(end),
                     Outcome::Fault(what) => self.control.end(End::Fault(what)),
                 },
                 Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => {
@@ -512,7 +512,7 @@ impl Thread {
 /// What follows from an exit.
 enum Outcome {
     GoOn,
-    Power(PowerOff),
+    End(End),
     Fault(String),
 }
 
@@ -522,7 +522,7 @@ fn handle(bus: &Bus, exit: VcpuExit<'_>) -> Outcome {
         VcpuExit::MmioWrite(address, data) => bus.store(address, data),
         VcpuExit::IoIn(port, data) => bus.port_in(port, data),
         VcpuExit::IoOut(port, data) => {
-            return bus.port_out(port, data).map_or(Outcome::GoOn, Outcome::Power);
+            return bus.port_out(port, data).map_or(Outcome::GoOn, Outcome::End);
         }
         VcpuExit::Intr => {}
         VcpuExit::Shutdown => return Outcome::Fault("triple fault".to_owned()),
@@ -575,22 +575,4 @@ fn install_kick_handler() -> Result<()> {
         DONE.store(true, Ordering::Release);
     }
     Ok(())
-}
-
-/// Binds this thread to a host CPU. One that does not exist is said and left.
-fn pin(cpu: Option<usize>) {
-    let Some(cpu) = cpu else { return };
-    // SAFETY: a cpu_set_t is an array of integers, for which zeros are values.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    let bound = if cpu < libc::CPU_SETSIZE as usize {
-        // SAFETY: the index is within the set, as just checked.
-        unsafe { libc::CPU_SET(cpu, &mut set) };
-        // SAFETY: reads a set of the size given.
-        unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) }
-    } else {
-        -1
-    };
-    if bound != 0 {
-        tracing::warn!("cannot run a vCPU on host CPU {cpu}");
-    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use kvm_bindings::{KVM_CAP_XSAVE2, KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, VcpuFd, VmFd};
-use remus_abi::boot::{VIRTIO_GSI_BASE, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE};
+use remus_abi::boot::{SERIAL_GSI, VIRTIO_GSI_BASE, VIRTIO_MMIO_BASE, VIRTIO_MMIO_SIZE};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -69,8 +69,17 @@ impl Vm {
 
     /// An interrupt line: signalling it raises the interrupt of device `device`.
     pub(super) fn interrupt_line(&self, device: u32) -> Result<EventFd> {
+        self.line(VIRTIO_GSI_BASE + device)
+    }
+
+    /// The serial port's.
+    pub(super) fn serial_line(&self) -> Result<EventFd> {
+        self.line(SERIAL_GSI)
+    }
+
+    fn line(&self, gsi: u32) -> Result<EventFd> {
         let event = event()?;
-        self.fd.register_irqfd(&event, VIRTIO_GSI_BASE + device).context("KVM_IRQFD")?;
+        self.fd.register_irqfd(&event, gsi).context("KVM_IRQFD")?;
         Ok(event)
     }
 

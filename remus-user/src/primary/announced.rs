@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    checkpoint::STATE_VERSION,
     gate,
     machine::{CpuProfile, Shape},
     wire::Hello,
@@ -13,6 +14,8 @@ use crate::{
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Announced {
+    /// The version of the machine's state in checkpoints: [`STATE_VERSION`], or no takeover is possible.
+    pub(crate) state: u16,
     pub(crate) shape: Shape,
     pub(crate) tap: String,
     pub(crate) bridge: Option<String>,
@@ -27,9 +30,18 @@ impl Announced {
     }
 
     /// # Errors
-    /// When a peer sent something else. Nothing in it is believed yet: the caller checks shape and names.
+    /// When a peer sent something else, or is of another release. Nothing in it is believed yet: the caller checks shape and
+    /// names.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
-        serde_json::from_slice(bytes).context("the primary's description of its machine")
+        let announced: Self =
+            serde_json::from_slice(bytes).context("the primary's description of its machine")?;
+        ensure!(
+            announced.state == STATE_VERSION,
+            "the primary's checkpoints hold machine states of version {}, this build reads {STATE_VERSION}: run the \
+             same release on both hosts",
+            announced.state
+        );
+        Ok(announced)
     }
 }
 
@@ -48,4 +60,53 @@ pub(crate) fn decode_cpu(bytes: &[u8]) -> Result<CpuProfile> {
 fn bounded(bytes: Vec<u8>, max: usize) -> Result<Vec<u8>> {
     ensure!(bytes.len() <= max, "{} bytes where the protocol has room for {max}", bytes.len());
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::{DISK_PATH_MAX, DISKS_MAX, DiskShape, Offloads};
+
+    fn announced() -> Announced {
+        // What takes most room: quotes are written with a backslash.
+        let disk = DiskShape {
+            path: format!("/{}", "\"".repeat(DISK_PATH_MAX - 1)),
+            id: "\"".repeat(20),
+            readonly: false,
+            bytes: u64::MAX / 512 * 512,
+            sample: u64::MAX,
+        };
+        let shape = Shape {
+            memory_mib: 1 << 16,
+            vcpus: 64,
+            mac: [255; 6],
+            mtu_bytes: 9000,
+            offloads: Offloads::Segmentation,
+            disks: vec![disk; DISKS_MAX],
+        };
+        Announced {
+            state: STATE_VERSION,
+            shape,
+            tap: "t".repeat(15),
+            bridge: Some("b".repeat(15)),
+            gate: gate::Settings::default(),
+        }
+    }
+
+    #[test]
+    fn the_longest_description_fits_a_hello_and_comes_back() {
+        let bytes = announced().encode().unwrap();
+        assert_eq!(Announced::decode(&bytes).unwrap().shape, announced().shape);
+    }
+
+    #[test]
+    fn a_primary_of_another_release_is_told_so() {
+        let says = |bytes: &[u8]| format!("{:#}", Announced::decode(bytes).unwrap_err());
+        let newer = Announced { state: STATE_VERSION + 1, ..announced() }.encode().unwrap();
+        assert!(says(&newer).contains("run the same release on both hosts"));
+        // Version 1 said nothing of it.
+        let text = String::from_utf8(announced().encode().unwrap()).unwrap();
+        let older = text.replacen("\"state\":2,", "", 1);
+        assert!(says(older.as_bytes()).contains("missing field `state`"));
+    }
 }

@@ -19,7 +19,10 @@ mod sender;
 mod start;
 mod sync;
 
-use std::{net::SocketAddr, sync::Arc, thread, time::Duration};
+use std::{
+    fs::OpenOptions, net::SocketAddr, os::unix::fs::OpenOptionsExt, sync::Arc, thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, anyhow, bail};
 use remus_abi::Term;
@@ -46,15 +49,16 @@ use self::{
     start::Permission,
 };
 use crate::{
-    checkpoint::{HotSet, QUIET_EPOCHS_DEFAULT},
+    checkpoint::{HotSet, QUIET_EPOCHS_DEFAULT, STATE_VERSION},
     config::{Config, LEASE_MARGIN, ReleaseTrigger},
     gate::{Gate, Trigger},
-    machine::{self, CpuProfile, Shape, fault_cost},
+    machine::{self, Console, CpuProfile, DiskShape, Shape, fault_cost},
     observe::{Shared, StatusSocket, VmDir, status::Role},
     os::{boot_now, fresh_instance, run_on},
     replication::{Fenced, Pipeline, Policy},
     standby::{Plan, Standby, Wiring, offloads_under},
     store::{Record, Standing, Store},
+    terminal::{self, Terminal},
     wire::{Hello, Session, Timing},
 };
 
@@ -62,9 +66,11 @@ use crate::{
 const PAGE_CARRIED: Duration = Duration::from_nanos(550);
 
 /// What `remus run` was asked for, checked.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct PrimaryOptions {
     pub config: Config,
+    /// To be the guest's console.
+    pub terminal: Option<Terminal>,
 }
 
 /// Runs the guest until it ends.
@@ -72,7 +78,7 @@ pub struct PrimaryOptions {
 /// # Errors
 /// When it cannot be started, cannot go on, or another host speaks for it; with what to do.
 pub fn run(options: PrimaryOptions) -> Result<()> {
-    let config = options.config;
+    let PrimaryOptions { config, terminal } = options;
     let directory = VmDir::claim(&config.run_dir, &config.name)?;
     let store = Store::at(&config.state_dir)?;
     let vm = config.name.as_str();
@@ -81,11 +87,18 @@ pub fn run(options: PrimaryOptions) -> Result<()> {
     let term = fenced.term();
 
     let mut standby = Standby::prepare(plan_of(&config, term)?, &directory.path().join("bpf"))?;
-    let loaded = standby.machine.load_elf(&config.machine.kernel, &config.machine.cmdline);
-    if let Err(e) = loaded.and_then(|()| standby.wiring.connect()) {
-        standby.remove()?;
-        return Err(e);
-    }
+    let loaded = standby.machine.load(config.machine.software());
+    let console = standby.machine.console();
+    let attached = loaded.and_then(|()| attach_console(&config, &console, terminal));
+    // Until the end of this function: then the terminal is as it was.
+    let _attached = match attached.and_then(|attached| standby.wiring.connect().map(|()| attached))
+    {
+        Ok(attached) => attached,
+        Err(e) => {
+            standby.remove()?;
+            return Err(e);
+        }
+    };
     if open {
         // On disk before the guest is heard.
         store.write(vm, Record { term, standing: Standing::Unprotected, owner: None })?;
@@ -250,6 +263,7 @@ fn plan_of(config: &Config, term: Term) -> Result<Plan> {
             mac: config.net.mac.0,
             mtu_bytes: config.net.mtu_bytes,
             offloads: offloads_under(config.gate.engine),
+            disks: disks_of(config)?,
         },
         cpu: CpuProfile::of_host()?,
         placement: placement_of(config),
@@ -260,10 +274,32 @@ fn plan_of(config: &Config, term: Term) -> Result<Plan> {
     })
 }
 
+/// What this host has of the disks that the config names.
+fn disks_of(config: &Config) -> Result<Vec<DiskShape>> {
+    config.disks.iter().map(|disk| DiskShape::of(&disk.path, &disk.id, true)).collect()
+}
+
+/// Where what the guest says goes, from its first word on.
+fn attach_console(
+    config: &Config,
+    console: &Console,
+    terminal: Option<Terminal>,
+) -> Result<Option<terminal::Attached>> {
+    if let Some(path) = &config.console.log {
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+        let file = file.with_context(|| format!("the console's log {}", path.display()))?;
+        // For as long as the guest lives.
+        console.attach(&path.display().to_string(), file).map(drop)?;
+    }
+    let name = config.name.as_str();
+    terminal.map(|terminal| terminal.attach(console.clone(), name)).transpose()
+}
+
 fn hello_of(config: &Config, standby: &Standby, term: Term) -> Result<Hello> {
     let Plan { shape, cpu, tap, bridge, gate, .. } = standby.plan();
     let announced = Announced {
-        shape: *shape,
+        state: STATE_VERSION,
+        shape: shape.clone(),
         tap: tap.to_string(),
         bridge: bridge.as_ref().map(ToString::to_string),
         gate: gate.clone(),
@@ -312,7 +348,9 @@ fn trigger_of(config: &Config, gate: &Gate) -> Option<Trigger> {
 
 fn placement_of(config: &Config) -> machine::Placement {
     let of = |n| config.placement.of_vcpu(n).map(|cpu| cpu as usize);
-    machine::Placement { vcpu_cpus: (0..config.machine.vcpus as usize).map_while(of).collect() }
+    let vcpu_cpus = (0..config.machine.vcpus as usize).map_while(of).collect();
+    let device_cpus = config.placement.io_cpus.iter().map(|cpu| *cpu as usize).collect();
+    machine::Placement { vcpu_cpus, device_cpus }
 }
 
 fn timing_of(config: &Config) -> Timing {

@@ -17,7 +17,7 @@ pub use claims::{Claim, Relation};
 
 use crate::{
     host::Death,
-    remus::{GateOptions, Machine, Timing},
+    remus::{GateOptions, Machine, Software, Timing},
 };
 
 /// What one round measured. Times are CLOCK_BOOTTIME; `None` where the host did not die.
@@ -66,6 +66,11 @@ pub struct Round {
     pub replies_contradicted: u64,
     pub benchmark: Benchmark,
     pub beacons: Beacons,
+    /// Of a Linux guest: how far its clock was ahead of the host's before the takeover, how much further it was after it,
+    /// and what its kernel warned of since.
+    pub guest_clock_off_ms: f64,
+    pub guest_clock_step_ms: f64,
+    pub guest_complaints: Vec<String>,
     /// Contradictions and reasons for lost connections, in words.
     pub findings: Vec<String>,
 }
@@ -124,6 +129,7 @@ pub struct Report {
     #[serde(flatten)]
     pub gate: GateOptions,
     pub dirty_pages_asked: u32,
+    pub guest: Software,
     #[serde(flatten)]
     pub machine: Machine,
     pub seed: u64,
@@ -166,6 +172,7 @@ pub struct Asked {
     pub timing: Timing,
     pub gate: GateOptions,
     pub dirty_pages: u32,
+    pub guest: Software,
     pub machine: Machine,
     pub seed: u64,
 }
@@ -190,6 +197,7 @@ impl Report {
             timing: asked.timing,
             gate: asked.gate,
             dirty_pages_asked: asked.dirty_pages,
+            guest: asked.guest,
             machine: asked.machine,
             seed: asked.seed,
             checkpoints: sum(|round| round.checkpoints),
@@ -278,6 +286,7 @@ mod tests {
             timing,
             gate,
             dirty_pages: 1000,
+            guest: Software::Demo,
             machine: Machine::default(),
             seed: 1,
         }

@@ -1,6 +1,7 @@
 //! The load, the death in the middle of it, and the judgement of what was seen.
 
 use std::{
+    fs,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -18,7 +19,7 @@ use crate::{
     client::{Client, Contradiction, Outcome},
     guest::Guest,
     host::{Death, Died, Process, Share},
-    remus::Daemon,
+    remus::{Daemon, Software},
     report::{Beacons, Benchmark, ReplyGap, Round},
     sniffer::Sniffer,
     sys::boottime_ns,
@@ -64,8 +65,10 @@ impl RoundRun<'_> {
         let Plan { dirty_pages, timing, load, .. } = *self.plan;
         let rate = u64::from(dirty_pages) * 1000 / u64::from(timing.epoch_ms);
         let rate = u32::try_from(rate).context("that many pages a second")?;
-        guest.start_work(dirty_pages, WORK_BYTES, rate).await?;
-        guest.start_beacon(BEACON_MS).await?;
+        if self.plan.guest == Software::Demo {
+            guest.start_work(dirty_pages, WORK_BYTES, rate).await?;
+            guest.start_beacon(BEACON_MS).await?;
+        }
         let name = format!("round{number}");
         let client = Client::start(self.stage.client()?, GUEST, CONNECTIONS, &name).await?;
         // Enough for the whole load at a speed that it will not reach: SET and GET share it.
@@ -225,6 +228,19 @@ impl Takeover {
         let serves_ns = failover.open_ns.max(failover.running_ns);
         round.service_back_ms = Some(ms(serves_ns, *began_ns));
         count(round, last_words);
+    }
+}
+
+impl RoundRun<'_> {
+    /// What a stock Linux says of having been moved: its clock, and its console.
+    pub(super) async fn judge_linux(&self, guest: &mut Guest, round: &mut Round) -> Result<()> {
+        round.guest_clock_step_ms = guest.clock_off_ms().await? - round.guest_clock_off_ms;
+        let log = self.stage.log("backup");
+        let log = fs::read_to_string(&log).with_context(|| format!("read {}", log.display()))?;
+        // The console's lines are logged under the name `guest`. After its boot it is silent when all is well.
+        let said = log.lines().filter_map(|line| line.split_once(" guest: "));
+        round.guest_complaints = said.map(|(_, words)| words.to_owned()).collect();
+        Ok(())
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
     nest,
     netns::NetNs,
     progress::Display,
-    remus::{GateOptions, Machine, Programs, Timing},
+    remus::{GateOptions, Machine, Programs, Software, Timing},
     report::{Asked, Report},
     sys::boottime_ns,
     topology::{BACKUP_PORT, PRIMARY_PORT, Topology},
@@ -37,6 +37,7 @@ pub struct Plan {
     pub death: Option<Death>,
     pub rounds: u32,
     pub dirty_pages: u32,
+    pub guest: Software,
     pub machine: Machine,
     pub timing: Timing,
     pub gate: GateOptions,
@@ -48,7 +49,7 @@ pub struct Plan {
 
 /// Runs the plan. Says whether nothing was lost.
 pub async fn run(plan: &Plan, programs: &Programs) -> Result<bool> {
-    programs.check()?;
+    programs.check(plan.guest)?;
     let seed = plan.seed.unwrap_or_else(|| RandomState::new().hash_one(boottime_ns()));
     let id = format!("{}-{}", boottime_ns() / 1_000_000, nest::outside_pid().unwrap_or(0));
     let folder = programs.runs.join(&id);
@@ -83,6 +84,7 @@ pub async fn run(plan: &Plan, programs: &Programs) -> Result<bool> {
         timing: plan.timing,
         gate: plan.gate,
         dirty_pages: plan.dirty_pages,
+        guest: plan.guest,
         machine: plan.machine,
         seed,
     };

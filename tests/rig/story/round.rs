@@ -10,15 +10,17 @@ use super::{Plan, Random, Stage, death::judge_beacons, measure::BASELINE, print_
 use crate::{
     guest::Guest,
     progress::Display,
-    remus::{Daemon, Options, Programs, start_backup, start_primary},
+    remus::{Daemon, Options, Programs, Software, start_backup, start_primary},
     report::Round,
     sniffer::Sniffer,
+    sys,
     topology::GUEST,
 };
 
 const BOOT: Duration = Duration::from_millis(50);
 const START: Duration = Duration::from_secs(20);
 const PROTECT: Duration = Duration::from_secs(30);
+const LAB_TAKES_LONGER: Duration = Duration::from_secs(150);
 const PER_GIB: Duration = Duration::from_secs(10);
 
 pub(super) struct RoundRun<'a> {
@@ -38,12 +40,15 @@ impl RoundRun<'_> {
 
         let log = self.stage.log("primary");
         let folder = &self.stage.folder;
-        let Plan { machine, timing, gate, .. } = *self.plan;
-        let options = Options { machine, timing, gate, ..Options::default() };
+        let Plan { guest: software, machine, timing, gate, .. } = *self.plan;
+        let options = Options { machine, timing, gate, guest: software, ..Options::default() };
         let mut primary = start_primary(&topology.primary, self.programs, &options, folder, &log)?;
         let mut guest = self.guest_answers(&mut primary).await?;
         self.display.step("the guest answers, unprotected");
-        round.guest_work_before = self.measure_work(&mut guest, &primary, BASELINE).await?;
+        let demo = software == Software::Demo;
+        if demo {
+            round.guest_work_before = self.measure_work(&mut guest, &primary, BASELINE).await?;
+        }
         let benchmark_rate = self.benchmark_rate().await?;
 
         let mut backup =
@@ -58,7 +63,13 @@ impl RoundRun<'_> {
         self.display.step(&format!("protected, {took} ms after the backup was started"));
 
         self.measure_idle(&primary, &mut round).await?;
-        self.measure_protected_work(&mut guest, &primary, &mut round).await?;
+        if !demo {
+            // Whatever it lost while it booted on ticks alone (there is no CMOS clock to set it by) is its own.
+            round.guest_clock_off_ms = guest.clock_off_ms().await?;
+        }
+        if demo {
+            self.measure_protected_work(&mut guest, &primary, &mut round).await?;
+        }
         let mut load = self.load(&mut guest, benchmark_rate, number).await?;
         match self.plan.death {
             None => {
@@ -77,7 +88,12 @@ impl RoundRun<'_> {
                 backup.still_runs()?;
                 let promoted = backup.status(None).await?.gate;
                 round.frames_refused_by_lock += promoted.refused_by_lock;
-                judge_beacons(&sniffer, &mut round)?;
+                if demo {
+                    judge_beacons(&sniffer, &mut round)?;
+                } else {
+                    round.beacons.frames_of_the_dead = sniffer.seen()?.frames_of_the_dead;
+                    self.judge_linux(&mut guest, &mut round).await?;
+                }
             }
         }
         if self.plan.keep {
@@ -94,14 +110,15 @@ impl RoundRun<'_> {
         primary.wait_for(Protection::Unprotected, START + self.touching()).await?;
         sleep(BOOT).await;
         tokio::select! {
-            guest = Guest::wait(&client, GUEST, START) => guest,
+            guest = Guest::wait(&client, GUEST, START + self.touching()) => guest,
             ended = ends(primary) => Err(ended.expect_err("ends only with an error")),
         }
     }
 
     /// How much longer a large guest may take to begin, or to be copied.
     fn touching(&self) -> Duration {
-        PER_GIB * (self.plan.machine.memory_mib >> 10)
+        let slow = if sys::is_the_lab() { LAB_TAKES_LONGER } else { Duration::ZERO };
+        PER_GIB * (self.plan.machine.memory_mib >> 10) + slow
     }
 
     /// Leaves everything as it is until the user ends us.

@@ -2,13 +2,17 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read},
+    io,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
 };
 
 use super::Check;
-use crate::{config::Placement, gate::HookKind};
+use crate::{
+    config::Placement,
+    gate::HookKind,
+    machine::{self, DiskShape, KernelKind, Kind, Software, check_software},
+};
 
 /// Capabilities that the gate and the tap take, by bit number.
 const CAPABILITIES: &[(u32, &str, &str)] = &[
@@ -194,28 +198,30 @@ fn available_kib(meminfo: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
-pub(super) fn kernel(path: &Path) -> Check {
+pub(super) fn software(software: Software<'_>) -> Check {
     const NAME: &str = "guest";
-    let shown = path.display();
-    let remedy = "machine.kernel names the guest's ELF64 file for x86-64, readable by this user";
-    let mut header = Vec::new();
-    match File::open(path).and_then(|file| file.take(20).read_to_end(&mut header)) {
-        Err(e) => Check::refused(NAME, format!("cannot read {shown}: {e}"), remedy),
-        Ok(_) => match elf_mistake(&header) {
-            None => Check::ok(NAME, format!("{shown}")),
-            Some(mistake) => Check::refused(NAME, format!("{shown} {mistake}"), remedy),
-        },
+    let remedy = "machine.kernel and machine.initrd name files that this user may read";
+    match check_software(software) {
+        Err(e) => Check::refused(NAME, format!("{e:#}"), remedy),
+        Ok(KernelKind::BzImage) if machine::kind() == Kind::Pvm => Check::refused(
+            NAME,
+            format!(
+                "{} is Linux, which KVM without VMX or SVM cannot run",
+                software.kernel.display()
+            ),
+            "use a host with hardware virtualization, or one whose VM passes it on",
+        ),
+        Ok(_) => Check::ok(NAME, format!("{}", software.kernel.display())),
     }
 }
 
-/// What keeps a file that begins with `header` from being an ELF64 for x86-64.
-fn elf_mistake(header: &[u8]) -> Option<&'static str> {
-    match header {
-        [0x7f, b'E', b'L', b'F', 2, 1, .., 62, 0] if header.len() == 20 => None,
-        [0x7f, b'E', b'L', b'F', 2, 1, ..] => Some("is an ELF file, but not for x86-64"),
-        [0x7f, b'E', b'L', b'F', ..] => Some("is an ELF file, but not of 64 bits, little-endian"),
-        [0x1f, 0x8b, ..] => Some("is compressed, not an ELF file"),
-        _ => Some("is not an ELF file"),
+/// A disk that the guest reads.
+pub(super) fn disk(path: &Path) -> Check {
+    const NAME: &str = "disk";
+    let remedy = "[[disk]] path names a file or block device of whole sectors of 512 bytes, readable by this user";
+    match DiskShape::of(path, "", true) {
+        Ok(shape) => Check::ok(NAME, format!("{}: {} bytes", shape.path, shape.bytes)),
+        Err(e) => Check::refused(NAME, format!("{e:#}"), remedy),
     }
 }
 
@@ -287,16 +293,6 @@ mod tests {
         assert_eq!(version("5.15"), Some((5, 15)));
         assert_eq!(version("linux"), None);
         assert!(in_list("0-3,8", 2) && in_list("0-3,8", 8) && !in_list("0-3,8", 4));
-    }
-
-    #[test]
-    fn what_is_not_an_elf_for_this_machine_is_named() {
-        let mut elf = *b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0";
-        assert_eq!(elf_mistake(&elf), None);
-        elf[18] = 183;
-        assert_eq!(elf_mistake(&elf), Some("is an ELF file, but not for x86-64"));
-        assert_eq!(elf_mistake(b"\x1f\x8b\x08"), Some("is compressed, not an ELF file"));
-        assert_eq!(elf_mistake(b""), Some("is not an ELF file"));
     }
 
     #[test]

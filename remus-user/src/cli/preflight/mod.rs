@@ -111,7 +111,8 @@ pub(super) fn primary(config: &Config) -> Report {
     let mut checks = everywhere(Some(config.gate.engine));
     checks.push(host::run_dir(&config.run_dir));
     checks.push(host::memory(config.machine.memory_mib));
-    checks.push(host::kernel(&config.machine.kernel));
+    checks.push(host::software(config.machine.software()));
+    checks.extend(config.disks.iter().map(|disk| host::disk(&disk.path)));
     checks.push(host::placement(&config.placement));
     let (vm, mtu_bytes) = (Some(&config.name), Some(net.mtu_bytes));
     checks.extend(network::links(Some(&net.tap), net.bridge.as_ref(), vm, mtu_bytes));

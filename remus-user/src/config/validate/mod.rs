@@ -1,6 +1,7 @@
 //! From TOML to a [`Config`]: first that every key is known and none is missing, then types, then ranges and
 //! how values fit each other.
 
+mod devices;
 mod gate;
 mod protection;
 
@@ -8,7 +9,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use self::{gate::RawGate, protection::RawProtection};
+use self::{
+    devices::{RawConsole, RawDisk},
+    gate::RawGate,
+    protection::RawProtection,
+};
 use super::{
     Config, ConfigError, LinkName, Machine, Net, Placement, RUN_DIR_DEFAULT, VmName,
     document::Document, nearest::nearest, state_dir_beside,
@@ -27,12 +32,19 @@ const KEYS: &[(&str, &str, bool)] = &[
     ("machine.memory_mib", "memory_mib = 256", true),
     ("machine.vcpus", "vcpus = 1", false),
     ("machine.kernel", "kernel = \"/usr/lib/remus/remus-guest\"", true),
+    ("machine.initrd", "initrd = \"/boot/initrd.img\"", false),
     ("machine.cmdline", "cmdline = \"\"", false),
     ("net", "[net]", true),
     ("net.tap", "tap = \"tap0\"", true),
     ("net.bridge", "bridge = \"br0\"", false),
     ("net.mac", "mac = \"52:54:00:77:00:0a\"", true),
     ("net.mtu", "mtu = 1500", false),
+    ("disk", "[[disk]]", false),
+    ("disk.path", "path = \"/srv/remus/root.img\"", false),
+    ("disk.readonly", "readonly = true", false),
+    ("disk.id", "id = \"root\"", false),
+    ("console", "[console]", false),
+    ("console.log", "log = \"/var/log/remus/demo.console\"", false),
     ("protection", "[protection]", true),
     ("protection.backup", "backup = \"10.99.0.2:7000\"", true),
     ("protection.start", "start = \"protected\"", false),
@@ -72,6 +84,9 @@ struct Raw {
     state_dir: Option<String>,
     machine: RawMachine,
     net: RawNet,
+    #[serde(default)]
+    disk: Vec<RawDisk>,
+    console: Option<RawConsole>,
     protection: RawProtection,
     gate: Option<RawGate>,
     placement: Option<RawPlacement>,
@@ -83,6 +98,7 @@ struct RawMachine {
     memory_mib: i64,
     vcpus: Option<i64>,
     kernel: String,
+    initrd: Option<String>,
     cmdline: Option<String>,
 }
 
@@ -113,7 +129,8 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config, ConfigError> {
         match e.span() {
             Some(span) => {
                 let error = document.error_at(span, problem, String::new());
-                let help = KEYS.iter().find(|(key, ..)| *key == error.key);
+                let plain = plain(&error.key);
+                let help = KEYS.iter().find(|(key, ..)| *key == plain);
                 ConfigError {
                     help: help
                         .map_or_else(String::new, |(_, line, _)| format!("write it as: {line}")),
@@ -128,10 +145,11 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config, ConfigError> {
 
 fn check_keys(document: &Document<'_>) -> Result<(), ConfigError> {
     for (key, span) in document.keys() {
-        if KEYS.iter().any(|(known, ..)| *known == key) {
+        let plain = plain(&key);
+        if KEYS.iter().any(|(known, ..)| *known == plain) {
             continue;
         }
-        return Err(document.error_at(span, "there is no such key".into(), suggestion(&key)));
+        return Err(document.error_at(span, "there is no such key".into(), suggestion(&plain)));
     }
     for (key, line, required) in KEYS {
         if *required && !document.has(key) {
@@ -146,17 +164,29 @@ fn check_keys(document: &Document<'_>) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// A dotted key without numbers: `disk.path` for `disk[1].path`.
+fn plain(key: &str) -> String {
+    let mut parts = key.split('[');
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |plain, part| plain + part.split_once(']').map_or(part, |(_, rest)| rest))
+}
+
 /// What to do about an unknown key: the known key it may have been, wherever that belongs.
 fn suggestion(key: &str) -> String {
     let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
     let section_of = |k: &'static str| k.rsplit_once('.').map_or("", |(s, _)| s);
     let name_of = |k: &'static str| k.rsplit_once('.').map_or(k, |(_, n)| n);
     let keys = || KEYS.iter().map(|(k, ..)| *k);
+    let heading_of = |section: &str| {
+        let found = KEYS.iter().find(|(k, ..)| *k == section);
+        found.map_or_else(|| format!("[{section}]"), |(_, line, _)| (*line).to_owned())
+    };
     // Known, but of another section.
-    if let Some(right) = keys().find(|k| name_of(k) == name) {
+    if let Some((right, line, _)) = KEYS.iter().find(|(k, ..)| name_of(k) == name) {
         return match section_of(right) {
+            "" if line.starts_with('[') => format!("`{name}` is a section of its own: {line}"),
             "" => format!("`{name}` stands above the first [section]"),
-            s => format!("`{name}` belongs in the section [{s}]"),
+            s => format!("`{name}` belongs in the section {}", heading_of(s)),
         };
     }
     let here = || keys().filter(|k| section_of(k) == section).map(name_of);
@@ -169,7 +199,7 @@ fn suggestion(key: &str) -> String {
     }
     match section {
         "" => format!("known here: {}", known.join(", ")),
-        s => format!("known in [{s}]: {}", known.join(", ")),
+        s => format!("known in {}: {}", heading_of(s), known.join(", ")),
     }
 }
 
@@ -191,11 +221,25 @@ impl Check<'_, '_> {
         };
         let machine = self.machine(&raw.machine)?;
         let net = self.net(&raw.net)?;
+        let disks = self.disks(&raw.disk)?;
+        let console = self.console(raw.console.as_ref())?;
         let protection = self.protection(&raw.protection)?;
         let gate = self.gate(raw.gate.as_ref())?;
         let trigger = self.trigger(raw.gate.as_ref())?;
         let placement = self.placement(raw.placement.as_ref(), machine.vcpus)?;
-        Ok(Config { name, run_dir, state_dir, machine, net, protection, gate, trigger, placement })
+        Ok(Config {
+            name,
+            run_dir,
+            state_dir,
+            machine,
+            net,
+            disks,
+            console,
+            protection,
+            gate,
+            trigger,
+            placement,
+        })
     }
 
     /// A directory, by a path that means the same wherever the process is.
@@ -220,13 +264,14 @@ impl Check<'_, '_> {
             ));
         }
         let vcpus = self.number("machine.vcpus", raw.vcpus.unwrap_or(1), 1, 64)?;
-        if raw.kernel.is_empty() || raw.kernel.contains('\0') {
-            return Err(self.wrong(
-                "machine.kernel",
-                "this is not a path".into(),
-                "name the guest's ELF file",
-            ));
-        }
+        let kernel = self.path(
+            "machine.kernel",
+            &raw.kernel,
+            "name the kernel's file: a bzImage or an ELF",
+        )?;
+        let help = "name the initial RAM disk's file, or leave the key out";
+        let initrd = raw.initrd.as_deref();
+        let initrd = initrd.map(|name| self.path("machine.initrd", name, help)).transpose()?;
         let cmdline = raw.cmdline.clone().unwrap_or_default();
         if let Some(c) = cmdline.chars().find(|c| !matches!(c, ' '..='~')) {
             return Err(self.wrong(
@@ -242,8 +287,15 @@ impl Check<'_, '_> {
                 format!("a command line has at most {CMDLINE_BYTES_MAX} bytes"),
             ));
         }
-        let kernel = self.file.parent().unwrap_or(Path::new("")).join(&raw.kernel);
-        Ok(Machine { memory_mib, vcpus, kernel, cmdline })
+        Ok(Machine { memory_mib, vcpus, kernel, initrd, cmdline })
+    }
+
+    /// A file, by a path that counts from the config's own directory.
+    fn path(&self, key: &str, name: &str, help: &str) -> Result<PathBuf, ConfigError> {
+        if name.is_empty() || name.contains('\0') {
+            return Err(self.wrong(key, "this is not a path".into(), help));
+        }
+        Ok(self.file.parent().unwrap_or(Path::new("")).join(name))
     }
 
     fn net(&self, raw: &RawNet) -> Result<Net, ConfigError> {

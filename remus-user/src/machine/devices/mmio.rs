@@ -36,6 +36,8 @@ const FAILED: u32 = VIRTIO_CONFIG_S_FAILED;
 
 /// What a device is, for as long as it exists.
 pub(super) struct Identity {
+    /// For people.
+    pub(super) name: &'static str,
     pub(super) device_id: u32,
     /// Features on offer; VERSION_1 must be among them.
     pub(super) features: u64,
@@ -50,7 +52,7 @@ pub(super) struct Identity {
 
 /// What the device has to do after a register write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Effect {
+pub(in crate::machine) enum Effect {
     None,
     /// The driver rings for queue n, which exists.
     Notify(usize),
@@ -63,7 +65,7 @@ pub(super) enum Effect {
 }
 
 /// The registers of one device.
-pub(super) struct Transport {
+pub(in crate::machine) struct Transport {
     identity: Identity,
     status: u32,
     driver_features: u64,
@@ -86,6 +88,16 @@ impl Transport {
             queue_sel: 0,
             queues,
         })
+    }
+
+    /// What people call the device.
+    pub(super) fn name(&self) -> &'static str {
+        self.identity.name
+    }
+
+    /// How many queues it has.
+    pub(super) fn queues(&self) -> usize {
+        self.queues.len()
     }
 
     /// The driver is ready and the device is whole: rings may be looked at.

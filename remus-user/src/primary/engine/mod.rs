@@ -298,6 +298,11 @@ impl Engine {
                 self.end(GoodbyeWhy::PowerOff);
                 Ok(())
             }
+            Event::Ended(End::Reset) => {
+                info!("the guest asked for a reboot, which is its end here: start it anew");
+                self.end(GoodbyeWhy::PowerOff);
+                Ok(())
+            }
             Event::Ended(End::Crash) => {
                 warn!("the guest says that it cannot go on; its last words are above");
                 self.end(GoodbyeWhy::Crashed);

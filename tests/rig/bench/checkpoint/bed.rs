@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::figures::Faults;
 use crate::{
     guest::{Guest, Progress},
-    remus::{Daemon, Options, Programs, start_backup, start_primary},
+    remus::{Daemon, Options, Programs, Software, start_backup, start_primary},
     sys,
     topology::{GUEST, Topology},
 };
@@ -36,7 +36,7 @@ pub(super) struct Bed {
 
 impl Bed {
     pub(super) async fn make(programs: &Programs, rig: &Path) -> Result<Self> {
-        programs.check()?;
+        programs.check(Software::Demo)?;
         let folder = programs.runs.join(format!("bench-{}", sys::boottime_ns() / 1_000_000));
         let topology = Topology::build().await?;
         let (programs, rig) = (programs.clone(), rig.to_owned());

@@ -9,6 +9,7 @@ const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX;
 fn transport() -> Transport {
     let config = vec![2, 0, 0, 0, 0, 9];
     let identity = Identity {
+        name: "device of the test",
         device_id: 1,
         features: FEATURES | 1 << 7 | 1 << 1,
         requires: &[(7, 1)],

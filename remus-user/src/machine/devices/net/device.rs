@@ -13,12 +13,14 @@ use serde::Serialize;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_queue::QueueT;
 
-use super::super::interrupt::{CONFIGURATION, Interrupt, USED_BUFFER};
+use super::super::interrupt::Interrupt;
 use super::super::log_limit::LogLimit;
 use super::super::mmio::{Effect, Identity, Transport};
+use super::super::port::{Device, Progress};
+use super::super::ring::{self, Breach, Used};
+use super::frame::{Scatter, gather};
 use super::header::{self, HEADER, Job, UNCUT_MAX, Unfit};
 use super::offloads::{self, Negotiated, Offloads, REQUIRES};
-use super::ring::{self, Breach, Scatter, Used};
 use super::segment::{self, Segments};
 use super::tap::Tap;
 use crate::checkpoint::DeviceState;
@@ -50,17 +52,6 @@ pub struct NetCounters {
     pub received_dropped: u64,
     /// How often a frame had to wait because the guest had no buffer.
     pub receive_starved: u64,
-}
-
-/// What stopped a queue's loop.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(in crate::machine) enum Progress {
-    /// Nothing is left to do.
-    Idle,
-    /// The budget is used up: call again.
-    More,
-    /// Frames may wait, but the guest has no buffer for them.
-    Starved,
 }
 
 /// The device.
@@ -117,6 +108,7 @@ impl Net {
 
     fn over(mac: [u8; 6], mtu_bytes: u16, offloads: Offloads, tap: Tap) -> Result<Self> {
         let transport = Transport::new(Identity {
+            name: "network device",
             device_id: VIRTIO_ID_NET,
             features: offloads.features(),
             requires: &REQUIRES,
@@ -146,52 +138,12 @@ impl Net {
         })
     }
 
-    pub(super) fn transport(&self) -> &Transport {
-        &self.transport
-    }
-
     pub(in crate::machine) fn counters(&self) -> NetCounters {
         self.counters
     }
 
     pub(in crate::machine) fn tap_fd(&self) -> RawFd {
         self.tap.as_raw_fd()
-    }
-
-    /// The driver is ready: rings may be looked at.
-    pub(in crate::machine) fn is_live(&self) -> bool {
-        self.transport.is_live()
-    }
-
-    /// A store to the register page.
-    pub(super) fn write(&mut self, ram: &Ram, offset: u64, data: &[u8]) -> Effect {
-        let effect = self.transport.write(ram, offset, data);
-        match effect {
-            Effect::Reset | Effect::Negotiated => match self.settle() {
-                Ok(()) => effect,
-                Err(e) => {
-                    tracing::error!("network device: set the tap's offloads: {e}");
-                    self.transport.break_down();
-                    Effect::Broken
-                }
-            },
-            Effect::None | Effect::Notify(_) | Effect::Broken => effect,
-        }
-    }
-
-    /// Takes over the registers of the same device elsewhere.
-    ///
-    /// # Errors
-    /// When they are none that this device could have had, or the tap is gone.
-    pub(super) fn restore(&mut self, ram: &Ram, state: &DeviceState) -> Result<()> {
-        let lacks = offloads::names(state.driver_features & !self.transport.features());
-        ensure!(
-            lacks.is_empty(),
-            "the guest has negotiated {lacks}, which this device does not offer: both hosts must run the same \
-             engine of the gate"
-        );
-        self.transport.restore(ram, state)?;
-        self.settle().context("set the tap's offloads")
     }
 
     /// Sets the tap, and what is expected of frames, to what the driver has taken.
@@ -239,7 +191,7 @@ impl Net {
         loop {
             while let Some(chain) = ring::next_chain(self.transport.queue(TRANSMIT), ram)? {
                 let head = chain.head_index();
-                let bytes = ring::gather(chain, ram, &mut self.out[..HEADER + longest])?;
+                let bytes = gather(chain, ram, &mut self.out[..HEADER + longest])?;
                 let frames = self.send(bytes)?;
                 ring::publish(self.transport.queue(TRANSMIT), ram, &[Used { head, len: 0 }])?;
                 budget = budget.saturating_sub(frames);
@@ -391,21 +343,56 @@ impl Net {
         ram: &Ram,
         interrupt: &Interrupt,
     ) -> Result<Progress> {
-        if ring::wants_interrupt(self.transport.queue(queue), ram, before).unwrap_or(true) {
-            interrupt.raise(USED_BUFFER).context("raise the interrupt")?;
-        }
+        let breach = match &outcome {
+            Err(Stop::Breach(breach)) => Some(breach),
+            Err(Stop::Tap(_)) | Ok(_) => None,
+        };
+        ring::conclude(
+            &mut self.transport,
+            &mut self.limit,
+            queue,
+            before,
+            breach,
+            ram,
+            interrupt,
+        )?;
         match outcome {
             Ok(progress) => Ok(progress),
-            Err(Stop::Breach(breach)) => {
-                if self.limit.passes() {
-                    tracing::warn!("the guest broke its network device, queue {queue}: {breach}");
-                }
-                self.transport.break_down();
-                interrupt.raise(CONFIGURATION).context("raise the interrupt")?;
-                Ok(Progress::Starved)
-            }
+            Err(Stop::Breach(_)) => Ok(Progress::Starved),
             Err(Stop::Tap(e)) => Err(e).context("the tap is gone"),
         }
+    }
+}
+
+impl Device for Net {
+    fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
+    fn write(&mut self, ram: &Ram, offset: u64, data: &[u8]) -> Effect {
+        let effect = self.transport.write(ram, offset, data);
+        match effect {
+            Effect::Reset | Effect::Negotiated => match self.settle() {
+                Ok(()) => effect,
+                Err(e) => {
+                    tracing::error!("network device: set the tap's offloads: {e}");
+                    self.transport.break_down();
+                    Effect::Broken
+                }
+            },
+            Effect::None | Effect::Notify(_) | Effect::Broken => effect,
+        }
+    }
+
+    fn restore(&mut self, ram: &Ram, state: &DeviceState) -> Result<()> {
+        let lacks = offloads::names(state.driver_features & !self.transport.features());
+        ensure!(
+            lacks.is_empty(),
+            "the guest has negotiated {lacks}, which this device does not offer: both hosts must run the same \
+             engine of the gate"
+        );
+        self.transport.restore(ram, state)?;
+        self.settle().context("set the tap's offloads")
     }
 }
 

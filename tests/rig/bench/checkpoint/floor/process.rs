@@ -18,7 +18,9 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use remus::{
     checkpoint::{MachineState, Page, PageSet, Staging},
-    machine::{CpuProfile, Event, Machine, Offloads, Placement, Prepared, Shape, open_tap},
+    machine::{
+        CpuProfile, Event, Machine, Offloads, Placement, Prepared, Shape, Software, open_tap,
+    },
 };
 
 use super::{Pauses, Request};
@@ -75,11 +77,14 @@ fn start(options: &Options, many_cpus: bool) -> Result<Machine> {
         mac: MAC,
         mtu_bytes: 1500,
         offloads: Offloads::None,
+        disks: Vec::new(),
     };
-    let placement = Placement { vcpu_cpus: if many_cpus { vec![VCPU_CPU] } else { Vec::new() } };
+    let vcpu_cpus = if many_cpus { vec![VCPU_CPU] } else { Vec::new() };
+    let placement = Placement { vcpu_cpus, ..Placement::default() };
     let tap = open_tap(&options.tap).context("open the tap")?;
     let mut machine = Prepared::new(&shape, &CpuProfile::of_host()?, &placement, tap)?;
-    machine.load_elf(Path::new(&options.kernel), &options.cmdline)?;
+    let Options { kernel, cmdline, .. } = options;
+    machine.load(Software { kernel: Path::new(kernel), initrd: None, cmdline })?;
     machine.start()
 }
 

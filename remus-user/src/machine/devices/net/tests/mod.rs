@@ -15,6 +15,7 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::super::super::interrupt::{CONFIGURATION, USED_BUFFER};
 use super::*;
 use crate::machine::layout::Layout;
 use crate::machine::memory::Memory;
@@ -111,7 +112,7 @@ impl Guest {
         for n in [RECEIVE, TRANSMIT] {
             self.put(rings(n)[1] + 2, &[0, 0]);
         }
-        assert!(self.net.is_live());
+        assert!(self.net.transport.is_live());
     }
 
     fn put(&self, at: u64, bytes: &[u8]) {
@@ -184,7 +185,7 @@ impl Guest {
 
     /// The device has found out, says so, and touches nothing until it is reset.
     fn is_broken(&mut self) {
-        assert!(!self.net.is_live());
+        assert!(!self.net.transport.is_live());
         assert_eq!(self.interrupt.status() & CONFIGURATION, CONFIGURATION);
         assert_eq!(self.frame_on_wire(), None);
         assert_eq!(self.transmit(), Progress::Idle);

@@ -58,7 +58,7 @@ fn a_device_goes_on_elsewhere_with_what_was_negotiated() {
     let guest = Guest::with(Offloads::Segmentation, ALL, SIZE);
     let (mut net, _wire) = device(Offloads::Segmentation);
     net.restore(guest.memory.ram(), &saved(&guest)).unwrap();
-    assert!(net.is_live());
+    assert!(net.transport.is_live());
     assert_eq!(net.tap.offloads(), 7);
     assert_eq!(net.negotiated, guest.net.negotiated);
 }
@@ -70,7 +70,7 @@ fn a_device_that_cannot_offer_what_was_negotiated_says_what_it_lacks() {
     let (mut net, _wire) = device(Offloads::None);
     let refused = net.restore(guest.memory.ram(), &saved(&guest)).unwrap_err().to_string();
     assert!(refused.contains("CSUM, HOST_TSO4") && refused.contains("same engine"), "{refused}");
-    assert!(!net.is_live());
+    assert!(!net.transport.is_live());
 }
 
 #[test]

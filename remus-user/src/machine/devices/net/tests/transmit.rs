@@ -46,7 +46,7 @@ fn frames_that_no_wire_takes_are_dropped_and_their_buffers_given_back() {
     assert_eq!(guest.frame_on_wire(), None);
     assert_eq!(guest.used(TRANSMIT), 5);
     assert_eq!(guest.net.counters().sent_dropped, 5);
-    assert!(guest.net.is_live());
+    assert!(guest.net.transport.is_live());
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn offloads_that_were_not_negotiated_cost_the_guest_its_frame_and_nothing_else()
     assert_eq!(guest.frame_on_wire(), None);
     assert_eq!(guest.used(TRANSMIT), 3, "the buffers are given back");
     assert_eq!(guest.net.counters().sent_refused, 3);
-    assert!(guest.net.is_live());
+    assert!(guest.net.transport.is_live());
 }
 
 #[test]

@@ -9,15 +9,19 @@
 use std::fmt;
 use std::sync::atomic::{Ordering, fence};
 
+use anyhow::{Context, Result as Done};
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use super::header::NUM_BUFFERS;
+use super::interrupt::{CONFIGURATION, Interrupt, USED_BUFFER};
+use super::log_limit::LogLimit;
+use super::mmio::Transport;
 use crate::machine::memory::Ram;
 
-/// Descriptors of one frame. A Linux driver uses up to 47 (CONFIG_MAX_SKB_FRAGS and two).
-const CHAIN_MAX: usize = 64;
+/// Descriptors of one chain. Linux uses up to 47 for a frame (CONFIG_MAX_SKB_FRAGS and two), and for a disk two more
+/// than it was told that a request may have segments.
+pub(super) const CHAIN_MAX: usize = 128;
 /// Bytes before the entries of an available or used ring, and of an entry of each.
 const RING_HEAD: u64 = 4;
 const AVAIL_ENTRY: u64 = 2;
@@ -58,83 +62,6 @@ pub(super) fn next_chain<'a>(
     Ok(queue.iter(ram)?.next())
 }
 
-/// Copies what a transmit chain holds into `into`; `None` when it is more than that.
-pub(super) fn gather(
-    chain: DescriptorChain<&Ram>,
-    ram: &Ram,
-    into: &mut [u8],
-) -> Result<Option<usize>, Breach> {
-    let mut filled = 0;
-    let mut fits = true;
-    walk(chain, |descriptor| {
-        if descriptor.is_write_only() {
-            return Err(Breach::Chain("a buffer for writing in the transmit queue"));
-        }
-        let end = filled + descriptor.len() as usize;
-        match into.get_mut(filled..end) {
-            Some(to) if fits => ram.read_slice(to, descriptor.addr())?,
-            _ => fits = false,
-        }
-        filled = end;
-        Ok(())
-    })?;
-    Ok(fits.then_some(filled))
-}
-
-/// A frame behind its header, on its way into one receive chain after another.
-pub(super) struct Scatter<'a> {
-    bytes: &'a [u8],
-    placed: usize,
-    /// Where the two bytes of `num_buffers` went.
-    num_buffers: [GuestAddress; 2],
-}
-
-impl<'a> Scatter<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, placed: 0, num_buffers: [GuestAddress(0); 2] }
-    }
-
-    pub(super) fn is_done(&self) -> bool {
-        self.placed == self.bytes.len()
-    }
-
-    /// Fills a chain; how many bytes went into it.
-    pub(super) fn fill(
-        &mut self,
-        chain: DescriptorChain<&Ram>,
-        ram: &Ram,
-    ) -> Result<usize, Breach> {
-        let before = self.placed;
-        walk(chain, |descriptor| {
-            if !descriptor.is_write_only() {
-                return Err(Breach::Chain("a buffer for reading in the receive queue"));
-            }
-            let rest = &self.bytes[self.placed..];
-            let now = &rest[..rest.len().min(descriptor.len() as usize)];
-            // Marks the pages: marks come before the used entry.
-            ram.write_slice(now, descriptor.addr())?;
-            for (n, address) in self.num_buffers.iter_mut().enumerate() {
-                let inside = (NUM_BUFFERS + n).checked_sub(self.placed).filter(|n| *n < now.len());
-                if let Some(inside) = inside {
-                    // No overflow: the byte was just written.
-                    *address = GuestAddress(descriptor.addr().0 + inside as u64);
-                }
-            }
-            self.placed += now.len();
-            Ok(())
-        })?;
-        Ok(self.placed - before)
-    }
-
-    /// Says in the header how many chains it took. All of it has been placed.
-    pub(super) fn say_buffers(&self, ram: &Ram, buffers: u16) -> Result<(), Breach> {
-        for (byte, address) in buffers.to_le_bytes().iter().zip(self.num_buffers) {
-            ram.write_slice(&[*byte], address)?;
-        }
-        Ok(())
-    }
-}
-
 /// Gives buffers back, so that the guest sees all of them at once.
 pub(super) fn publish(queue: &mut Queue, ram: &Ram, used: &[Used]) -> Result<(), Breach> {
     let ring = queue.used_ring();
@@ -173,20 +100,47 @@ pub(super) fn wants_interrupt(queue: &Queue, ram: &Ram, before: u16) -> Result<b
 }
 
 /// Shows each descriptor of a chain, and sees to it that the chain has an end.
-fn walk(
+pub(super) fn walk<E: From<Breach>>(
     chain: DescriptorChain<&Ram>,
-    mut each: impl FnMut(Descriptor) -> Result<(), Breach>,
-) -> Result<(), Breach> {
+    mut each: impl FnMut(Descriptor) -> Result<(), E>,
+) -> Result<(), E> {
     // The iterator stops at whatever it cannot follow; only the last descriptor tells whether it was done.
     let mut open = true;
     for (n, descriptor) in chain.enumerate() {
         if n == CHAIN_MAX {
-            return Err(Breach::Chain("too many descriptors in a chain"));
+            return Err(Breach::Chain("too many descriptors in a chain").into());
         }
         open = descriptor.has_next();
         each(descriptor)?;
     }
-    if open { Err(Breach::Chain("a chain without an end")) } else { Ok(()) }
+    if open { Err(Breach::Chain("a chain without an end").into()) } else { Ok(()) }
+}
+
+/// Tells the guest what happened to a queue of its device, whose used index was `before`: buffers came back, or it
+/// broke the rules, and with them the device.
+///
+/// # Errors
+/// When the interrupt cannot be raised.
+pub(super) fn conclude(
+    transport: &mut Transport,
+    limit: &mut LogLimit,
+    queue: usize,
+    before: u16,
+    breach: Option<&Breach>,
+    ram: &Ram,
+    interrupt: &Interrupt,
+) -> Done<()> {
+    if wants_interrupt(transport.queue(queue), ram, before).unwrap_or(true) {
+        interrupt.raise(USED_BUFFER).context("raise the interrupt")?;
+    }
+    if let Some(breach) = breach {
+        if limit.passes() {
+            tracing::warn!("the guest broke its {}, queue {queue}: {breach}", transport.name());
+        }
+        transport.break_down();
+        interrupt.raise(CONFIGURATION).context("raise the interrupt")?;
+    }
+    Ok(())
 }
 
 impl fmt::Display for Breach {
@@ -198,6 +152,8 @@ impl fmt::Display for Breach {
         }
     }
 }
+
+impl std::error::Error for Breach {}
 
 impl From<virtio_queue::Error> for Breach {
     fn from(e: virtio_queue::Error) -> Self {

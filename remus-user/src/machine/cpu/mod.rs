@@ -1,8 +1,12 @@
 //! The CPU that the guest sees: what the primary's host offers, which the backup's host must offer too.
 
+mod topology;
+
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_msr_entry};
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
 
 /// CPUID, the TSC's frequency and the model-specific registers.
@@ -28,6 +32,15 @@ struct Leaf {
 
 /// XCR0 components of AMX: 8 KiB of state that would take XSAVE beyond its 4096 bytes.
 const XCR0_AMX: u32 = 3 << 17;
+/// Leaf 1, ECX: the APIC's timer takes a TSC value. KVM has it without saying so (Documentation/virt/kvm/api.rst, 4.5).
+const TSC_DEADLINE: u32 = 1 << 24;
+/// Leaf 1, ECX: there is a hypervisor, which tells of itself from leaf 4000_0000 on. Without it Linux does not look for
+/// kvmclock, and finds no other clock here.
+const HYPERVISOR: u32 = 1 << 31;
+/// KVM's leaf 4000_0001, EAX, as in asm/kvm_para.h. Page faults handed to the guest while the host fetches a page (bits 4, 10,
+/// 14) are of no use to a guest whose RAM is all there, and could be under way in a checkpoint; bit 17 is for
+/// encrypted guests.
+const KVM_UNUSED: u32 = 1 << 4 | 1 << 10 | 1 << 14 | 1 << 17;
 /// TSC frequencies that KVM takes for the same (its `tsc_tolerance_ppm`).
 const TSC_TOLERANCE_PPM: u64 = 250;
 
@@ -93,7 +106,9 @@ impl CpuProfile {
         let kvm = Kvm::new().context("open /dev/kvm")?;
         let offered =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("KVM_GET_SUPPORTED_CPUID")?;
-        let leaves = offered.as_slice().iter().map(Leaf::from).filter_map(Leaf::usable).collect();
+        let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        let usable = |leaf: &kvm_cpuid_entry2| Leaf::from(leaf).usable(deadline);
+        let leaves = offered.as_slice().iter().filter_map(usable).collect();
         // Frequency and registers are a vCPU's to tell.
         let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
         vm.create_irq_chip().context("KVM_CREATE_IRQCHIP")?;
@@ -133,13 +148,21 @@ impl CpuProfile {
         self.tsc_khz
     }
 
+    /// How far the guest's TSC goes in `time`.
+    pub(super) fn ticks(&self, time: Duration) -> u64 {
+        let ticks = time.as_nanos() * u128::from(self.tsc_khz) / 1_000_000;
+        u64::try_from(ticks).unwrap_or(u64::MAX)
+    }
+
     pub(super) fn msrs(&self) -> &[u32] {
         &self.msrs
     }
 
     /// Gives vCPU `id` of `vcpus` this CPU.
     pub(super) fn apply(&self, vcpu: &VcpuFd, id: u8, vcpus: u8) -> Result<()> {
-        let entries: Vec<_> = self.leaves.iter().map(|leaf| leaf.of_vcpu(id, vcpus)).collect();
+        let leaves = self.leaves.iter().filter_map(|leaf| topology::of_vcpu(*leaf, id, vcpus));
+        let levels = topology::levels(self.word(0, 0, Register::Eax), id, vcpus);
+        let entries: Vec<_> = leaves.chain(levels).map(kvm_cpuid_entry2::from).collect();
         let entries = CpuId::from_entries(&entries).context("more CPUID leaves than KVM takes")?;
         vcpu.set_cpuid2(&entries).context("KVM_SET_CPUID2")
     }
@@ -160,32 +183,23 @@ impl CpuProfile {
 }
 
 impl Leaf {
-    /// This leaf without AMX and without what it says of the CPU that happened to be asked.
-    fn usable(mut self) -> Option<Self> {
+    /// This leaf without what no guest is to use and without what it says of the CPU that happened to be asked.
+    fn usable(mut self, tsc_deadline: bool) -> Option<Self> {
         match (self.function, self.index) {
-            (0x1, _) => self.ebx &= 0x00ff_ffff,
+            (0x1, _) => {
+                self.ebx &= 0x00ff_ffff;
+                let timer = if tsc_deadline { TSC_DEADLINE } else { 0 };
+                self.ecx = self.ecx & !TSC_DEADLINE | timer | HYPERVISOR;
+            }
             (0x7, 0) => self.edx &= !(1 << 22 | 1 << 24 | 1 << 25),
             (0xb | 0x1f, _) => self.edx = 0,
             (0xd, 0) => self.eax &= !XCR0_AMX,
             (0xd, 17 | 18) | (0x1d | 0x1e, _) => return None,
+            (0x4000_0001, _) => self.eax &= !KVM_UNUSED,
             (0x8000_001e, _) => self.eax = 0,
             _ => {}
         }
         Some(self)
-    }
-
-    fn of_vcpu(&self, id: u8, vcpus: u8) -> kvm_cpuid_entry2 {
-        let mut leaf = *self;
-        match leaf.function {
-            0x1 => {
-                leaf.ebx = leaf.ebx & 0x0000_ffff | u32::from(id) << 24 | u32::from(vcpus) << 16;
-            }
-            0xb | 0x1f => leaf.edx = id.into(),
-            0x8000_001e => leaf.eax = id.into(),
-            _ => {}
-        }
-        let Self { function, index, flags, eax, ebx, ecx, edx } = leaf;
-        kvm_cpuid_entry2 { function, index, flags, eax, ebx, ecx, edx, padding: [0; 3] }
     }
 }
 
@@ -193,6 +207,13 @@ impl From<&kvm_cpuid_entry2> for Leaf {
     fn from(entry: &kvm_cpuid_entry2) -> Self {
         let &kvm_cpuid_entry2 { function, index, flags, eax, ebx, ecx, edx, padding: _ } = entry;
         Self { function, index, flags, eax, ebx, ecx, edx }
+    }
+}
+
+impl From<Leaf> for kvm_cpuid_entry2 {
+    fn from(leaf: Leaf) -> Self {
+        let Leaf { function, index, flags, eax, ebx, ecx, edx } = leaf;
+        Self { function, index, flags, eax, ebx, ecx, edx, padding: [0; 3] }
     }
 }
 
@@ -237,10 +258,19 @@ mod tests {
     }
 
     #[test]
+    fn the_deadline_timer_is_offered_where_there_is_one() {
+        let mut first = leaf(1, 0, 0xff << 24);
+        first.ecx = 1;
+        let usable = first.usable(true).unwrap();
+        assert_eq!((usable.ebx, usable.ecx), (0, 1 | TSC_DEADLINE | HYPERVISOR));
+        assert_eq!(usable.usable(false).unwrap().ecx, 1 | HYPERVISOR);
+    }
+
+    #[test]
     fn amx_is_not_offered() {
         let mut tiles = leaf(0xd, 0, 0);
         tiles.eax = 0x7 | XCR0_AMX;
-        assert_eq!(tiles.usable().unwrap().eax, 0x7);
-        assert_eq!(leaf(0x1d, 0, 1).usable(), None);
+        assert_eq!(tiles.usable(true).unwrap().eax, 0x7);
+        assert_eq!(leaf(0x1d, 0, 1).usable(true), None);
     }
 }

@@ -2,118 +2,121 @@
 
 use std::{fs, path::PathBuf, process::ExitStatus, time::Duration};
 
-use remus::observe::status::Protection;
-use rig::{
+use crate::{
     client::{Client, Outcome},
     guest::Guest,
     host::Host,
     links::Links,
     remus::{
-        Daemon, Machine, Options, Programs, TAP, VM, primary_config, primary_run_dir, start_backup,
+        Daemon, Options, Programs, TAP, VM, primary_config, primary_run_dir, start_backup_with,
         start_primary_with,
     },
     sniffer::{Seen, Sniffer},
     sys,
     topology::{BACKUP_PORT, GUEST, PRIMARY_PORT, Topology},
 };
+use remus::observe::status::Protection;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Longer than any of it takes; a claim that fails says so after this.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+/// The lab, which is ten times as slow, gets more.
+pub fn patience() -> Duration {
+    Duration::from_secs(if sys::is_the_lab() { 120 } else { 20 })
+}
 
 /// Runs a test with a client, a switch and two hosts of its own.
-pub(super) fn with_hosts<F: Future<Output = ()>>(test: impl FnOnce(Pair) -> F) {
-    with_hosts_for(Machine::default(), test);
+pub fn with_hosts<F: Future<Output = ()>>(test: impl FnOnce(Pair) -> F) {
+    with_hosts_for(Options::default(), test);
 }
 
 /// The same for a guest that is not the usual one.
-pub(super) fn with_hosts_for<F: Future<Output = ()>>(
-    machine: Machine,
-    test: impl FnOnce(Pair) -> F,
-) {
+pub fn with_hosts_for<F: Future<Output = ()>>(options: Options, test: impl FnOnce(Pair) -> F) {
     sys::leave_cpu_0().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { test(Pair::new(machine).await).await });
+    runtime.block_on(async { test(Pair::new(options).await).await });
 }
 
 /// The hosts, and a folder for what their daemons write.
-pub(super) struct Pair {
-    pub(super) topology: Topology,
-    pub(super) programs: Programs,
-    pub(super) folder: TempDir,
-    machine: Machine,
+pub struct Pair {
+    pub topology: Topology,
+    pub programs: Programs,
+    pub folder: TempDir,
+    options: Options,
     sniffer: Sniffer,
 }
 
 impl Pair {
-    async fn new(machine: Machine) -> Self {
+    async fn new(options: Options) -> Self {
         // Tests lie in target/release/deps, the rig that `Programs` asks about one above.
         let test = std::env::current_exe().unwrap();
         let deps = test.parent().unwrap();
         let programs = Programs::beside_the_rig(deps).unwrap();
-        programs.check().unwrap();
+        programs.check(options.guest).unwrap();
         let topology = Topology::build().await.unwrap();
         let ports = Links::open(&topology.switch).unwrap();
         let primary = ports.index(PRIMARY_PORT).await.unwrap();
         let backup = ports.index(BACKUP_PORT).await.unwrap();
         let sniffer = Sniffer::start(&topology.switch, primary, backup).unwrap();
-        Self { topology, programs, folder: tempfile::tempdir().unwrap(), machine, sniffer }
+        Self { topology, programs, folder: tempfile::tempdir().unwrap(), options, sniffer }
     }
 
     /// The rig's config, with the first of each pair of texts replaced by the second.
-    pub(super) fn config(&self, changes: &[(&str, &str)]) -> String {
-        let options = Options { machine: self.machine, ..Options::default() };
-        let text = primary_config(&self.programs, &options, self.folder.path()).unwrap();
+    pub fn config(&self, changes: &[(&str, &str)]) -> String {
+        let text = primary_config(&self.programs, &self.options, self.folder.path()).unwrap();
         changes.iter().fold(text, |text, (from, to)| {
             assert!(text.contains(from), "no {from:?} in\n{text}");
             text.replace(from, to)
         })
     }
 
-    pub(super) fn start_primary(&self, changes: &[(&str, &str)]) -> Daemon {
+    pub fn start_primary(&self, changes: &[(&str, &str)]) -> Daemon {
         let (host, log) = (&self.topology.primary, self.log("primary"));
         let config = self.config(changes);
         start_primary_with(host, &self.programs, &config, self.folder.path(), &log).unwrap()
     }
 
-    pub(super) fn start_backup(&self) -> Daemon {
+    pub fn start_backup(&self) -> Daemon {
+        self.start_backup_with(&[])
+    }
+
+    pub fn start_backup_with(&self, more: &[&str]) -> Daemon {
         let (host, log) = (&self.topology.backup, self.log("backup"));
-        start_backup(host, &self.programs, self.folder.path(), &log).unwrap()
+        start_backup_with(host, &self.programs, self.folder.path(), &log, more).unwrap()
     }
 
     /// A backup and its primary, protected.
-    pub(super) async fn protected(&self) -> (Daemon, Daemon) {
+    pub async fn protected(&self) -> (Daemon, Daemon) {
         let backup = self.start_backup();
         let mut primary = self.start_primary(&[]);
-        primary.wait_for(Protection::Protected, PATIENCE).await.unwrap();
+        primary.wait_for(Protection::Protected, patience()).await.unwrap();
         (primary, backup)
     }
 
-    pub(super) fn log(&self, of: &str) -> PathBuf {
+    pub fn log(&self, of: &str) -> PathBuf {
         self.folder.path().join(format!("{of}.log"))
     }
 
-    pub(super) fn logged(&self, by: &str) -> String {
+    pub fn logged(&self, by: &str) -> String {
         fs::read_to_string(self.log(by)).unwrap_or_default()
     }
 
     /// Where a primary keeps what is the VM's, while it runs.
-    pub(super) fn vm_dir(&self) -> PathBuf {
+    pub fn vm_dir(&self) -> PathBuf {
         primary_run_dir(self.folder.path()).join(VM)
     }
 
-    pub(super) fn seen(&self) -> Seen {
+    pub fn seen(&self) -> Seen {
         self.sniffer.seen().unwrap()
     }
 
     /// Waits for the guest's first answer.
-    pub(super) async fn guest(&self) -> Guest {
-        Guest::wait(self.topology.client.netns(), GUEST, PATIENCE).await.unwrap()
+    pub async fn guest(&self) -> Guest {
+        Guest::wait(self.topology.client.netns(), GUEST, patience()).await.unwrap()
     }
 
     /// A checking client with so many connections, and some replies to remember.
-    pub(super) async fn client(&self, connections: usize) -> Client {
+    pub async fn client(&self, connections: usize) -> Client {
         drop(self.guest().await);
         let netns = self.topology.client.netns().another().unwrap();
         let client = Client::start(netns, GUEST, connections, "t").await.unwrap();
@@ -123,9 +126,9 @@ impl Pair {
 }
 
 /// Waits until the client has so many replies more than now.
-pub(super) async fn replies_more(client: &Client, more: u64) {
+pub async fn replies_more(client: &Client, more: u64) {
     let enough = client.replies() + more;
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + patience();
     while client.replies() < enough {
         assert!(Instant::now() < until, "{} replies, {enough} expected", client.replies());
         sleep(Duration::from_millis(10)).await;
@@ -133,7 +136,7 @@ pub(super) async fn replies_more(client: &Client, more: u64) {
 }
 
 /// Nothing that the client was told is forgotten, and every connection lives.
-pub(super) async fn lost_nothing(client: Client, connections: usize) {
+pub async fn lost_nothing(client: Client, connections: usize) {
     let Outcome { connections_kept, connections_lost, verdict, .. } = client.finish().await;
     assert_eq!((connections_kept, &connections_lost[..]), (connections, &[][..]));
     assert_eq!(verdict.unanswered, 0);
@@ -141,7 +144,7 @@ pub(super) async fn lost_nothing(client: Client, connections: usize) {
 }
 
 /// How a daemon ended by itself.
-pub(super) async fn ended(daemon: &mut Daemon) -> ExitStatus {
+pub async fn ended(daemon: &mut Daemon) -> ExitStatus {
     let ended = async {
         loop {
             if let Some(status) = daemon.process.ended().unwrap() {
@@ -150,15 +153,15 @@ pub(super) async fn ended(daemon: &mut Daemon) -> ExitStatus {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(PATIENCE, ended).await.expect("the daemon goes on")
+    timeout(patience(), ended).await.expect("the daemon goes on")
 }
 
-pub(super) async fn has_tap(host: &Host) -> bool {
+pub async fn has_tap(host: &Host) -> bool {
     host.links().list().await.unwrap().iter().any(|link| link.name == TAP)
 }
 
 /// Waits until a host has no tap any more.
-pub(super) async fn tap_goes(host: &Host) {
+pub async fn tap_goes(host: &Host) {
     let until = Instant::now() + Duration::from_secs(5);
     while has_tap(host).await {
         assert!(Instant::now() < until, "{TAP} is left on the {}", host.name());

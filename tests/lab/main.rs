@@ -1,0 +1,12 @@
+//! What only the lab has: a KVM on (emulated) hardware virtualization, and an old stock kernel. `cargo xtask test lab`
+//! runs these tests there, as root; no other command does.
+
+mod kernel;
+mod kvm;
+mod linux;
+
+/// Fails outside the lab, where none of these tests can hold.
+fn in_the_lab() {
+    let set = std::env::var("REMUS_LAB").is_ok_and(|value| value == "1");
+    assert!(set, "these tests want the lab: cargo xtask test lab");
+}

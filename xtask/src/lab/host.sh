@@ -1,0 +1,77 @@
+#!/bin/bash
+# Process 1 of the lab, on the machine's own programs: makes of a bare root what a booted system offers, runs the
+# command, and leaves its exit status in the job's folder.
+#
+# Whatever goes wrong before the command ends this program, and with it the kernel: the lab has died in boot.
+
+lab=/run/lab
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+
+die() {
+    echo "lab: host: $*" >/dev/console
+    exit 1
+}
+
+# `directory`: where the command starts. `modules`: the /lib/modules of this kernel.
+source $lab/settings || die "no settings"
+
+mkdir -p /dev/pts /dev/shm /run/lock /run/netns /lib/modules
+ln -s /proc/self/fd /dev/fd
+ln -s fd/0 /dev/stdin
+ln -s fd/1 /dev/stdout
+ln -s fd/2 /dev/stderr
+mount --bind "$modules" /lib/modules || die "no modules"
+# Mounts are seen in other mount namespaces, as on a system that systemd has booted.
+mount --make-rshared / || die "/ cannot be shared"
+
+places=(
+    "devpts  /dev/pts              gid=5,mode=620,ptmxmode=666"
+    "tmpfs   /dev/shm              mode=1777"
+    "cgroup2 /sys/fs/cgroup        nsdelegate"
+    "bpf     /sys/fs/bpf           mode=700"
+    "debugfs /sys/kernel/debug     mode=700"
+    "tracefs /sys/kernel/tracing   mode=700"
+)
+# A job that is itself in /tmp needs what is there.
+[[ $directory/ == /tmp/* ]] || places+=("tmpfs /tmp mode=1777")
+for place in "${places[@]}"; do
+    read -r kind where options <<<"$place"
+    mount -t "$kind" -o "$options" "$kind" "$where" || die "$where does not mount"
+done
+
+modprobe -a virtio_console kvm_amd tun bridge veth || die "no module of the lab"
+[[ -c /dev/kvm ]] || die "no /dev/kvm"
+ip link set lo up || die "no loopback"
+echo lab >/proc/sys/kernel/hostname
+
+# The port with a name. It appears a moment after its driver.
+port() {
+    local name
+    for _ in {1..100}; do
+        name=$(grep -lsx "$1" /sys/class/virtio-ports/*/name) && basename "${name%/name}" && return
+        sleep 0.05
+    done
+    return 1
+}
+
+# The command writes into pipes, as it would under any other program that reads it; a port itself can be opened
+# only once. A write to a port returns when the machine has it.
+mkfifo /run/stdout /run/stderr || die "no pipes"
+for output in stdout stderr; do
+    port=$(port $output) || die "no port for $output"
+    cat /run/$output >"/dev/$port" &
+done
+
+: >$lab/started
+setsid bash $lab/command </dev/null >/run/stdout 2>/run/stderr
+status=$?
+
+# All that the command itself has said is out when the pipes end. Processes that it left behind may hold them open:
+# those are not waited for.
+for _ in {1..20}; do
+    [[ -z $(jobs -rp) ]] && break
+    sleep 0.1
+done
+echo $status >$lab/status.new && mv $lab/status.new $lab/status
+echo o >/proc/sysrq-trigger
+sleep 60
