@@ -7,6 +7,5 @@ mod linux;
 
 /// Fails outside the lab, where none of these tests can hold.
 fn in_the_lab() {
-    let set = std::env::var("REMUS_LAB").is_ok_and(|value| value == "1");
-    assert!(set, "these tests want the lab: cargo xtask test lab");
+    assert!(rig::sys::is_the_lab(), "these tests want the lab: cargo xtask test lab");
 }

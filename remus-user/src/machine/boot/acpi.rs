@@ -32,8 +32,8 @@ const REVISION: u32 = 1;
 /// Where KVM's interrupt controllers are, as on every PC.
 const LOCAL_APIC: u32 = 0xfee0_0000;
 const IO_APIC: u32 = 0xfec0_0000;
-/// IAPC_BOOT_ARCH: neither VGA nor a CMOS clock is there to be probed, which takes Linux 40 seconds; nor, since nothing
-/// else is said, a keyboard controller or other devices of old.
+/// IAPC_BOOT_ARCH: neither VGA nor a CMOS clock is there to be probed (Linux waits for a clock that does not answer until
+/// its watchdog speaks of a lockup); nor, since nothing else is said, a keyboard controller or other devices of old.
 const NO_VGA_NO_CLOCK: u16 = 1 << 2 | 1 << 5;
 /// The size of a header that all tables share.
 const HEADER: u32 = 36;
