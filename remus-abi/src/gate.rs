@@ -55,11 +55,9 @@ pub const TICK_SHIFT: u32 = 10;
 /// One frame in so many is timed, and each that finds nothing held: to look at the clock takes longer than all the
 /// rest of a stamp.
 pub const TIMED_OF: u64 = 16;
-/// A frame that has been under way for this long (5 ms) is lost and sent again.
-pub const RESEND_AFTER_TICKS: u32 = 5_000_000 >> TICK_SHIFT;
-/// The same, when it is under way on another CPU than the one that asks (1 s). That CPU may only be slow, and may let
-/// the frame in at the same moment: two copies of it would come in, and out of order.
-pub const RESEND_ELSEWHERE_AFTER_TICKS: u32 = 1_000_000_000 >> TICK_SHIFT;
+/// A frame that has been under way for this long (1 s) is lost and sent again, even though none that was sent after it
+/// has come in. It may only be slow, where softirqs wait for a CPU: two copies of it would come in, and out of order.
+pub const RESEND_AFTER_TICKS: u32 = 1_000_000_000 >> TICK_SHIFT;
 
 /// `skb->mark` of a frame that `flush` sent: this tag in the top 8 bits, then the low 24 bits of the frame's
 /// number. The mark only says where to look: what counts is the slot.

@@ -4,8 +4,9 @@
 //! sends at most a batch, because softirqs, and with them `hold`, wait until it returns.
 //!
 //! A frame that goes back into the tap waits in a CPU's backlog, which may lose it: its slot stays Sent until
-//! `hold` has seen it, and it is sent again when it was not seen in time. Backlogs of two CPUs have no order between
-//! them: a run on another CPU than the last waits until nothing is under way, or until it certainly is lost. A frame
+//! `hold` has seen it. A backlog keeps its order, so a frame is lost when one that was sent after it has been seen; time
+//! alone says so only when there is none, and late: a backlog waits for its softirq, which waits for a CPU. Backlogs of
+//! two CPUs have no order between them: a run on another CPU than the last waits until nothing is under way. A frame
 //! that goes out of an uplink has passed `guard`, and is in the interface's queue or refused by it, before
 //! `bpf_clone_redirect` returns.
 
@@ -20,9 +21,8 @@ use aya_ebpf::{
 use remus_abi::{
     Stamp,
     gate::{
-        Control, Counter, FLUSH_BATCH, FlushResult, IN_FLIGHT_MAX, Life, RESEND_AFTER_TICKS,
-        RESEND_ELSEWHERE_AFTER_TICKS, Ring, Slot, SlotState, TICK_SHIFT, mark, residence_bucket,
-        units,
+        Control, Counter, FLUSH_BATCH, FlushResult, IN_FLIGHT_MAX, Life, RESEND_AFTER_TICKS, Ring,
+        Slot, SlotState, TICK_SHIFT, mark, residence_bucket, units,
     },
 };
 
@@ -108,8 +108,8 @@ enum Fate {
 }
 
 impl Run {
-    /// Moves the tail over freed slots. Where the first that is left has been under way for too long it is
-    /// lost, and with it, most likely, what was sent after it: sending starts again from there.
+    /// Moves the tail over freed slots. Where the first that is left is lost, sending starts again from there; what was
+    /// sent after it and has come is free, and passed over.
     #[inline(always)]
     fn reclaim(self) {
         let next = self.ring.word(Ring::Next);
@@ -123,12 +123,11 @@ impl Run {
             // SAFETY: a live map value.
             let (life, sent, len) = unsafe { (life_of(slot), (*slot).sent_ticks, (*slot).len) };
             if !life.is(SlotState::Free) {
-                let patience = if self.ring.word(Ring::Cpu) == self.cpu {
-                    RESEND_AFTER_TICKS
-                } else {
-                    RESEND_ELSEWHERE_AFTER_TICKS
-                };
-                if self.now.wrapping_sub(sent) > patience {
+                // On another CPU they may all be coming in just now: this one is looked at once more.
+                // SAFETY: as above.
+                let overtaken =
+                    self.is_overtaken(next) && !unsafe { life_of(slot) }.is(SlotState::Free);
+                if overtaken || self.now.wrapping_sub(sent) > RESEND_AFTER_TICKS {
                     self.ring.set(Ring::Next, tail);
                 }
                 break;
@@ -138,6 +137,14 @@ impl Run {
         }
         self.ring.set(Ring::TailUnit, tail_unit);
         self.ring.set(Ring::Tail, tail);
+    }
+
+    /// Whether the newest frame that was sent is under way no more: then no older one is.
+    #[inline(always)]
+    fn is_overtaken(self, next: u64) -> bool {
+        let Some(newest) = slot(next.wrapping_sub(1), self.capacity) else { return false };
+        // SAFETY: a live map value.
+        unsafe { life_of(newest) }.is(SlotState::Free)
     }
 
     #[inline(always)]

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use aya::maps::{Array, Map, MapData};
 use remus::{
     config::LinkName,
     gate::{Flushed, Gate, Release, Settings},
@@ -13,8 +14,9 @@ use remus::{
 };
 use remus_abi::{
     Epoch, Term,
-    gate::{Counter, FRAME_MAX},
+    gate::{Counter, FRAME_MAX, Life, RING_WORDS, Ring, SlotState, TICK_SHIFT},
 };
+use rig::sys;
 
 use crate::hook::kinds;
 use crate::wire::{GUEST_MAC, Wire, frame, number_in, numbered, numbered_long};
@@ -256,6 +258,63 @@ fn a_hundred_thousand_frames_released_in_one_go_all_arrive_in_order() {
     assert_eq!(counters.get(Counter::Released), u64::from(FRAMES));
     assert!(out.is_sorted(), "in order");
     assert_eq!(out.len(), FRAMES as usize, "resent: {}", counters.get(Counter::Resent));
+}
+
+/// Makes of frame 0, which is held, one that was sent a moment ago and that no backlog has.
+fn lose_frame_0(wire: &Wire) {
+    const SLOT_LIFE: usize = 8;
+    const SLOT_SENT_TICKS: usize = 28;
+    let map = |name| Map::Array(MapData::from_pin(wire.pins.path().join(name)).unwrap());
+    let mut slots: Array<_, [u8; 32]> = map("SLOTS").try_into().unwrap();
+    let mut ring: Array<_, [u64; RING_WORDS]> = map("RING").try_into().unwrap();
+    // By this thread, which from here on is on CPU 0.
+    sys::use_only_cpu(0).unwrap();
+    let mut words = ring.get(&0, 0).unwrap();
+    (words[Ring::Next as usize], words[Ring::Cpu as usize]) = (1, 0);
+    ring.set(0, words, 0).unwrap();
+    let mut slot = slots.get(&0, 0).unwrap();
+    let life = Life::new(0, SlotState::Sent).bits();
+    slot[SLOT_LIFE..SLOT_LIFE + 4].copy_from_slice(&life.to_ne_bytes());
+    #[expect(clippy::cast_possible_truncation, reason = "ticks go round")]
+    let now = (sys::boottime_ns() >> TICK_SHIFT) as u32;
+    slot[SLOT_SENT_TICKS..].copy_from_slice(&now.to_ne_bytes());
+    slots.set(0, slot, 0).unwrap();
+}
+
+#[test]
+fn a_frame_lost_on_its_way_is_sent_again_once_a_later_one_has_come() {
+    let mut wire = Wire::new();
+    let mut gate = holding_gate_on(&wire);
+    for n in 0..3 {
+        wire.send(&numbered(n));
+    }
+    gate.seal(epoch(2));
+    gate.commit(&committed(1));
+    lose_frame_0(&wire);
+    let began = Instant::now();
+    release_all(&mut gate);
+    assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
+    let out: Vec<_> = wire.arrivals().iter().map(|f| number_in(f)).collect();
+    assert_eq!(out, [1, 2, 0]);
+    assert_eq!(gate.counters().unwrap().get(Counter::Resent), 1);
+}
+
+#[test]
+fn a_frame_that_only_is_slow_is_not_sent_twice_and_one_that_never_comes_is_in_the_end() {
+    let mut wire = Wire::new();
+    let mut gate = holding_gate_on(&wire);
+    wire.send(&numbered(0));
+    gate.seal(epoch(2));
+    gate.commit(&committed(1));
+    let began = Instant::now();
+    lose_frame_0(&wire);
+    while began.elapsed() < Duration::from_millis(500) {
+        assert_eq!(gate.flush().unwrap(), Flushed::Pending);
+    }
+    assert_eq!(gate.counters().unwrap().get(Counter::Resent), 0);
+    release_all(&mut gate);
+    assert!(began.elapsed() > Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!(wire.arrivals().len(), 1);
 }
 
 #[test]
