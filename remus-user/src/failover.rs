@@ -9,6 +9,7 @@
 //! 5. The guest runs: its engine's part.
 
 use anyhow::Result;
+use tracing::debug;
 
 use crate::{
     checkpoint::MachineState,
@@ -29,9 +30,14 @@ pub(crate) fn take_over(
 ) -> Result<()> {
     let record = Record { term: fenced.term(), standing: Standing::Promoted, owner: None };
     store.write(&standby.plan().vm, record)?;
+    debug!("the new term is on disk");
     standby.machine.restore(state)?;
+    debug!("the machine has its state");
     standby.wiring.connect()?;
+    debug!("the tap is connected");
     standby.gate.open(fenced);
+    debug!("the gate is open");
     standby.wiring.announce();
+    debug!("the guest is announced");
     Ok(())
 }

@@ -129,7 +129,7 @@ fn device(body: &mut Vec<u8>, name: &str, id: &dyn Aml, unit: u32, uses: Vec<&dy
 
 #[cfg(test)]
 mod tests {
-    use super::super::map;
+    use super::super::{map, vector};
     use super::*;
 
     fn word(bytes: &[u8], at: usize) -> usize {
@@ -150,7 +150,7 @@ mod tests {
             assert_eq!(table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0);
             table
         };
-        assert!(bytes.len() as u64 <= remus_abi::boot::GUEST_BASE - map::TABLES);
+        assert!(bytes.len() as u64 <= vector::ADDRESS - map::TABLES);
         assert_eq!(bytes[..8], *b"RSD PTR ");
         let xsdt = table_at(long(&bytes, 24));
         assert_eq!((&xsdt[..4], xsdt.len()), (&b"XSDT"[..], 36 + 2 * 8));

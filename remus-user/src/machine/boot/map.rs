@@ -6,7 +6,7 @@ use crate::machine::layout::Layout;
 
 /// Where conventional memory ends: a kilobyte of it was the BIOS's, and kernels keep off what is above.
 pub(super) const LOW_END: u64 = 0x9_fc00;
-/// Where the ACPI tables lie, up to 1 MiB.
+/// Where the ACPI tables lie, and what firmware there is, up to 1 MiB.
 pub(super) const TABLES: u64 = 0xe_0000;
 
 /// What a run of addresses is. The numbers are those of an e820 map, and PVH's.

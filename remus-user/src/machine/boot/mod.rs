@@ -2,7 +2,8 @@
 //!
 //! A kernel says by its file what it is: a bzImage ([`bzimage`]), an ELF with a PVH entry point ([`pvh`]), or any other
 //! ELF64, which is a bare-metal guest as `remus_abi::boot` describes ([`bare`]). The first two are told of their machine by
-//! a memory map ([`map`]) and ACPI tables ([`acpi`]); the last by a boot block.
+//! a memory map ([`map`]) and ACPI tables ([`acpi`]), and may leave by the entry point of a BIOS ([`vector`]); the last
+//! is told by a boot block.
 //!
 //! Low memory, as it is filled here ([`low`]):
 //!
@@ -15,6 +16,7 @@
 //! 0x0_8000  the guest's own: where it starts its other vCPUs (`START_PAGE`)
 //! 0x1_0000  page directories, one a GiB
 //! 0xe_0000  ACPI tables
+//! 0xf_fff0  where a BIOS is entered: the guest's reset
 //! ```
 //!
 //! Absent: firmware (no UEFI, no BIOS, so no boot loader in the guest), 32-bit kernels, kernels in compressed ELF files.
@@ -27,6 +29,7 @@ mod kind;
 mod low;
 mod map;
 mod pvh;
+mod vector;
 
 use std::fs::File;
 use std::path::Path;
@@ -75,7 +78,7 @@ pub(super) fn load(
         KernelKind::Elf => load_elf(memory, vcpu, firmware, &mut file, software),
         KernelKind::BzImage => {
             let Software { initrd, cmdline, .. } = software;
-            let rsdp = write_tables(memory, firmware)?;
+            let rsdp = write_firmware(memory, firmware)?;
             bzimage::load(memory, vcpu, &mut file, initrd, cmdline, rsdp)
         }
     });
@@ -99,7 +102,7 @@ fn load_elf(
         end.div_ceil(1 << 20)
     );
     if let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap {
-        let rsdp = write_tables(memory, firmware)?;
+        let rsdp = write_firmware(memory, firmware)?;
         return pvh::enter(memory, vcpu, (entry.0, end), initrd, cmdline, rsdp);
     }
     ensure!(
@@ -110,9 +113,10 @@ fn load_elf(
     bare::enter(memory, vcpu, firmware, loaded.kernel_load.0, cmdline)
 }
 
-/// Writes the ACPI tables and says where they begin.
-fn write_tables(memory: &Memory, firmware: Firmware) -> Result<u64> {
+/// Writes what a kernel finds of firmware, and says where its ACPI tables begin.
+fn write_firmware(memory: &Memory, firmware: Firmware) -> Result<u64> {
     low::put(memory, map::TABLES, &acpi::tables(firmware, map::TABLES))?;
+    low::put(memory, vector::ADDRESS, &vector::code())?;
     Ok(map::TABLES)
 }
 

@@ -6,8 +6,8 @@
 //! Buffers are given back here and not by the queue itself, which makes each used entry visible alone: a frame
 //! in several buffers must become visible at once, or the driver finds a part of it.
 
-use std::fmt;
 use std::sync::atomic::{Ordering, fence};
+use std::{fmt, io};
 
 use anyhow::{Context, Result as Done};
 use virtio_queue::desc::split::Descriptor;
@@ -37,6 +37,14 @@ pub(super) enum Breach {
     Queue(virtio_queue::Error),
     Memory(GuestMemoryError),
     Chain(&'static str),
+}
+
+/// Why a device's work on a queue ended before its time.
+#[derive(Debug)]
+pub(super) enum Stop {
+    Breach(Breach),
+    /// What the device stands on in the host has failed: a tap that is gone.
+    Host(io::Error),
 }
 
 /// A buffer that the device is done with.
@@ -117,30 +125,36 @@ pub(super) fn walk<E: From<Breach>>(
 }
 
 /// Tells the guest what happened to a queue of its device, whose used index was `before`: buffers came back, or it
-/// broke the rules, and with them the device.
+/// broke the rules, and with them the device. Gives back what the work on the queue came to, nothing after a breach.
 ///
 /// # Errors
-/// When the interrupt cannot be raised.
-pub(super) fn conclude(
+/// When the host failed, or the interrupt cannot be raised.
+pub(super) fn conclude<T>(
     transport: &mut Transport,
     limit: &mut LogLimit,
     queue: usize,
     before: u16,
-    breach: Option<&Breach>,
+    outcome: Result<T, Stop>,
     ram: &Ram,
     interrupt: &Interrupt,
-) -> Done<()> {
+) -> Done<Option<T>> {
     if wants_interrupt(transport.queue(queue), ram, before).unwrap_or(true) {
         interrupt.raise(USED_BUFFER).context("raise the interrupt")?;
     }
-    if let Some(breach) = breach {
-        if limit.passes() {
-            tracing::warn!("the guest broke its {}, queue {queue}: {breach}", transport.name());
+    match outcome {
+        Ok(outcome) => Ok(Some(outcome)),
+        Err(Stop::Host(e)) => {
+            Err(e).with_context(|| format!("the host's end of the {}", transport.name()))
         }
-        transport.break_down();
-        interrupt.raise(CONFIGURATION).context("raise the interrupt")?;
+        Err(Stop::Breach(breach)) => {
+            if limit.passes() {
+                tracing::warn!("the guest broke its {}, queue {queue}: {breach}", transport.name());
+            }
+            transport.break_down();
+            interrupt.raise(CONFIGURATION).context("raise the interrupt")?;
+            Ok(None)
+        }
     }
-    Ok(())
 }
 
 impl fmt::Display for Breach {
@@ -164,5 +178,23 @@ impl From<virtio_queue::Error> for Breach {
 impl From<GuestMemoryError> for Breach {
     fn from(e: GuestMemoryError) -> Self {
         Self::Memory(e)
+    }
+}
+
+impl From<Breach> for Stop {
+    fn from(breach: Breach) -> Self {
+        Self::Breach(breach)
+    }
+}
+
+impl From<virtio_queue::Error> for Stop {
+    fn from(e: virtio_queue::Error) -> Self {
+        Self::Breach(Breach::Queue(e))
+    }
+}
+
+impl From<io::Error> for Stop {
+    fn from(e: io::Error) -> Self {
+        Self::Host(e)
     }
 }

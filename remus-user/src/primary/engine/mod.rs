@@ -24,7 +24,7 @@ use std::{collections::VecDeque, io, os::fd::AsRawFd, time::Duration};
 use anyhow::{Context, Result, bail};
 use remus_abi::{Stamp, Term};
 use tokio::sync::mpsc::UnboundedSender;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use self::{ending::Ending, epoch::Worked, session::Link};
@@ -166,7 +166,9 @@ impl Engine {
             Err(lost) if brain.gate_is_open() => warn!("the gate, which is open, is lost: {lost}"),
             verified => verified?,
         }
+        debug!("the gate is sound");
         let machine = machine.start()?;
+        debug!("the vCPUs are on their way");
         let epoll = Epoll::new().context("make an epoll instance")?;
         let waited_for =
             [(INBOX, inbox.as_raw_fd()), (MACHINE, machine.as_raw_fd()), (GATE, gate.as_raw_fd())];

@@ -23,7 +23,7 @@ use super::super::interrupt::Interrupt;
 use super::super::log_limit::LogLimit;
 use super::super::mmio::{Effect, Identity, Transport};
 use super::super::port::Device;
-use super::super::ring::{self, Breach, CHAIN_MAX, Used};
+use super::super::ring::{self, Breach, CHAIN_MAX, Stop, Used};
 use super::disk::{DISK_ID_MAX, Disk};
 use super::request::{Request, What};
 use super::{CHUNK, SECTOR};
@@ -152,9 +152,9 @@ impl Block {
             work.is_under_way = false;
         }
         let Self { transport, limit, .. } = self;
-        let breach = outcome.as_ref().err();
-        ring::conclude(transport, limit, REQUESTS, before, breach, ram, interrupt)?;
-        Ok(outcome.unwrap_or(Next::Wait))
+        let outcome = outcome.map_err(Stop::Breach);
+        let next = ring::conclude(transport, limit, REQUESTS, before, outcome, ram, interrupt)?;
+        Ok(next.unwrap_or(Next::Wait))
     }
 
     fn turn_some(&mut self, work: &mut Work, ram: &Ram) -> Result<Next, Breach> {

@@ -17,7 +17,7 @@ use super::super::interrupt::Interrupt;
 use super::super::log_limit::LogLimit;
 use super::super::mmio::{Effect, Identity, Transport};
 use super::super::port::{Device, Progress};
-use super::super::ring::{self, Breach, Used};
+use super::super::ring::{self, Breach, Stop, Used};
 use super::frame::{Scatter, gather};
 use super::header::{self, HEADER, Job, UNCUT_MAX, Unfit};
 use super::offloads::{self, Negotiated, Offloads, REQUIRES};
@@ -75,12 +75,6 @@ pub(in crate::machine) struct Net {
     used: Box<[Used; QUEUE_MAX as usize]>,
     counters: NetCounters,
     limit: LogLimit,
-}
-
-/// Why a queue's loop ended before its time.
-enum Stop {
-    Breach(Breach),
-    Tap(io::Error),
 }
 
 /// What became of a frame for the guest.
@@ -343,24 +337,9 @@ impl Net {
         ram: &Ram,
         interrupt: &Interrupt,
     ) -> Result<Progress> {
-        let breach = match &outcome {
-            Err(Stop::Breach(breach)) => Some(breach),
-            Err(Stop::Tap(_)) | Ok(_) => None,
-        };
-        ring::conclude(
-            &mut self.transport,
-            &mut self.limit,
-            queue,
-            before,
-            breach,
-            ram,
-            interrupt,
-        )?;
-        match outcome {
-            Ok(progress) => Ok(progress),
-            Err(Stop::Breach(_)) => Ok(Progress::Starved),
-            Err(Stop::Tap(e)) => Err(e).context("the tap is gone"),
-        }
+        let Self { transport, limit, .. } = self;
+        let progress = ring::conclude(transport, limit, queue, before, outcome, ram, interrupt)?;
+        Ok(progress.unwrap_or(Progress::Starved))
     }
 }
 
@@ -393,24 +372,6 @@ impl Device for Net {
         );
         self.transport.restore(ram, state)?;
         self.settle().context("set the tap's offloads")
-    }
-}
-
-impl From<Breach> for Stop {
-    fn from(breach: Breach) -> Self {
-        Self::Breach(breach)
-    }
-}
-
-impl From<virtio_queue::Error> for Stop {
-    fn from(e: virtio_queue::Error) -> Self {
-        Self::Breach(Breach::Queue(e))
-    }
-}
-
-impl From<io::Error> for Stop {
-    fn from(e: io::Error) -> Self {
-        Self::Tap(e)
     }
 }
 

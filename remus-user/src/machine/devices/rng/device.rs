@@ -5,7 +5,7 @@
 
 use std::io;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -16,7 +16,7 @@ use super::super::interrupt::Interrupt;
 use super::super::log_limit::LogLimit;
 use super::super::mmio::{Effect, Identity, Transport};
 use super::super::port::{Device, Progress};
-use super::super::ring::{self, Breach, Used};
+use super::super::ring::{self, Breach, Stop, Used};
 use crate::checkpoint::DeviceState;
 use crate::machine::memory::Ram;
 
@@ -35,13 +35,6 @@ pub(in crate::machine) struct Rng {
     /// What a request gets, on its way.
     bytes: Box<[u8; CHUNK]>,
     limit: LogLimit,
-}
-
-/// Why the loop ended before its time.
-enum Stop {
-    Breach(Breach),
-    /// The host's generator gives nothing.
-    Dry(io::Error),
 }
 
 impl Rng {
@@ -71,17 +64,9 @@ impl Rng {
     ) -> Result<Progress> {
         let before = self.transport.queue(REQUESTS).next_used();
         let outcome = self.fill_some(ram);
-        let breach = match &outcome {
-            Err(Stop::Breach(breach)) => Some(breach),
-            Err(Stop::Dry(_)) | Ok(_) => None,
-        };
         let Self { transport, limit, .. } = self;
-        ring::conclude(transport, limit, REQUESTS, before, breach, ram, interrupt)?;
-        match outcome {
-            Ok(progress) => Ok(progress),
-            Err(Stop::Breach(_)) => Ok(Progress::Starved),
-            Err(Stop::Dry(e)) => Err(e).context("getrandom"),
-        }
+        let progress = ring::conclude(transport, limit, REQUESTS, before, outcome, ram, interrupt)?;
+        Ok(progress.unwrap_or(Progress::Starved))
     }
 
     fn fill_some(&mut self, ram: &Ram) -> Result<Progress, Stop> {
@@ -100,7 +85,7 @@ impl Rng {
                     let now = (CHUNK - filled).min(descriptor.len() as usize);
                     if now > 0 {
                         let bytes = &mut self.bytes[filled..filled + now];
-                        draw(bytes).map_err(Stop::Dry)?;
+                        draw(bytes)?;
                         // Marks the pages: marks come before the used entry.
                         ram.write_slice(bytes, descriptor.addr()).map_err(Breach::Memory)?;
                         filled += now;
@@ -152,18 +137,6 @@ fn draw(bytes: &mut [u8]) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-impl From<Breach> for Stop {
-    fn from(breach: Breach) -> Self {
-        Self::Breach(breach)
-    }
-}
-
-impl From<virtio_queue::Error> for Stop {
-    fn from(e: virtio_queue::Error) -> Self {
-        Self::Breach(Breach::Queue(e))
-    }
 }
 
 #[cfg(test)]
