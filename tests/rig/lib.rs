@@ -12,22 +12,28 @@
 //! Read it in this order: [`netns`] and [`links`] hold namespaces and talk to the kernel about links;
 //! [`host`] is a machine that can die; [`topology`] is the drawing above; [`nest`] puts all of it into a PID
 //! namespace, so that nothing can be left behind. [`client`] keeps a history of every request and reply and
-//! judges it, [`sniffer`] sees what leaves the hosts. [`remus`] starts the daemons, [`pair`] is what tests say of them, [`story`] tells what
-//! `remus-rig run` does, [`report`] what came of it. [`mod@bench`] is another thing: what the gate costs, and what
-//! checkpoints do.
+//! judges it, [`http`] and [`psql`] are other clients, [`sniffer`] sees what leaves the hosts. [`remus`] starts the
+//! daemons, [`pair`] is what tests say of them, [`story`] tells what `remus-rig run` does, [`report`] what came of it.
+//! [`mod@bench`] is another thing: what the gate costs, what checkpoints do, and what others need for the same: [`qemu`]
+//! and [`qmp`] drive QEMU, [`colo`] a pair of them. [`outlet`] brings what was written out of the lab.
 //!
-//! What it does not do: emulate delay or loss (the machines it runs on have no netem), and drive other
-//! hypervisors.
+//! What it does not do: emulate delay or loss (the machines it runs on have no netem).
 
 pub mod bench;
 pub mod client;
+pub mod colo;
 pub mod guest;
 pub mod host;
+pub mod http;
 pub mod links;
 pub mod nest;
 pub mod netns;
+pub mod outlet;
 pub mod pair;
 pub mod progress;
+pub mod psql;
+pub mod qemu;
+pub mod qmp;
 pub mod remus;
 pub mod report;
 pub mod resp;

@@ -8,9 +8,11 @@ use rig::{
     bench::{
         checkpoint::{self, Part, floor},
         gate::{self, Arm, Places},
+        lab,
     },
     host::Death,
     nest,
+    outlet::Outlet,
     remus::{GateOptions, Machine, Programs, Software, Timing},
     story::{self, Plan},
     sys,
@@ -47,6 +49,22 @@ enum Bench {
     Gate(GateBenchOptions),
     /// Checkpoints: pause, the guest's own work, requests, bytes on the wire, memory
     Checkpoint(CheckpointBenchOptions),
+    /// A protected Linux guest beside QEMU microvm, QEMU COLO and sch_plug (`cargo xtask bench lab`)
+    Lab(LabBenchOptions),
+}
+
+#[derive(Args)]
+struct LabBenchOptions {
+    /// What is measured
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = lab::Part::ALL)]
+    parts: Vec<lab::Part>,
+    /// Rounds, of which the median counts
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: Option<u32>,
+    /// Short rounds with few points, one if nothing else is said: shows that it works, not how fast, and judges only
+    /// that
+    #[arg(long)]
+    quick: bool,
 }
 
 #[derive(Args)]
@@ -135,10 +153,13 @@ fn inner() -> Result<ExitCode> {
     let verb = Arguments::parse().verb;
     // Looked up while /proc is still the one that everybody knows.
     let rig = std::env::current_exe().context("find the rig's own file")?;
+    let outlet = Outlet::open(&rig)?;
     // The floor's process is started by a bench, within its nest.
     if !matches!(verb, Verb::Floor(_))
         && let Some(code) = nest::enter()?
     {
+        // Outside of the nest, whose mounts may hide the way out, and however it has ended.
+        outlet.pour()?;
         return Ok(code);
     }
     sys::leave_cpu_0().context("leave CPU 0 to the guest")?;
@@ -154,6 +175,11 @@ fn inner() -> Result<ExitCode> {
         Verb::Bench { of: Bench::Checkpoint(options) } => {
             let programs = Programs::beside_the_rig(&rig)?;
             runtime.block_on(checkpoint::run(&checkpoint_plan(options), &programs, &rig))?
+        }
+        Verb::Bench { of: Bench::Lab(options) } => {
+            let (programs, places) =
+                (Programs::beside_the_rig(&rig)?, Places::beside_the_rig(&rig)?);
+            runtime.block_on(lab::run(&lab_plan(options), &programs, &places))?
         }
         Verb::Floor(options) => {
             floor::serve(&options)?;
@@ -184,6 +210,13 @@ fn checkpoint_plan(options: CheckpointBenchOptions) -> checkpoint::Plan {
     parts.sort();
     parts.dedup();
     checkpoint::Plan { parts, rounds: rounds.unwrap_or(if quick { 1 } else { 5 }), quick }
+}
+
+fn lab_plan(options: LabBenchOptions) -> lab::Plan {
+    let LabBenchOptions { mut parts, rounds, quick } = options;
+    parts.sort();
+    parts.dedup();
+    lab::Plan { parts, rounds: rounds.unwrap_or(if quick { 1 } else { 3 }), quick }
 }
 
 fn plan(options: &RunOptions) -> Plan {

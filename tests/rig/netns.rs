@@ -5,11 +5,13 @@ use std::{
     fs::File,
     io,
     marker::PhantomData,
+    net::SocketAddrV4,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     thread,
 };
 
 use anyhow::{Context, Result};
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::sys;
 
@@ -45,6 +47,16 @@ impl NetNs {
         let back = Self::current()?;
         sys::setns(self, libc::CLONE_NEWNET).context("enter a network namespace")?;
         Ok(Entered { back, thread: PhantomData })
+    }
+
+    /// A connection from here that sends at once what it is given.
+    pub async fn connect(&self, server: SocketAddrV4) -> io::Result<TcpStream> {
+        let socket = {
+            let _entered = self.enter().map_err(io::Error::other)?;
+            TcpSocket::new_v4()?
+        };
+        socket.set_nodelay(true)?;
+        socket.connect(server.into()).await
     }
 }
 

@@ -8,8 +8,8 @@ use crate::{
     host::Host,
     links::Links,
     remus::{
-        Daemon, Options, Programs, TAP, VM, primary_config, primary_run_dir, start_backup_with,
-        start_primary_with,
+        Daemon, Options, Programs, Software, TAP, VM, primary_config, primary_run_dir,
+        start_backup_with, start_primary_with,
     },
     sniffer::{Seen, Sniffer},
     sys,
@@ -82,7 +82,11 @@ impl Pair {
 
     pub fn start_backup_with(&self, more: &[&str]) -> Daemon {
         let (host, log) = (&self.topology.backup, self.log("backup"));
-        start_backup_with(host, &self.programs, self.folder.path(), &log, more).unwrap()
+        let [.., disk] = &self.programs.debian;
+        let disks = ["--disks", disk.parent().unwrap().to_str().unwrap()];
+        let disks = if self.options.guest == Software::Debian { &disks[..] } else { &[] };
+        let more = [disks, more].concat();
+        start_backup_with(host, &self.programs, self.folder.path(), &log, &more).unwrap()
     }
 
     /// A backup and its primary, protected.
@@ -153,7 +157,8 @@ pub async fn ended(daemon: &mut Daemon) -> ExitStatus {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(patience(), ended).await.expect("the daemon goes on")
+    let ended = timeout(patience(), ended).await;
+    ended.unwrap_or_else(|_| panic!("the daemon goes on{}", daemon.tail()))
 }
 
 pub async fn has_tap(host: &Host) -> bool {

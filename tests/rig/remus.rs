@@ -35,6 +35,8 @@ pub struct Programs {
     pub guest: PathBuf,
     /// The Linux guest's kernel and initial RAM disk, as `cargo xtask guest linux` leaves them.
     pub linux: [PathBuf; 2],
+    /// The Debian guest's kernel, initial RAM disk and disk, as `cargo xtask guest debian` leaves them.
+    pub debian: [PathBuf; 3],
     /// The folder `target/run`.
     pub runs: PathBuf,
 }
@@ -48,6 +50,8 @@ impl Programs {
             remus: release.join("remus"),
             guest: target.join("guest/remus-guest.elf"),
             linux: ["vmlinuz", "initramfs.cpio.gz"].map(|file| target.join("lab/guest").join(file)),
+            debian: ["vmlinuz", "initrd.img", "root.img"]
+                .map(|file| target.join("lab/debian").join(file)),
             runs: target.join("run"),
         })
     }
@@ -60,6 +64,7 @@ impl Programs {
         let (files, made_by) = match guest {
             Software::Demo => (std::slice::from_ref(&self.guest), "cargo xtask build"),
             Software::Linux => (&self.linux[..], "cargo xtask guest linux"),
+            Software::Debian => (&self.debian[..], "cargo xtask guest debian"),
         };
         let files = files.iter().map(|file| (file, made_by));
         for (file, made_by) in [(&self.remus, "cargo xtask build")].into_iter().chain(files) {
@@ -84,7 +89,7 @@ pub struct Timing {
 impl Timing {
     /// The default; in the lab, where a process may wait for a CPU longer than that, a slower one.
     pub fn of_this_machine() -> Self {
-        let slow = Self { heartbeat_ms: 20, detect_ms: 400, lease_ms: 300, ..Self::default() };
+        let slow = Self { heartbeat_ms: 20, detect_ms: 300, lease_ms: 220, ..Self::default() };
         if sys::is_the_lab() { slow } else { Self::default() }
     }
 }
@@ -156,9 +161,20 @@ pub enum Mode {
     Fixed,
 }
 
+/// Which threads of a daemon run where.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Placement {
+    /// vCPUs on CPU 0, and nothing else there.
+    #[default]
+    Apart,
+    /// Wherever the kernel lets them.
+    Free,
+}
+
 /// What a primary's config says.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
+    pub placement: Placement,
     pub machine: Machine,
     pub timing: Timing,
     pub mode: Mode,
@@ -166,7 +182,7 @@ pub struct Options {
     pub guest: Software,
 }
 
-/// What runs in the VM. Both answer to Redis clients.
+/// What runs in the VM. All answer to Redis clients.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Software {
@@ -175,6 +191,9 @@ pub enum Software {
     Demo,
     /// Debian's cloud kernel with its redis-server: `cargo xtask guest linux` makes it. Not on KVM-PVM.
     Linux,
+    /// A whole Debian with three servers, from a disk: `cargo xtask guest debian` makes it. Not on KVM-PVM.
+    #[value(skip)]
+    Debian,
 }
 
 /// A daemon on its host.
@@ -246,9 +265,25 @@ pub fn start_backup_with(
     Daemon::start(host, command, &run_dir, log)
 }
 
+/// The command line of a Linux guest's kernel, with `more` behind what every guest is told.
+pub fn linux_words(more: &str) -> String {
+    // Warnings are shown, and all that is worse.
+    let words = "console=ttyS0 quiet loglevel=5 panic=-1";
+    // QEMU's SVM does not tell KVM that a guest writes XCR0. So KVM takes it back at each entry, and what the guest then
+    // believes to have saved of its registers it has not.
+    let lab = if sys::is_the_lab() { " noxsave" } else { "" };
+    format!("{words}{lab} {more}")
+}
+
+/// The words that make a Linux guest the one at [`GUEST`].
+pub fn linux_network() -> String {
+    format!("remus.ip={}/24 remus.gw={}", GUEST.ip(), crate::topology::CLIENT)
+}
+
 /// The config that [`start_primary`] writes.
 pub fn primary_config(programs: &Programs, options: &Options, folder: &Path) -> Result<String> {
-    let Options { machine: Machine { vcpus, memory_mib }, timing, mode, gate, guest } = *options;
+    let Options { placement: place, machine, timing, mode, gate, guest } = *options;
+    let Machine { vcpus, memory_mib } = machine;
     let Timing { epoch_ms, depth, heartbeat_ms, detect_ms, lease_ms } = timing;
     // Debug formatting of a string is a TOML basic string for every path without control characters.
     let quoted = |path: &Path| path.to_str().map(|text| format!("{text:?}")).context("odd path");
@@ -262,17 +297,26 @@ pub fn primary_config(programs: &Programs, options: &Options, folder: &Path) -> 
         Software::Linux => {
             let [kernel, initrd] = &programs.linux;
             let (kernel, initrd) = (quoted(kernel)?, quoted(initrd)?);
-            // Warnings are shown, and all that is worse.
-            let words = "console=ttyS0 quiet loglevel=5 panic=-1";
-            // QEMU's SVM does not tell KVM that a guest writes XCR0. So KVM takes it back at each entry, and what the
-            // guest then believes to have saved of its registers it has not.
-            let words = if sys::is_the_lab() { &format!("{words} noxsave") } else { words };
+            let words = linux_words(&linux_network());
+            format!("kernel = {kernel}\ninitrd = {initrd}\ncmdline = \"{words}\"")
+        }
+        Software::Debian => {
+            let [kernel, initrd, disk] = &programs.debian;
+            let (kernel, initrd, disk) = (quoted(kernel)?, quoted(initrd)?, quoted(disk)?);
+            // What its services warn of is shown too.
+            let words = format!(
+                "root=/dev/vda ip={ip}::{gateway}:255.255.255.0:::none \
+                 systemd.journald.forward_to_console=1 systemd.journald.max_level_console=warning"
+            );
+            let words = linux_words(&words);
             format!(
-                "kernel = {kernel}\ninitrd = {initrd}\ncmdline = \"{words} remus.ip={ip}/24 remus.gw={gateway}\""
+                "kernel = {kernel}\ninitrd = {initrd}\ncmdline = \"{words}\"\n\n\
+                 [[disk]]\npath = {disk}\nreadonly = true"
             )
         }
     };
-    let placement = placement().map_or_else(String::new, |(vcpus, io)| {
+    let placement = placement().filter(|_| place == Placement::Apart);
+    let placement = placement.map_or_else(String::new, |(vcpus, io)| {
         format!("\n[placement]\nvcpu_cpus = [{vcpus}]\nio_cpus = [{io}]\n")
     });
     Ok(format!(
@@ -371,7 +415,8 @@ impl Daemon {
         }
     }
 
-    fn tail(&self) -> String {
+    /// How its log ends.
+    pub fn tail(&self) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();
         let last = lines[lines.len().saturating_sub(12)..].join("\n  ");

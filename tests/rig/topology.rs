@@ -11,7 +11,8 @@ pub const GUEST: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 10), 
 pub const GUEST_MAC: &str = "52:54:00:77:00:0a";
 /// Where the backup listens, on the replication link.
 pub const BACKUP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 99, 0, 2), 7000);
-const PRIMARY: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+/// The primary on the replication link.
+pub const PRIMARY: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 
 /// The bridge of a host that its tap joins.
 pub const BRIDGE: &str = "br0";

@@ -52,12 +52,17 @@ enum Verb {
     ///
     /// The exit status is the command's; 124 if it took too long, 125 if the lab died.
     Lab(lab::Options),
-    /// Make a guest of stock parts, and print where its kernel and its initramfs are
-    Guest { kind: lab::guest::Kind },
+    /// Make a guest of stock parts, and print where its kernel, its initramfs and its disk are
+    Guest {
+        kind: lab::guest::Kind,
+        /// Also when it is made of the same as the one that is there
+        #[arg(long)]
+        fresh: bool,
+    },
     /// Build, then measure what a part of Remus costs (`bench PART --help` lists the options)
     #[command(disable_help_flag = true)]
     Bench {
-        /// `gate` or `checkpoint`
+        /// `gate`, `checkpoint` or `lab`
         part: String,
         /// Options of `remus-rig bench PART`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -93,8 +98,8 @@ fn perform() -> Result<ExitCode> {
             (filter, None) => test::run(&tree, &toolchain, filter)?,
         },
         Verb::Lab(options) => return lab::run(&tree, &options),
-        Verb::Guest { kind } => lab::guest::run(&tree, kind)?,
-        Verb::Bench { part, options } => bench::run(&tree, &toolchain, &part, &options)?,
+        Verb::Guest { kind, fresh } => lab::guest::run(&tree, kind, fresh)?,
+        Verb::Bench { part, options } => return bench::run(&tree, &toolchain, &part, &options),
         Verb::Lint => lint::run(&tree, &toolchain)?,
     }
     Ok(ExitCode::SUCCESS)

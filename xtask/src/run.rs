@@ -12,33 +12,61 @@ use anyhow::{Context, Result};
 use crate::{build, invoke::is_root, lab, setup::Toolchain, tree::Tree};
 
 /// What a run in the lab may take for each of its rounds, in seconds, and for all else.
-const LAB_ROUND_S: u64 = 120;
+const LAB_ROUND_S: u64 = 240;
 const LAB_S: u64 = 300;
 
 pub(crate) fn run(tree: &Tree, toolchain: &Toolchain, options: &[String]) -> Result<ExitCode> {
-    let asks_help = options.iter().any(|option| option == "--help" || option == "-h");
-    if value_of(options, "--guest") == Some("linux") && !asks_help {
-        let [kernel, _] = lab::guest::linux(tree)?;
-        if !has_hardware_virtualization() {
-            eprintln!(
-                "run: KVM here has no VMX or SVM, which {} wants: in the lab then, which is emulated and ten times as slow",
-                kernel.display()
-            );
-            build::run(tree, toolchain)?;
-            let rounds = value_of(options, "--repeat").and_then(|n| n.parse().ok()).unwrap_or(1);
-            let command = iter::once(tree.rig().into_os_string()).chain(["run".into()]);
-            let command = command.chain(options.iter().map(OsString::from)).collect();
-            let mut lab = lab::Options::of(command);
-            lab.timeout = LAB_ROUND_S.saturating_mul(rounds).saturating_add(LAB_S);
-            return lab::run(tree, &lab);
-        }
+    if value_of(options, "--guest") == Some("linux") && !asks_help(options) {
+        let rounds = value_of(options, "--repeat").and_then(|n| n.parse().ok()).unwrap_or(1);
+        let limit_s = LAB_ROUND_S.saturating_mul(rounds).saturating_add(LAB_S);
+        let in_lab = InLab { limit_s, one_thread: false };
+        return with_linux(tree, toolchain, &["run"], options, in_lab);
     }
     become_rig(tree, toolchain, &["run"], options)?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// How the rig runs where it has to run in the lab.
+pub(crate) struct InLab {
+    /// What it may take, in seconds.
+    pub(crate) limit_s: u64,
+    /// Guests of several CPUs do not hang there in a lab of one thread.
+    pub(crate) one_thread: bool,
+}
+
+/// The rig with Linux guests, here or in the lab.
+pub(crate) fn with_linux(
+    tree: &Tree,
+    toolchain: &Toolchain,
+    verb: &[&str],
+    options: &[String],
+    in_lab: InLab,
+) -> Result<ExitCode> {
+    let [kernel, ..] = lab::guest::linux(tree)?;
+    if has_hardware_virtualization() {
+        become_rig(tree, toolchain, verb, options)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!(
+        "{}: KVM here has no VMX or SVM, which {} wants: in the lab then, which is emulated and ten times as slow",
+        verb[0],
+        kernel.display()
+    );
+    build::run(tree, toolchain)?;
+    let words = verb.iter().map(OsString::from).chain(options.iter().map(OsString::from));
+    let command = iter::once(tree.rig().into_os_string()).chain(words).collect();
+    let mut options = lab::Options::of(command);
+    (options.timeout, options.one_thread) = (in_lab.limit_s, in_lab.one_thread);
+    lab::run(tree, &options)
+}
+
+/// The rig answers it.
+pub(crate) fn asks_help(options: &[String]) -> bool {
+    options.iter().any(|option| option == "--help" || option == "-h")
+}
+
 /// What stands behind an option of the rig's, in either way to write it.
-fn value_of<'a>(options: &'a [String], name: &str) -> Option<&'a str> {
+pub(crate) fn value_of<'a>(options: &'a [String], name: &str) -> Option<&'a str> {
     options.iter().enumerate().find_map(|(n, option)| match option.strip_prefix(name)? {
         "" => options.get(n + 1).map(String::as_str),
         value => value.strip_prefix('='),

@@ -26,6 +26,11 @@ impl Tree {
         &self.root
     }
 
+    /// `target`: all that builds and runs write.
+    pub(crate) fn target(&self) -> PathBuf {
+        self.root.join("target")
+    }
+
     /// `target/ebpf`: the gate's build, and `gate.o`, which remus-user takes in.
     pub(crate) fn ebpf(&self) -> PathBuf {
         self.root.join("target/ebpf")
@@ -41,7 +46,7 @@ impl Tree {
         self.root.join("target/tools")
     }
 
-    /// `target/lab`: unpacked Debian packages, jobs that run in the lab, the Linux guest.
+    /// `target/lab`: unpacked Debian packages, jobs that run in the lab, the Linux guests.
     pub(crate) fn lab(&self) -> PathBuf {
         self.root.join("target/lab")
     }

@@ -1,14 +1,17 @@
 //! `remus-rig bench`: what a part of Remus costs, against the same work without it.
 //!
 //! [`mod@gate`] puts the gate beside the same bridge without one; [`mod@checkpoint`] a protected guest beside the same
-//! guest alone, and a pause beside the least that one can take. Both take turns with what they compare, several
-//! rounds of it, and tell medians ([`figures`]), claims and a drawing ([`svg`]) in one form ([`report`]).
+//! guest alone, and a pause beside the least that one can take; [`mod@lab`] puts a protected Linux guest beside others'
+//! ways to do the same. All take turns with what they compare, several rounds of it, and tell medians ([`figures`]),
+//! claims and a drawing ([`svg`]) in one form ([`report`]).
 
 pub mod checkpoint;
 pub mod gate;
+pub mod lab;
 
 mod figures;
 mod report;
+mod stage;
 mod svg;
 
 use std::{fs, io};

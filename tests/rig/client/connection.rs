@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context, Result};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpSocket, TcpStream},
+    net::TcpStream,
     task::JoinSet,
     time::timeout,
 };
@@ -45,13 +45,8 @@ pub struct Connection {
 impl Connection {
     /// Connects from `netns`.
     pub async fn open(netns: &NetNs, server: SocketAddrV4) -> io::Result<Self> {
-        let socket = {
-            let _entered = netns.enter().map_err(io::Error::other)?;
-            TcpSocket::new_v4()?
-        };
-        socket.set_nodelay(true)?;
-        let connecting = timeout(PATIENCE, socket.connect(server.into()));
-        let stream = connecting.await.map_err(|_| io::ErrorKind::TimedOut)??;
+        let connected = timeout(PATIENCE, netns.connect(server)).await;
+        let stream = connected.map_err(|_| io::ErrorKind::TimedOut)??;
         Ok(Self { stream, received: Vec::new() })
     }
 
@@ -91,7 +86,7 @@ pub struct Outcome {
     /// Why each lost connection was lost.
     pub connections_lost: Vec<String>,
     pub verdict: Verdict,
-    /// Each connection's longest time without a reply.
+    /// Each connection's longest time without a reply, or the one that was asked for.
     pub gaps: Vec<Gap>,
 }
 
@@ -136,12 +131,21 @@ impl Client {
     }
 
     /// Lets every connection finish its request, then reads back what was confirmed and judges all of it.
-    pub async fn finish(mut self) -> Outcome {
+    pub async fn finish(self) -> Outcome {
+        self.judge(History::longest_gap).await
+    }
+
+    /// The same, with each connection's time without a reply around `at_ns` for its gap.
+    pub async fn finish_around(self, at_ns: u64) -> Outcome {
+        self.judge(|history, end_ns| history.gap_over(at_ns, end_ns)).await
+    }
+
+    async fn judge(mut self, gap: impl Fn(&History, u64) -> Gap) -> Outcome {
         self.stop.store(true, Ordering::Relaxed);
         let mut outcome = Outcome::default();
         while let Some(worker) = self.workers.join_next().await {
             let mut worker = worker.expect("a worker does not panic");
-            outcome.gaps.push(worker.history.longest_gap(worker.ended_ns));
+            outcome.gaps.push(gap(&worker.history, worker.ended_ns));
 
             if worker.connection.is_ok() {
                 worker.read_back().await;

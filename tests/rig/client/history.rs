@@ -192,6 +192,21 @@ impl History {
         }
         longest
     }
+
+    /// The time without a reply around `at_ns`; up to `end_ns` when none came afterwards.
+    pub fn gap_over(&self, at_ns: u64, end_ns: u64) -> Gap {
+        let first = self.exchanges.first().map_or(at_ns, |exchange| exchange.asked_ns);
+        let mut gap = Gap { from_ns: first.min(at_ns), to_ns: end_ns };
+        let answered = self.exchanges.iter().filter_map(|exchange| exchange.answer.as_ref());
+        for &(time, _) in answered {
+            if time > at_ns {
+                gap.to_ns = time;
+                break;
+            }
+            gap.from_ns = time;
+        }
+        gap
+    }
 }
 
 /// A time in which a connection got no reply.
@@ -309,6 +324,19 @@ mod tests {
         assert_eq!(verdict.contradictions, []);
         assert_eq!(verdict.unanswered, 0);
         assert!(verdict.replies > 800);
+    }
+
+    #[test]
+    fn the_gap_over_a_moment_lies_between_the_replies_around_it() {
+        let mut server = Server::new();
+        server.work(1); // replies at 10, 20, 30, 40
+        server.now_ns = 90;
+        server.ask(Request::Increment); // asked at 90, answered at 100
+        let gap = |at, end| server.history.gap_over(at, end);
+        assert_eq!(gap(50, 500), Gap { from_ns: 40, to_ns: 100 });
+        assert_eq!(gap(25, 500), Gap { from_ns: 20, to_ns: 30 });
+        assert_eq!(gap(200, 500), Gap { from_ns: 100, to_ns: 500 });
+        assert_eq!(History::new("t".into()).gap_over(7, 9), Gap { from_ns: 7, to_ns: 9 });
     }
 
     #[test]

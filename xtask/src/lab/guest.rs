@@ -1,11 +1,14 @@
+//! `guest`: guests of stock parts. `guest linux` is made here; [`debian`] is the other.
+//!
 //! `guest linux`: a guest of Debian's own unmodified parts, for our VMM to run: the cloud kernel, busybox,
-//! redis-server, and guest.sh as /init.
+//! redis-server, guest.sh as /init, and dirty.rs, which writes to memory when it is told to. The kernel is there twice, as
+//! its package has it and unpacked.
 //!
 //! Equal packages and an equal script make equal bytes; files that would not change are not written.
 
 use std::{
     collections::BTreeSet,
-    fs,
+    env, fs,
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -18,16 +21,25 @@ use clap::ValueEnum;
 use super::{
     PROGRAMS,
     cpio::Archive,
+    debian,
     initramfs::add_modules,
     kernel::Kernel,
     packages::{self, Offer},
+    vmlinux,
 };
-use crate::{build::refresh_with, invoke::output, setup, tree::Tree};
+use crate::{
+    build::refresh_with,
+    invoke::{self, output},
+    setup,
+    tree::Tree,
+};
 
 const INIT: &str = include_str!("guest.sh");
 const KERNEL: &str = "linux-image-cloud-amd64";
-/// The drivers of our devices. Debian builds none of them in.
-const MODULES: [&str; 4] = ["virtio_mmio", "virtio_rng", "virtio_blk", "virtio_net"];
+/// The drivers of our devices, and the bus of another VMM's. Debian builds none of them in.
+const MODULES: [&str; 5] = ["virtio_mmio", "virtio_pci", "virtio_rng", "virtio_blk", "virtio_net"];
+/// A program of one file, without dependencies. It is an example of this package too, so that it is linted.
+const DIRTY: &str = "xtask/src/lab/dirty.rs";
 /// The file behind the name redis-server, which is a link into redis-tools.
 const REDIS: [&str; 1] = ["usr/bin/redis-check-rdb"];
 
@@ -35,21 +47,23 @@ const REDIS: [&str; 1] = ["usr/bin/redis-check-rdb"];
 pub(crate) enum Kind {
     /// Debian's cloud kernel with redis-server
     Linux,
+    /// A whole Debian with systemd, redis-server, nginx and PostgreSQL, on a disk
+    Debian,
 }
 
-pub(crate) fn run(tree: &Tree, kind: Kind) -> Result<()> {
-    match kind {
-        Kind::Linux => {
-            for file in linux(tree)? {
-                println!("{}", file.display());
-            }
-            Ok(())
-        }
+pub(crate) fn run(tree: &Tree, kind: Kind, fresh: bool) -> Result<()> {
+    let files = match kind {
+        Kind::Linux => linux(tree)?.to_vec(),
+        Kind::Debian => debian::make(tree, fresh)?.to_vec(),
+    };
+    for file in files {
+        println!("{}", file.display());
     }
+    Ok(())
 }
 
-/// Makes the Linux guest: its kernel and its initramfs.
-pub(crate) fn linux(tree: &Tree) -> Result<[PathBuf; 2]> {
+/// Makes the Linux guest: its kernel, its initramfs, and its kernel unpacked.
+pub(crate) fn linux(tree: &Tree) -> Result<[PathBuf; 3]> {
     setup::programs(&PROGRAMS)?;
     let kernel = Kernel::fetch(tree, KERNEL)?;
     let mut archive = Archive::default();
@@ -59,6 +73,7 @@ pub(crate) fn linux(tree: &Tree) -> Result<[PathBuf; 2]> {
     archive.program("init", INIT.as_bytes())?;
     archive.file("etc/passwd", b"root:x:0:0:root:/:/bin/sh\n")?;
     archive.program("bin/busybox", &packages::busybox(tree)?)?;
+    archive.program("bin/dirty", &dirty(tree)?)?;
     add_modules(&mut archive, &kernel, &MODULES)?;
 
     let redis = Offer::find("redis-tools")?.unpack(tree, |_| Ok(()))?;
@@ -71,12 +86,31 @@ pub(crate) fn linux(tree: &Tree) -> Result<[PathBuf; 2]> {
 
     let folder = tree.lab().join("guest");
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    let files = [folder.join("vmlinuz"), folder.join("initramfs.cpio.gz")];
-    let image = kernel.image();
-    let image = fs::read(&image).with_context(|| format!("read {}", image.display()))?;
+    let files = ["vmlinuz", "initramfs.cpio.gz", "vmlinux"].map(|file| folder.join(file));
+    let path = kernel.image();
+    let image = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    let vmlinux = vmlinux::of(&image).with_context(|| format!("unpack {}", path.display()))?;
     refresh_with(image, &files[0])?;
     refresh_with(gzip(archive.finish()?)?, &files[1])?;
+    refresh_with(vmlinux, &files[2])?;
     Ok(files)
+}
+
+/// The program of [`DIRTY`], which needs no library: built when its source is newer.
+fn dirty(tree: &Tree) -> Result<Vec<u8>> {
+    let (source, program) = (tree.root().join(DIRTY), tree.lab().join("dirty"));
+    let changed = |file: &Path| fs::metadata(file).and_then(|metadata| metadata.modified());
+    let is_new = changed(&program).ok() > changed(&source).ok();
+    if !is_new {
+        fs::create_dir_all(tree.lab())
+            .with_context(|| format!("create {}", tree.lab().display()))?;
+        let mut rustc = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+        rustc.args(["--edition=2024", "-Copt-level=3", "-Cpanic=abort", "-Cstrip=symbols"]);
+        rustc.arg("-Ctarget-feature=+crt-static").arg("-o").arg(&program);
+        // By its name alone, so that no path of this machine is in the program.
+        invoke::run(rustc.arg(DIRTY).current_dir(tree.root()))?;
+    }
+    fs::read(&program).with_context(|| format!("read {}", program.display()))
 }
 
 /// Where the loader finds what `program` is linked with, and the loader itself. The libraries are this machine's:

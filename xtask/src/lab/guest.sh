@@ -5,6 +5,7 @@
 # Words of the kernel's command line that it knows:
 #   remus.ip=ADDRESS/LENGTH   the address of eth0; without it eth0 stays down
 #   remus.gw=ADDRESS          the default route
+#   remus.dirty=PAGES         once ready, write to so many pages every 25 ms (dirty.rs)
 #   remus.poweroff            once ready, switch the guest off
 #   remus.reboot              once ready, reset it
 
@@ -35,6 +36,7 @@ for word in $words; do
     case $word in
     remus.ip=*) address=${word#*=} ;;
     remus.gw=*) gateway=${word#*=} ;;
+    remus.dirty=*) dirty=${word#*=} ;;
     remus.poweroff) end=poweroff ;;
     remus.reboot) end=reboot ;;
     esac
@@ -56,6 +58,7 @@ done
 read -r clock </sys/devices/system/clocksource/clocksource0/current_clocksource
 say ready "cpus=$(nproc) clocksource=$clock"
 
+[ -z "$dirty" ] || dirty "$dirty" &
 [ -z "$end" ] || "$end" -f
 while :; do
     wait

@@ -54,6 +54,24 @@ port() {
     return 1
 }
 
+# Code that the kernel rewrites while both CPUs run it can hang the lab: QEMU has a thread for each CPU, and one of them
+# may keep for good what it made of the breakpoint that stood there for a moment. The first VM, the first vCPU and the
+# first clsact rewrite the scheduler, KVM's way into a guest and the receive path; the last ones rewrite them back. So
+# there is one of each as long as the lab runs. The vCPU never does.
+hold() {
+    local said
+    read -r said < <("$@" </dev/null 2>/dev/console) && [[ $said == held ]] || die "does not hold: $1"
+}
+hold perl -e '
+    sub make { my $fd = ioctl $_[0], $_[1], 0 or die "$!"; open my $file, "+<&=", $fd or die "$!"; $file }
+    open my $kvm, "+<", "/dev/kvm" or die "$!";
+    my $vm = make($kvm, 0xae01);                      # KVM_CREATE_VM
+    ioctl $vm, 0xae60, 0 or die "$!";                 # KVM_CREATE_IRQCHIP: the vCPU has a local APIC, switched off
+    my $vcpu = make($vm, 0xae41);                     # KVM_CREATE_VCPU
+    $| = 1; print "held\n"; sleep 1000 while 1;
+'
+hold unshare -n sh -c 'tc qdisc add dev lo clsact && echo held && exec sleep infinity'
+
 # The command writes into pipes, as it would under any other program that reads it; a port itself can be opened
 # only once. A write to a port returns when the machine has it.
 mkfifo /run/stdout /run/stderr || die "no pipes"

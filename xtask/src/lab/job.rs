@@ -3,6 +3,7 @@
 //! ```text
 //! host.sh   settings   command      ours, written before the lab starts
 //! started   status                  the lab's: the command runs; it has ended so
+//! out/                              the command's: files that are to stay
 //! initramfs console                 QEMU's: what it boots; what the kernel said
 //! ```
 
@@ -19,6 +20,9 @@ use anyhow::{Context, Result};
 use crate::tree::Tree;
 
 const HOST: &str = include_str!("host.sh");
+/// Where the command finds its folder for what is to stay; the variable that tells it so.
+const OUT: &str = "/run/lab/out";
+const OUT_VARIABLE: &str = "REMUS_LAB_OUT";
 
 /// Variables that the command inherits, beside those whose name begins as below. All others belong to the
 /// session of the machine: sockets, displays and terminals that the lab does not have.
@@ -53,7 +57,7 @@ impl Job {
         let jobs = tree.lab().join("jobs");
         sweep(&jobs);
         let job = Self { folder: jobs.join(std::process::id().to_string()) };
-        fs::create_dir_all(&job.folder)
+        fs::create_dir_all(job.out())
             .with_context(|| format!("create {}", job.folder.display()))?;
         let directory = env::current_dir().context("no working directory")?;
         let settings =
@@ -79,6 +83,16 @@ impl Job {
 
     pub(crate) fn console(&self) -> PathBuf {
         self.folder.join("console")
+    }
+
+    /// What the command wants to stay.
+    fn out(&self) -> PathBuf {
+        self.folder.join("out")
+    }
+
+    /// Moves what the command wants to stay to the same place below `target`. Says how many files that were.
+    pub(crate) fn bring_out(&self, target: &Path) -> Result<usize> {
+        bring(&self.out(), target)
     }
 
     /// Whether the lab has come as far as the command.
@@ -121,6 +135,25 @@ impl Drop for Job {
     }
 }
 
+/// Moves every file below `from` to the same place below `to`, in the place of what is there. Both are on one file
+/// system. Whatever is neither file nor folder stays behind.
+fn bring(from: &Path, to: &Path) -> Result<usize> {
+    let mut moved = 0;
+    for entry in fs::read_dir(from).with_context(|| format!("read {}", from.display()))? {
+        let entry = entry?;
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            fs::create_dir_all(&to).with_context(|| format!("create {}", to.display()))?;
+            moved += bring(&from, &to)?;
+        } else if kind.is_file() {
+            fs::rename(&from, &to).with_context(|| format!("write {}", to.display()))?;
+            moved += 1;
+        }
+    }
+    Ok(moved)
+}
+
 /// Removes what killed processes left. A folder is named by its process.
 fn sweep(jobs: &Path) {
     let folders = fs::read_dir(jobs).into_iter().flatten().filter_map(Result::ok);
@@ -141,7 +174,9 @@ fn environment() -> Vec<(OsString, OsString)> {
             value.push(ROOTS_PATH);
         }
     }
+    variables.retain(|(name, _)| name != OUT_VARIABLE);
     variables.push(("REMUS_LAB".into(), "1".into()));
+    variables.push((OUT_VARIABLE.into(), OUT.into()));
     variables
 }
 
@@ -196,7 +231,10 @@ fn parse_status(text: &str) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::ffi::OsStringExt, process::Command};
+    use std::{
+        os::unix::{ffi::OsStringExt, fs::symlink},
+        process::Command,
+    };
 
     use super::*;
 
@@ -235,6 +273,28 @@ mod tests {
         for outside in ["SSH_AUTH_SOCK", "DISPLAY", "TMPDIR", "XDG_RUNTIME_DIR", "BASH_ENV"] {
             assert!(!is_inherited(outside.as_ref()), "{outside}");
         }
+    }
+
+    #[test]
+    fn what_is_to_stay_comes_to_its_place_and_replaces_what_was_there() {
+        let folder = env::temp_dir().join(format!("remus-job-{}", std::process::id()));
+        let (out, target) = (folder.join("out"), folder.join("target"));
+        let write = |file: PathBuf, text: &str| {
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, text).unwrap();
+        };
+        write(out.join("bench/lab.json"), "new");
+        write(out.join("run/1/report.json"), "report");
+        symlink("/etc/passwd", out.join("run/1/link")).unwrap();
+        write(target.join("bench/lab.json"), "old");
+        write(target.join("bench/gate.json"), "other");
+        let moved = bring(&out, &target);
+        let read = |file: &str| fs::read_to_string(target.join(file)).ok();
+        let read =
+            ["bench/lab.json", "bench/gate.json", "run/1/report.json", "run/1/link"].map(read);
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(moved.unwrap(), 2);
+        assert_eq!(read.map(Option::unwrap_or_default), ["new", "other", "report", ""]);
     }
 
     #[test]

@@ -8,12 +8,13 @@
 //! ```text
 //!  xtask ── job ───────────► 9p share: host.sh, settings, command    started, status ──► exit status
 //!    │                                     │                             ▲
+//!    │                                     out/: what is to stay ──────────────────────► target/
 //!    └─ qemu ─ kernel ─ initramfs: init.sh ┴► host.sh (process 1) ─► command ─► two virtio ports ──► our outputs
 //! ```
 //!
 //! [`packages`] and [`kernel`] bring Debian's files; [`initramfs`] and [`cpio`] make what is booted; [`job`] is
-//! what goes in and comes out, [`qemu`] the machine. [`suite`] runs the project's tests there, [`guest`] makes a
-//! Linux guest for our own VMM.
+//! what goes in and comes out, [`qemu`] the machine. [`suite`] runs the project's tests there, [`guest`] makes
+//! Linux guests for our own VMM, with [`vmlinux`], and one of them by [`debian`].
 //!
 //! A lab that dies before the command was started has told nothing about the command and is started again, with a
 //! word about it. One that dies later is never started again: what died may be what is tested.
@@ -21,6 +22,7 @@
 //! Deliberately absent: a network to the outside, a terminal, and an image of a disk.
 
 mod cpio;
+mod debian;
 pub(crate) mod guest;
 mod initramfs;
 mod job;
@@ -28,6 +30,7 @@ mod kernel;
 mod packages;
 mod qemu;
 pub(crate) mod suite;
+mod vmlinux;
 
 use std::{
     ffi::OsString,
@@ -75,6 +78,9 @@ pub(crate) struct Options {
     memory: u32,
     #[arg(long, value_name = "N", default_value_t = CPUS, value_parser = clap::value_parser!(u8).range(1..))]
     cpus: u8,
+    /// All of its CPUs take turns in one thread: half as fast, and safe for guests with several CPUs (docs/lab.md)
+    #[arg(long)]
+    pub(crate) one_thread: bool,
     /// How long the command may take, boot not included
     #[arg(long, value_name = "SECONDS", default_value_t = TIMEOUT_S)]
     pub(crate) timeout: u64,
@@ -93,6 +99,7 @@ impl Options {
             kernel: KERNEL.to_owned(),
             memory: MEMORY_MIB,
             cpus: CPUS,
+            one_thread: false,
             timeout: TIMEOUT_S,
             retries: RETRIES,
             command,
@@ -126,6 +133,11 @@ pub(crate) fn run(tree: &Tree, options: &Options) -> Result<ExitCode> {
     let mut retries = 0;
     loop {
         let Start { ending, took, boot } = start(&job, &kernel, options)?;
+        // However it has ended: what is there by then may say why.
+        let kept = job.bring_out(&tree.target())?;
+        if kept > 0 {
+            eprintln!("lab: {kept} files in {}", tree.target().display());
+        }
         let times = match boot {
             Some(boot) => format!("after {} (boot {})", seconds(took), seconds(boot)),
             None => format!("after {}", seconds(took)),
@@ -159,7 +171,8 @@ pub(crate) fn run(tree: &Tree, options: &Options) -> Result<ExitCode> {
 /// Starts the lab once and waits for the end of the command, or of the lab, or of our patience.
 fn start(job: &Job, kernel: &Kernel, options: &Options) -> Result<Start> {
     let begun = Instant::now();
-    let mut lab = Lab::start(job, &kernel.image(), options.memory, options.cpus)?;
+    let Options { memory, cpus, one_thread, .. } = *options;
+    let mut lab = Lab::start(job, &kernel.image(), memory, cpus, one_thread)?;
     let (stdout, stderr) = lab.outputs().context("QEMU has no outputs")?;
     let outputs = [pass_on(stdout, io::stdout()), pass_on(stderr, io::stderr())];
     let limit = Duration::from_secs(options.timeout);

@@ -52,6 +52,10 @@ impl Offer {
         &self.name
     }
 
+    pub(crate) fn version(&self) -> &str {
+        &self.version
+    }
+
     /// The first package that this one depends on and whose name begins like this.
     pub(crate) fn dependency(&self, beginning: &str) -> Option<&str> {
         let names = self.depends.split([',', '|']).filter_map(|one| one.split_whitespace().next());

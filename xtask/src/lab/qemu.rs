@@ -25,7 +25,14 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    pub(crate) fn start(job: &Job, kernel: &Path, memory_mib: u32, cpus: u8) -> Result<Self> {
+    /// With `one_thread` QEMU runs all CPUs in turn.
+    pub(crate) fn start(
+        job: &Job,
+        kernel: &Path,
+        memory_mib: u32,
+        cpus: u8,
+        one_thread: bool,
+    ) -> Result<Self> {
         // The kernel kills QEMU when the thread that has started it is gone: the main one.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
@@ -33,7 +40,8 @@ impl Lab {
         command.args(["-display", "none"]);
         // Nested paging is SVM's default there. 57-bit addresses are not known to the emulated nested paging.
         command.args(["-machine", "q35,hpet=off,usb=off,vmport=off", "-cpu", "max,la57=off"]);
-        command.args(["-accel", "tcg,thread=multi"]);
+        let threads = if one_thread { "single" } else { "multi" };
+        command.args(["-accel", &format!("tcg,thread={threads}")]);
         command.args(["-smp", &cpus.to_string(), "-m", &memory_mib.to_string()]);
         command.arg("-kernel").arg(kernel).arg("-initrd").arg(job.initramfs());
         command.args(["-append", KERNEL_WORDS]);

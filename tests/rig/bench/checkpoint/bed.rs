@@ -13,10 +13,10 @@ use tokio::time::{Instant, sleep};
 
 use super::figures::Faults;
 use crate::{
+    bench::stage::Stage,
     guest::{Guest, Progress},
     remus::{Daemon, Options, Programs, Software, start_backup, start_primary},
-    sys,
-    topology::{GUEST, Topology},
+    topology::GUEST,
 };
 
 const BOOT: Duration = Duration::from_millis(50);
@@ -25,33 +25,16 @@ pub(super) const START: Duration = Duration::from_secs(20);
 const PROTECT: Duration = Duration::from_secs(120);
 
 pub(super) struct Bed {
-    pub(super) topology: Topology,
-    pub(super) programs: Programs,
+    pub(super) stage: Stage,
     pub(super) rig: PathBuf,
     /// Everything that went wrong without ending the bench.
     pub(super) faults: Faults,
-    folder: PathBuf,
-    lives: u32,
 }
 
 impl Bed {
     pub(super) async fn make(programs: &Programs, rig: &Path) -> Result<Self> {
-        programs.check(Software::Demo)?;
-        let folder = programs.runs.join(format!("bench-{}", sys::boottime_ns() / 1_000_000));
-        let topology = Topology::build().await?;
-        let (programs, rig) = (programs.clone(), rig.to_owned());
-        Ok(Self { topology, programs, rig, faults: Faults::default(), folder, lives: 0 })
-    }
-
-    /// Hosts as new, and a folder for what the next guest's processes write.
-    pub(super) async fn next_life(&mut self) -> Result<PathBuf> {
-        if self.lives > 0 {
-            self.topology.hosts_reborn().await?;
-        }
-        self.lives += 1;
-        let folder = self.folder.join(self.lives.to_string());
-        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-        Ok(folder)
+        let stage = Stage::set(programs, Software::Demo).await?;
+        Ok(Self { stage, rig: rig.to_owned(), faults: Faults::default() })
     }
 }
 
@@ -95,14 +78,14 @@ struct Mark {
 
 impl Life {
     pub(super) async fn begin(bed: &mut Bed, options: &Options) -> Result<Self> {
-        let folder = bed.next_life().await?;
+        let folder = bed.stage.next_life().await?;
         let log = folder.join("primary.log");
-        let host = &bed.topology.primary;
-        let mut primary = start_primary(host, &bed.programs, options, &folder, &log)?;
+        let host = &bed.stage.topology.primary;
+        let mut primary = start_primary(host, &bed.stage.programs, options, &folder, &log)?;
         primary.wait_for(Protection::Unprotected, START).await?;
         // A question that comes before the guest is there is asked again only a second later: ARP's pace.
         sleep(BOOT).await;
-        let guest = Guest::wait(bed.topology.client.netns(), GUEST, START).await;
+        let guest = Guest::wait(bed.stage.topology.client.netns(), GUEST, START).await;
         if guest.is_err() {
             primary.still_runs()?;
         }
@@ -112,7 +95,8 @@ impl Life {
     /// Starts the backup and waits until it has the guest. Says how long that took.
     pub(super) async fn protect(&mut self, bed: &Bed) -> Result<Duration> {
         let log = self.folder.join("backup.log");
-        let backup = start_backup(&bed.topology.backup, &bed.programs, &self.folder, &log)?;
+        let backup =
+            start_backup(&bed.stage.topology.backup, &bed.stage.programs, &self.folder, &log)?;
         self.backup = Some(backup);
         let began = Instant::now();
         self.primary.wait_for(Protection::Protected, PROTECT).await?;
@@ -185,7 +169,7 @@ fn parts(status: &Value) -> Vec<(String, f64)> {
 /// Bytes that the primary's host has sent on one of its links.
 fn bytes_sent_on(bed: &Bed, link: &str) -> Result<u64> {
     let text = {
-        let _entered = bed.topology.primary.netns().enter()?;
+        let _entered = bed.stage.topology.primary.netns().enter()?;
         fs::read_to_string("/proc/thread-self/net/dev").context("read the links' counters")?
     };
     sent_by(&text, link).with_context(|| format!("no counters of {link}"))

@@ -27,10 +27,7 @@ mod report;
 mod requests;
 mod wire;
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use tokio::time::Instant;
@@ -38,7 +35,7 @@ use tokio::time::Instant;
 pub use figures::Part;
 
 use self::{bed::Bed, figures::Figures, report::Report};
-use super::come_first;
+use super::{come_first, stage::reports};
 use crate::remus::Programs;
 
 /// What the user asked for.
@@ -77,12 +74,6 @@ pub async fn run(plan: &Plan, programs: &Programs, rig: &Path) -> Result<bool> {
     report.write(&folder)?;
     println!("\n{}\n  {}", report.table(), folder.join("checkpoint.json").display());
     Ok(report.all_hold())
-}
-
-/// `target/bench`, beside `target/run`.
-fn reports(programs: &Programs) -> Result<PathBuf> {
-    let target = programs.runs.parent().context("the runs are in no folder")?;
-    Ok(target.join("bench"))
 }
 
 impl Bench<'_> {

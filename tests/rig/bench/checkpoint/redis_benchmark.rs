@@ -21,7 +21,7 @@ pub(super) async fn redis_benchmark(bed: &Bed, requests: u32, log: &Path) -> Res
     let mut command = Command::new("redis-benchmark");
     command.args(["-h", &GUEST.ip().to_string(), "-p", &GUEST.port().to_string(), "--csv"]);
     command.args(["-t", "set,get", "-c", "50", "-P", "16", "-n", &requests.to_string()]);
-    let mut process = bed.topology.client.spawn(command, Share::Load, log)?;
+    let mut process = bed.stage.topology.client.spawn(command, Share::Load, log)?;
     let code = process.finish(PATIENCE).await?;
     ensure!(code == Some(0), "redis-benchmark fails: see {}", log.display());
     let text = fs::read_to_string(log).with_context(|| format!("read {}", log.display()))?;

@@ -53,7 +53,7 @@ impl Bench<'_> {
                 (false, 1) => Duration::from_millis(2000),
                 (false, _) => Duration::from_millis(1000),
             };
-            let client = self.bed.topology.client.netns().another()?;
+            let client = self.bed.stage.topology.client.netns().another()?;
             let measured = closed_loop(client, GUEST, connections, time).await?;
             self.bed.faults.replies_wrong += measured.wrong;
             self.bed.faults.connections_lost += measured.lost;

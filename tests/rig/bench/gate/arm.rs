@@ -16,6 +16,7 @@ use super::{
     bed::{Bed, PINS, UPLINK},
     epochs::Epochs,
     frames::Size,
+    plug::Plug,
 };
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, ValueEnum, Serialize)]
@@ -30,9 +31,12 @@ pub enum Arm {
     /// Engine nfqueue: netfilter keeps the frames themselves
     #[value(name = "nfqueue")]
     NfQueue,
+    /// The kernel's sch_plug on an IFB, where it has them
+    Plug,
 }
 
 impl Arm {
+    /// What is compared when nothing is said: every kernel has it.
     pub const ALL: [Self; 4] = [Self::None, Self::Reentry, Self::Uplink, Self::NfQueue];
 
     pub(super) fn name(self) -> &'static str {
@@ -41,6 +45,7 @@ impl Arm {
             Self::Reentry => "reentry",
             Self::Uplink => "uplink",
             Self::NfQueue => "nfqueue",
+            Self::Plug => "plug",
         }
     }
 
@@ -51,6 +56,7 @@ impl Arm {
             Self::Reentry => "#0072b2",
             Self::Uplink => "#e69f00",
             Self::NfQueue => "#009e73",
+            Self::Plug => "#cc79a7",
         }
     }
 
@@ -58,7 +64,7 @@ impl Arm {
     /// device does not offer them to the guest.
     pub(super) fn takes(self, size: Size) -> bool {
         match (self, size) {
-            (Self::None | Self::NfQueue, _)
+            (Self::None | Self::NfQueue | Self::Plug, _)
             | (Self::Reentry | Self::Uplink, Size::B64 | Size::B1500) => true,
             (Self::Reentry | Self::Uplink, Size::Gso64K) => false,
         }
@@ -68,7 +74,7 @@ impl Arm {
     pub(super) fn bursts(self) -> &'static [u32] {
         match self {
             Self::None => &[],
-            Self::Reentry | Self::Uplink => &BURSTS,
+            Self::Reentry | Self::Uplink | Self::Plug => &BURSTS,
             Self::NfQueue => &[10_000, 60_000],
         }
     }
@@ -81,6 +87,7 @@ impl Arm {
             Self::Reentry => (Engine::Bpf, Release::ReEntry),
             Self::Uplink => (Engine::Bpf, uplink()),
             Self::NfQueue => (Engine::NfQueue, Release::ReEntry),
+            Self::Plug => return Ok(Some(Gated::Plug(Plug::install(bed)?))),
         };
         let buffer_mib = match room {
             Room::Default => Settings::default().buffer_mib,
@@ -101,34 +108,48 @@ pub(super) enum Room {
     Burst,
 }
 
-/// A gate that holds, and the brain that permits it to release. The lease is never over: how it is renewed is
-/// no work of the gate.
-pub(super) struct Gated {
-    gate: Gate,
-    engine: Engine,
-    epochs: Epochs,
+/// What holds the tap's frames.
+pub(super) enum Gated {
+    /// A gate, and the brain that permits it to release. The lease is never over: how it is renewed is no work of the
+    /// gate.
+    Gate {
+        gate: Box<Gate>,
+        engine: Engine,
+        epochs: Box<Epochs>,
+    },
+    Plug(Plug),
 }
 
 impl Gated {
     fn holding(mut gate: Gate, engine: Engine) -> Self {
-        let epochs = Epochs::begin();
+        let epochs = Box::new(Epochs::begin());
         gate.hold_from(epochs.open());
         gate.renew_lease(u64::MAX);
-        Self { gate, engine, epochs }
+        Self::Gate { gate: Box::new(gate), engine, epochs }
     }
 
     /// Ends the open epoch; what it held may leave after [`Gated::commit`].
-    pub(super) fn seal(&mut self) {
-        self.gate.seal(self.epochs.seal());
+    pub(super) fn seal(&mut self) -> Result<()> {
+        match self {
+            Self::Gate { gate, epochs, .. } => gate.seal(epochs.seal()),
+            Self::Plug(plug) => plug.block()?,
+        }
+        Ok(())
     }
 
-    /// The backup has every checkpoint that was sealed.
+    /// The backup has every checkpoint that was sealed. A plug is not told.
     pub(super) fn commit(&mut self) {
-        self.gate.commit(&self.epochs.commit());
+        match self {
+            Self::Gate { gate, epochs, .. } => gate.commit(&epochs.commit()),
+            Self::Plug(_) => {}
+        }
     }
 
     pub(super) fn flush(&mut self) -> Result<Flushed> {
-        self.gate.flush()
+        match self {
+            Self::Gate { gate, .. } => gate.flush(),
+            Self::Plug(plug) => plug.release().map(|()| Flushed::All),
+        }
     }
 
     /// Releases what is committed, all of it. Says how many calls that took.
@@ -145,22 +166,32 @@ impl Gated {
 
     /// Frames that are held, or `None` where only a flush finds out.
     pub(super) fn held(&self) -> Option<u64> {
-        match self.engine {
-            Engine::Bpf => Some(self.gate.held()),
-            Engine::NfQueue => None,
+        match self {
+            Self::Gate { gate, engine: Engine::Bpf, .. } => Some(gate.held()),
+            Self::Gate { engine: Engine::NfQueue, .. } | Self::Plug(_) => None,
         }
     }
 
-    /// Frames that are held after a flush.
-    pub(super) fn left(&self) -> u64 {
-        self.gate.held()
+    /// Frames that are held after a flush, or `None` where nobody tells.
+    pub(super) fn left(&self) -> Option<u64> {
+        match self {
+            Self::Gate { gate, .. } => Some(gate.held()),
+            Self::Plug(_) => None,
+        }
     }
 
+    /// A plug counts nothing of what a gate does.
     pub(super) fn counters(&self) -> Result<Counters> {
-        self.gate.counters()
+        match self {
+            Self::Gate { gate, .. } => gate.counters(),
+            Self::Plug(_) => Ok(Counters::default()),
+        }
     }
 
     pub(super) fn remove(self) -> Result<()> {
-        self.gate.remove()
+        match self {
+            Self::Gate { gate, .. } => gate.remove(),
+            Self::Plug(plug) => plug.remove(),
+        }
     }
 }

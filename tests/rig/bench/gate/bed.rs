@@ -86,6 +86,13 @@ impl Bed {
     }
 }
 
+/// The number of a link in the calling thread's network namespace.
+pub(super) fn index_of(link: &str) -> Result<i32> {
+    let file = format!("/sys/class/net/{link}/ifindex");
+    let text = fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
+    text.trim().parse().with_context(|| format!("{file} is no number"))
+}
+
 async fn lay_cable(host: &NetNs, world: &NetNs) -> Result<()> {
     let (here, there) = (Links::open(host)?, Links::open(world)?);
     here.add_bridge(BRIDGE).await?;

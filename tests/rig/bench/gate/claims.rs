@@ -45,7 +45,7 @@ pub(super) fn bounds(arm: Arm) -> Vec<Bound> {
     };
     let judge = |id| Bound { phase: Phase::Judge, ..open(id, Size::B64, Says::JudgeNs(80.0)) };
     match arm {
-        Arm::None => Vec::new(),
+        Arm::None | Arm::Plug => Vec::new(),
         Arm::Reentry => {
             let mut bounds = vec![
                 open("reentry_open_1500", Size::B1500, Says::OfNone(0.85)),
@@ -88,7 +88,8 @@ pub(super) fn bounds(arm: Arm) -> Vec<Bound> {
 /// Ids of what must be 0 behind an arm's gate.
 const fn faults(arm: Arm) -> Option<[(&'static str, Figure); 5]> {
     match arm {
-        Arm::None => None,
+        // What another's loses is no claim of ours.
+        Arm::None | Arm::Plug => None,
         Arm::Reentry => Some([
             ("reentry_early", Figure::Early),
             ("reentry_lost", Figure::Lost),

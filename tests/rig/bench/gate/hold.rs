@@ -48,7 +48,7 @@ pub(super) fn paced(
     let (mut flush_ns, mut released, mut cpu_ns) = (0, 0, 0);
     for number in 1..=epochs {
         thread::sleep((epoch * number).saturating_sub(began.elapsed()));
-        let (cpu_before_ns, sealed) = (thread_cpu_ns(), seal(bed, gated));
+        let (cpu_before_ns, sealed) = (thread_cpu_ns(), seal(bed, gated)?);
         bed.sink.allow(sealed.into());
         let begin_ns = monotonic_ns();
         gated.commit();
@@ -58,7 +58,7 @@ pub(super) fn paced(
         released = sealed;
     }
     let written = bed.writer.stop()?;
-    gated.seal();
+    gated.seal()?;
     bed.sink.allow(written.frames.into());
     gated.commit();
     gated.flush_all()?;
@@ -76,9 +76,9 @@ pub(super) fn paced(
 }
 
 /// Ends the open epoch while no frame is on its way, and says how many frames were written until then.
-fn seal(bed: &Bed, gated: &mut Gated) -> u32 {
+fn seal(bed: &Bed, gated: &mut Gated) -> Result<u32> {
     bed.writer.while_it_rests(|written| {
-        gated.seal();
-        written
+        gated.seal()?;
+        Ok(written)
     })
 }

@@ -63,7 +63,7 @@ const EMPTY: Question = Question { program: "empty", mark: 0, verdict: TC_ACT_SH
 pub(super) const fn questions(arm: Arm) -> Option<[Question; 2]> {
     let hold = Question { program: "hold", mark: 0, verdict: TC_ACT_SHOT };
     match arm {
-        Arm::None => None,
+        Arm::None | Arm::Plug => None,
         Arm::Reentry => Some([hold, Question { mark: mark(0), ..hold }]),
         Arm::Uplink => Some([hold, Question { program: "guard", mark: mark(0), ..hold }]),
         Arm::NfQueue => Some([

@@ -11,6 +11,8 @@
 //! [`arm`] is what is compared, [`open`], [`hold`], [`release`] and [`judge`] are the questions, [`figures`]
 //! keeps the answers, [`report`] tells them.
 //!
+//! [`plug`] is another's gate: it is compared where it is asked for, and where the kernel has it.
+//!
 //! Deliberately absent: a guest (the writer stands for it), the replication's own time, and any emulated
 //! network.
 
@@ -24,6 +26,7 @@ mod frames;
 mod hold;
 mod judge;
 mod open;
+mod plug;
 mod release;
 mod report;
 mod sink;
@@ -39,7 +42,7 @@ use anyhow::{Context, Result, ensure};
 pub use arm::Arm;
 use arm::{Gated, Room};
 use bed::Bed;
-use figures::{Figures, Measured, Phase, Run};
+use figures::{Figure, Figures, Measured, Phase, Run};
 use frames::Size;
 use report::Report;
 
@@ -107,6 +110,72 @@ pub fn run(plan: &Plan, places: &Places) -> Result<bool> {
     report.write(&places.reports)?;
     println!("{}\n  {}", report.table(), places.reports.join("gate.json").display());
     Ok(report.all_hold())
+}
+
+/// A burst that an arm held and released: what became of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Burst {
+    pub(super) arm: Arm,
+    /// Of each of its frames.
+    pub(super) bytes: usize,
+    /// From the release until the last frame was at the sink.
+    pub(super) took: Duration,
+    pub(super) early: u64,
+    pub(super) lost: u64,
+    pub(super) out_of_order: u64,
+    pub(super) resent: u64,
+}
+
+/// Bursts of so many frames, small and full ones, through each of `arms` in turns, after a round that does not count.
+/// Takes CPU 1 for the calling thread, and mounts /run and /sys anew.
+pub(super) fn bursts(
+    arms: &[Arm],
+    rounds: u32,
+    frames: u32,
+    places: &Places,
+) -> Result<Vec<Burst>> {
+    ensure!(sys::host_cpus() > CONTROLLER_CPU, "the bench needs two CPUs");
+    sys::use_only_cpu(CONTROLLER_CPU).context("take CPU 1")?;
+    let mut bed = Bed::make(&places.sink, WRITER_CPU)?;
+    let mut bursts = Vec::new();
+    for round in 0..=rounds {
+        for &arm in arms {
+            with_gate(arm, &mut bed, Room::Default, |bed, gated| {
+                let Some(gated) = gated else { return Ok(()) };
+                for size in [Size::B64, Size::B1500] {
+                    let measured = release::burst(bed, gated, size, frames)?;
+                    if round > 0 {
+                        bursts.push(Burst::new(arm, size, frames, &measured));
+                    }
+                }
+                Ok(())
+            })
+            .with_context(|| format!("arm {}", arm.name()))?;
+        }
+    }
+    Ok(bursts)
+}
+
+impl Burst {
+    fn new(arm: Arm, size: Size, frames: u32, measured: &[Measured]) -> Self {
+        let of = |wanted| measured.iter().find(|(figure, _)| *figure == wanted);
+        let value = |wanted| of(wanted).map_or(0.0, |&(_, value)| value);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "counts of frames; a negative one of losses, were there one, is no loss"
+        )]
+        let count = |wanted| value(wanted) as u64;
+        Self {
+            arm,
+            bytes: size.bytes(),
+            took: Duration::from_secs_f64(value(Figure::ReleaseUs) * f64::from(frames) / 1e6),
+            early: count(Figure::Early),
+            lost: count(Figure::Lost) + count(Figure::DroppedFull),
+            out_of_order: count(Figure::OutOfOrder),
+            resent: count(Figure::Resent),
+        }
+    }
 }
 
 /// All that is asked of an arm in a round.

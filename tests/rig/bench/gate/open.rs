@@ -99,7 +99,7 @@ fn drive(gated: &mut Option<Gated>, time: Duration, worth: u64) -> Result<()> {
     };
     while monotonic_ns() < until_ns {
         if gated.held().is_none_or(|held| held >= worth) {
-            gated.seal();
+            gated.seal()?;
             gated.commit();
             gated.flush()?;
         } else if worth > 1 {
@@ -114,9 +114,9 @@ fn drive(gated: &mut Option<Gated>, time: Duration, worth: u64) -> Result<()> {
 /// Whatever still waits leaves, so that the next run begins with an empty gate.
 fn drain(gated: &mut Option<Gated>) -> Result<()> {
     let Some(gated) = gated else { return Ok(()) };
-    gated.seal();
+    gated.seal()?;
     gated.commit();
     gated.flush_all()?;
-    ensure!(gated.left() == 0, "the gate holds frames that were released");
+    ensure!(gated.left().is_none_or(|left| left == 0), "the gate holds frames that were released");
     Ok(())
 }

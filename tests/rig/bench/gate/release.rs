@@ -24,7 +24,7 @@ pub(super) fn burst(
     bed.writer.begin(order)?;
     let written = bed.writer.finish()?;
     ensure!(written.refused == 0, "the tap refused {} writes", written.refused);
-    gated.seal();
+    gated.seal()?;
     bed.sink.allow(frames.into());
 
     let (began_ns, cpu_before_ns) = (monotonic_ns(), thread_cpu_ns());

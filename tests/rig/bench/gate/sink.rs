@@ -13,8 +13,9 @@ use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf,
     maps::Map,
-    programs::{SchedClassifier, TcAttachType},
+    programs::{SchedClassifier, TcAttachType, tc},
 };
+use remus::gate::HookKind;
 use remus_abi::sink::{BUCKETS, HISTOGRAM, SINK_WORDS, Sink, bucket_ns};
 
 use super::frames::Size;
@@ -47,6 +48,11 @@ impl SinkProgram {
         let program = loaded.program_mut("sink").context("the object has no program sink")?;
         let program: &mut SchedClassifier = program.try_into()?;
         program.load().context("the kernel refused the program sink")?;
+        if HookKind::of_this_kernel().context("ask whether this kernel has TCX")?
+            == HookKind::Clsact
+        {
+            tc::qdisc_add_clsact(link).with_context(|| format!("add clsact to {link}"))?;
+        }
         program
             .attach(link, TcAttachType::Ingress)
             .with_context(|| format!("attach sink to {link}"))?;

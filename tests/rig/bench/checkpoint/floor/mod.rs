@@ -53,13 +53,13 @@ pub(super) struct Floor {
 
 impl Floor {
     pub(super) async fn start(bed: &mut Bed) -> Result<Self> {
-        let folder = bed.next_life().await?;
+        let folder = bed.stage.next_life().await?;
         let socket = folder.join("floor.sock");
-        let host = &bed.topology.primary;
+        let host = &bed.stage.topology.primary;
         let mut command = Command::new(&bed.rig);
         command.arg("floor").args(["--tap", TAP]);
         command.args(["--memory-mib", &Machine::default().memory_mib.to_string()]);
-        command.arg("--kernel").arg(&bed.programs.guest).arg("--socket").arg(&socket);
+        command.arg("--kernel").arg(&bed.stage.programs.guest).arg("--socket").arg(&socket);
         let (ip, port) = (GUEST.ip(), GUEST.port());
         command.args(["--cmdline", &format!("ip={ip}/24 gw={CLIENT} port={port}")]);
         let log = folder.join("floor.log");
@@ -75,7 +75,7 @@ impl Floor {
             sleep(Duration::from_millis(5)).await;
         }
         host.links().enslave(TAP, BRIDGE).await?;
-        let client = bed.topology.client.netns();
+        let client = bed.stage.topology.client.netns();
         let guest = Guest::wait(client, GUEST, START).await?;
         Ok(Self { process, socket, guest })
     }
