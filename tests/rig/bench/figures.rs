@@ -79,6 +79,16 @@ impl<R: Copy + Ord, F: Figure> Figures<R, F> {
         Some(median(&ratios))
     }
 
+    /// As [`Figures::get`]; NaN, of which no claim holds, where there was no such run.
+    pub(super) fn claimed(&self, run: R, figure: &F) -> f64 {
+        self.get(run, figure).unwrap_or(f64::NAN)
+    }
+
+    /// As [`Figures::ratio`]; NaN likewise.
+    pub(super) fn claimed_ratio(&self, of: R, to: R, figure: &F) -> f64 {
+        self.ratio(of, to, figure).unwrap_or(f64::NAN)
+    }
+
     /// The sum of a figure over all rounds of the runs that `which` picks.
     pub(super) fn sum(&self, which: impl Fn(&R) -> bool, figure: &F) -> f64 {
         let rows = self.rows.iter().filter(|(run, _)| which(run));

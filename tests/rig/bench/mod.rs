@@ -20,6 +20,12 @@ use anyhow::{Context, Result};
 
 use crate::sys;
 
+/// All of `these`, another one first in each round. Rounds are counted from 1.
+fn in_turn<T>(round: u32, these: &'static [T]) -> impl Iterator<Item = &'static T> + use<T> {
+    let first = (round as usize - 1) % these.len();
+    these[first..].iter().chain(&these[..first])
+}
+
 /// Lets what else runs on this machine wait. Threads made from here on inherit it.
 fn come_first() -> Result<()> {
     const NICENESS: libc::c_int = -15;

@@ -38,6 +38,35 @@ pub(super) fn all_hold(claims: &[Claim], quick: bool) -> bool {
     claims.iter().all(|claim| claim.holds || quick && !claim.correctness)
 }
 
+/// Takes out of a quick bench's claims those about speed for which it has no figure: it has few points, and what it did
+/// not look at it does not judge.
+pub(super) fn keep_looked_at(claims: &mut Vec<Claim>, quick: bool) {
+    claims.retain(|claim| !quick || claim.correctness || !claim.measured.is_nan());
+}
+
+/// For people: a line for each run, a title before the first of each group, then the claims.
+pub(super) fn table<R: Copy, G: PartialEq>(
+    runs: impl Iterator<Item = R>,
+    group: impl Fn(R) -> G,
+    title: impl Fn(R) -> String,
+    row: impl Fn(R) -> String,
+    claims: &[Claim],
+) -> String {
+    let mut lines = Vec::new();
+    let mut last = None;
+    for run in runs {
+        let group = Some(group(run));
+        if last != group {
+            lines.push(format!("\n{}", title(run)));
+            last = group;
+        }
+        lines.push(format!("  {}", row(run)));
+    }
+    lines.push(String::new());
+    lines.extend(claims.iter().map(|claim| format!("  {claim}")));
+    lines.join("\n") + "\n"
+}
+
 /// Writes `BENCH.json` and `BENCH.svg`.
 pub(super) fn write(
     folder: &Path,

@@ -28,7 +28,7 @@ pub(super) fn claims(parts: &[Part], figures: &Figures, faults: &Faults) -> Vec<
         Part::Latency => latencies(figures),
         Part::Throughput => throughput(figures),
         Part::Wire => {
-            let ratio = told(figures, wire::run(pause::SPARSE), &Figure::WireRatio);
+            let ratio = figures.claimed(wire::run(pause::SPARSE), &Figure::WireRatio);
             vec![Claim::at_most("wire_sparse_over_raw", ratio, 0.10, "ratio")]
         }
         Part::Memory => memories(figures),
@@ -38,10 +38,10 @@ pub(super) fn claims(parts: &[Part], figures: &Figures, faults: &Faults) -> Vec<
 
 fn pauses(figures: &Figures) -> Vec<Claim> {
     let protected = |pages| pause::run(Load::Pages(pages), Arm::Latency);
-    let idle_us = told(figures, protected(0), &Figure::PauseP50Us);
+    let idle_us = figures.claimed(protected(0), &Figure::PauseP50Us);
     let mut claims = vec![Claim::at_most("pause_idle_p50", idle_us, 200.0, "us")];
     claims.extend(NEAR_FLOOR.map(|(pages, id)| {
-        let over = told(figures, protected(pages), &Figure::OverFloor);
+        let over = figures.claimed(protected(pages), &Figure::OverFloor);
         Claim::at_most(id, over, OVER_FLOOR_MAX, "ratio")
     }));
     let sums = figures.runs().filter(|run| run.part == Part::Pause);
@@ -53,7 +53,7 @@ fn pauses(figures: &Figures) -> Vec<Claim> {
 }
 
 fn rates(figures: &Figures) -> Vec<Claim> {
-    let at = |pages, arm, figure| told(figures, rate::run(Load::Pages(pages), arm), &figure);
+    let at = |pages, arm, figure| figures.claimed(rate::run(Load::Pages(pages), arm), &figure);
     let work = |id, pages, bound| {
         Claim::at_least(id, at(pages, Arm::Latency, Figure::WorkRatio), bound, "ratio")
     };
@@ -72,7 +72,7 @@ fn rates(figures: &Figures) -> Vec<Claim> {
 
 fn latencies(figures: &Figures) -> Vec<Claim> {
     let run = Run { part: Part::Latency, load: Load::Connections(1), arm: Arm::Latency };
-    let ms = |figure| told(figures, run, &figure) / 1e3;
+    let ms = |figure| figures.claimed(run, &figure) / 1e3;
     vec![
         Claim::at_most("latency_added_p50", ms(Figure::AddedP50Us), 1.0, "ms"),
         Claim::at_most("latency_added_p99", ms(Figure::AddedP99Us), 10.0, "ms"),
@@ -82,8 +82,9 @@ fn latencies(figures: &Figures) -> Vec<Claim> {
 /// Of the two modes that steer, the better.
 fn throughput(figures: &Figures) -> Vec<Claim> {
     let better = |load| {
-        let ratio =
-            |arm| told(figures, Run { part: Part::Throughput, load, arm }, &Figure::RequestsRatio);
+        let ratio = |arm| {
+            figures.claimed(Run { part: Part::Throughput, load, arm }, &Figure::RequestsRatio)
+        };
         ratio(Arm::Latency).max(ratio(Arm::Throughput))
     };
     vec![
@@ -95,7 +96,7 @@ fn throughput(figures: &Figures) -> Vec<Claim> {
 fn memories(figures: &Figures) -> Vec<Claim> {
     [(1, "pause_1_vcpu_4_gib_over_256_mib"), (2, "pause_2_vcpus_4_gib_over_256_mib")]
         .map(|(vcpus, id)| {
-            let over = told(figures, memory::run(memory::large(vcpus)), &Figure::OverSmall);
+            let over = figures.claimed(memory::run(memory::large(vcpus)), &Figure::OverSmall);
             Claim::at_most(id, over, OVER_SMALL_MAX, "ratio")
         })
         .into()
@@ -118,10 +119,6 @@ fn correctness(faults: Faults) -> [Claim; 6] {
         Claim::none("frames_dropped_full", frames_dropped_full, "frames"),
         Claim::none("protection_lost", protections_lost, "guests"),
     ]
-}
-
-fn told(figures: &Figures, run: Run, figure: &Figure) -> f64 {
-    figures.get(run, figure).unwrap_or(f64::NAN)
 }
 
 #[cfg(test)]

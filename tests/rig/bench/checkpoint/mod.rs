@@ -103,12 +103,6 @@ impl Bench<'_> {
         Duration::from_millis(if self.plan.quick { 500 } else { 1500 })
     }
 
-    /// All of `these`, another one first in each round.
-    fn in_turn<T>(&self, these: &'static [T]) -> impl Iterator<Item = &'static T> + use<T> {
-        let first = (self.round as usize - 1) % these.len();
-        these[first..].iter().chain(&these[..first])
-    }
-
     fn say(&self, what: &str) {
         println!("[{:6.1}s] {what}", self.began.elapsed().as_secs_f64());
     }

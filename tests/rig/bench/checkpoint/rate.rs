@@ -11,7 +11,7 @@ use super::{
     figures::{Arm, Figure, Load, Part, Run},
     pause::{SPARSE, pause_figures, warm_up},
 };
-use crate::bench::figures::median;
+use crate::bench::{figures::median, in_turn};
 
 /// The paper's kernel build took so much longer: checkpoints a second, and the build's speed of the unprotected one's.
 pub(super) const PAPER: [(f64, f64); 4] =
@@ -48,7 +48,7 @@ impl Bench<'_> {
     pub(super) async fn rate(&mut self) -> Result<()> {
         let cases: &[_] = if self.plan.quick { &QUICK_CASES } else { &CASES };
         let mut shown = Vec::new();
-        for &(arm, pages) in self.in_turn(cases).collect::<Vec<_>>() {
+        for &(arm, pages) in in_turn(self.round, cases) {
             self.rate_of(arm, pages, &mut shown).await?;
         }
         for Shown { arm, pages, alone, protected } in &shown {

@@ -1,6 +1,6 @@
 //! What came of the bench: `checkpoint.json` and `checkpoint.svg` in `target/bench`, and a table on standard output.
 
-use std::{fmt::Write, path::Path};
+use std::path::Path;
 
 use anyhow::Result;
 use serde::Serialize;
@@ -48,10 +48,7 @@ struct Machine {
 impl<'a> Report<'a> {
     pub(super) fn new(figures: &'a Figures, faults: &Faults, plan: &'a Plan) -> Self {
         let mut claims = claims(&plan.parts, figures, faults);
-        if plan.quick {
-            // A quick bench has few points: what it did not look at it does not judge.
-            claims.retain(|claim| !claim.measured.is_nan());
-        }
+        report::keep_looked_at(&mut claims, plan.quick);
         Self {
             bench: "checkpoint",
             version: env!("CARGO_PKG_VERSION"),
@@ -86,16 +83,7 @@ impl<'a> Report<'a> {
 
     /// For people: a line for each run, then the claims.
     pub(super) fn table(&self) -> String {
-        let mut text = String::new();
-        let mut line = |what: String| {
-            writeln!(text, "{what}").expect("a string takes any text");
-        };
-        line(self.machine.placement.to_owned());
-        let mut last = None;
-        for run in self.figures.runs() {
-            if last.replace(run.part) != Some(run.part) {
-                line(format!("\n{}", run.part.title()));
-            }
+        let row = |run: Run| {
             let told: Vec<_> = self
                 .figures
                 .of(run)
@@ -103,13 +91,11 @@ impl<'a> Report<'a> {
                 .map(|(figure, value)| figure.told(value))
                 .collect();
             let (load, arm) = (run.load.name(), run.arm.name());
-            line(format!("  {load:<19}{arm:<13}{}", told.join(", ")));
-        }
-        line(String::new());
-        for claim in &self.claims {
-            line(format!("  {claim}"));
-        }
-        text
+            format!("{load:<19}{arm:<13}{}", told.join(", "))
+        };
+        let title = |run: Run| run.part.title().to_owned();
+        let runs = report::table(self.figures.runs(), |run| run.part, title, row, &self.claims);
+        format!("{}\n{runs}", self.machine.placement)
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
     figures::{Arm, Figure, Load, Part, Run},
     redis_benchmark::{Rates, redis_benchmark},
 };
-use crate::topology::GUEST;
+use crate::{bench::in_turn, topology::GUEST};
 
 const ARMS: [Arm; 3] = [Arm::Latency, Arm::Throughput, Arm::Fixed(40)];
 const QUICK_ARMS: [Arm; 1] = [Arm::Latency];
@@ -27,7 +27,7 @@ impl Bench<'_> {
     /// Both parts in one life for each arm: unprotected first, then protected.
     pub(super) async fn requests(&mut self, latency: bool, throughput: bool) -> Result<()> {
         let arms: &[Arm] = if self.plan.quick { &QUICK_ARMS } else { &ARMS };
-        for &arm in self.in_turn(arms).collect::<Vec<_>>() {
+        for &arm in in_turn(self.round, arms) {
             let mut life = Life::begin(self.bed, &arm.options()).await?;
             let before = self.see(&life, "alone", latency, throughput).await?;
             life.protect(self.bed).await?;

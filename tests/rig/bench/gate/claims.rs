@@ -118,11 +118,11 @@ impl Bound {
     pub(super) fn claim(&self, figures: &Figures) -> Claim {
         let run = Run { phase: self.phase, size: self.size, arm: self.arm };
         // What was not measured holds nothing.
-        let measured = |figure| figures.get(run, &figure).unwrap_or(f64::NAN);
+        let measured = |figure| figures.claimed(run, &figure);
         match self.says {
             Says::OfNone(bound) => {
                 let none = Run { arm: Arm::None, ..run };
-                let ratio = figures.ratio(run, none, &Figure::SinkKpps).unwrap_or(f64::NAN);
+                let ratio = figures.claimed_ratio(run, none, &Figure::SinkKpps);
                 Claim::at_least(self.id, ratio, bound, "ratio")
             }
             Says::ReleaseUs(bound) => {

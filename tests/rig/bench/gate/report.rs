@@ -1,6 +1,6 @@
 //! What came of a bench: `gate.json` and `gate.svg` in `target/bench`, and a table on standard output.
 
-use std::{fmt::Write, path::Path};
+use std::path::Path;
 
 use anyhow::Result;
 use serde::Serialize;
@@ -83,15 +83,8 @@ impl<'a> Report<'a> {
 
     /// For people: a line for each run, then the claims.
     pub(super) fn table(&self) -> String {
-        let mut text = String::new();
-        let mut line = |what: String| {
-            writeln!(text, "{what}").expect("a string takes any text");
-        };
-        let mut last = None;
-        for run in self.figures.runs() {
-            if last.replace((run.phase, run.size)) != Some((run.phase, run.size)) {
-                line(format!("\n{}, {}", run.phase.title(), run.size.name()));
-            }
+        let title = |run: Run| format!("{}, {}", run.phase.title(), run.size.name());
+        let row = |run: Run| {
             let told = run.phase.columns().iter().filter_map(|&figure| {
                 let value = self.figures.get(run, &figure)?;
                 Some(format!("{} {} {}", figure.label(), short(value), figure.unit()))
@@ -104,13 +97,10 @@ impl<'a> Report<'a> {
             {
                 told.push(format!("{ratio:.2} of none"));
             }
-            line(format!("  {:<9}{}", run.arm.name(), told.join(", ")));
-        }
-        line(String::new());
-        for claim in &self.claims {
-            line(format!("  {claim}"));
-        }
-        text
+            format!("{:<9}{}", run.arm.name(), told.join(", "))
+        };
+        let group = |run: Run| (run.phase, run.size);
+        report::table(self.figures.runs(), group, title, row, &self.claims)
     }
 
     fn drawing(&self) -> Drawing {

@@ -12,6 +12,7 @@ use super::{
     figures::{Arm, Figure, Load, Part, Run},
 };
 use crate::{
+    bench::in_turn,
     host::{Process, Share},
     qemu::Spec,
     remus::{
@@ -49,7 +50,7 @@ impl Bench<'_> {
         let all: &[u8] = if self.plan.quick { &QUICK_VCPUS } else { &VCPUS };
         for &vcpus in all {
             let mut both = Vec::new();
-            for arm in self.in_turn([Arm::Remus, Arm::Microvm]) {
+            for &arm in in_turn(self.round, &[Arm::Remus, Arm::Microvm]) {
                 match self.boots(arm, vcpus).await {
                     Ok(booted) => both.push((arm, booted)),
                     Err(error) => {

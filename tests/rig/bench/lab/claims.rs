@@ -27,13 +27,13 @@ fn of(part: Part, figures: &Figures) -> Vec<Claim> {
         ]
         .map(|(id, vcpus)| {
             let [ours, theirs] = [Arm::Remus, Arm::Microvm].map(|arm| boot::run(vcpus, arm));
-            let over = ratio(figures, ours, theirs, Figure::UserspaceS);
+            let over = figures.claimed_ratio(ours, theirs, &Figure::UserspaceS);
             Claim::at_most(id, over, BOOT_OVER_MICROVM_MAX, "ratio")
         })
         .into(),
         Part::Pause => vec![over_colo("pause_idle_over_colo", protect::idle, figures)],
         Part::Rate => {
-            let rate = told(figures, protect::at_work(Arm::Remus), Figure::CheckpointsPerS);
+            let rate = figures.claimed(protect::at_work(Arm::Remus), &Figure::CheckpointsPerS);
             vec![
                 over_colo("pause_1000_pages_over_colo", protect::at_work, figures),
                 Claim::at_least("rate_1000_pages", rate, RATE_MIN, "1/s"),
@@ -42,7 +42,7 @@ fn of(part: Part, figures: &Figures) -> Vec<Claim> {
         Part::Gap => {
             let run = gap::run(Arm::Remus);
             vec![
-                Claim::at_most("gap_p50", told(figures, run, Figure::GapMs), GAP_MS_MAX, "ms"),
+                Claim::at_most("gap_p50", figures.claimed(run, &Figure::GapMs), GAP_MS_MAX, "ms"),
                 none("replies_lost", figures, Part::Gap, Figure::RepliesLost, "replies"),
                 none("replies_contradicted", figures, Part::Gap, Figure::RepliesWrong, "replies"),
                 none(
@@ -63,7 +63,7 @@ fn of(part: Part, figures: &Figures) -> Vec<Claim> {
 }
 
 fn over_colo(id: &'static str, run: impl Fn(Arm) -> Run, figures: &Figures) -> Claim {
-    let over = ratio(figures, run(Arm::Remus), run(Arm::Colo), Figure::PauseP50Ms);
+    let over = figures.claimed_ratio(run(Arm::Remus), run(Arm::Colo), &Figure::PauseP50Ms);
     Claim::at_most(id, over, PAUSE_OVER_COLO_MAX, "ratio")
 }
 
@@ -79,14 +79,6 @@ fn none(
     let looked = figures.runs().any(|run| ours(&run));
     let count = if looked { figures.sum(ours, &figure) } else { f64::NAN };
     Claim { correctness: true, ..Claim::at_most(id, count, 0.0, unit) }
-}
-
-fn ratio(figures: &Figures, ours: Run, theirs: Run, figure: Figure) -> f64 {
-    figures.ratio(ours, theirs, &figure).unwrap_or(f64::NAN)
-}
-
-fn told(figures: &Figures, run: Run, figure: Figure) -> f64 {
-    figures.get(run, &figure).unwrap_or(f64::NAN)
 }
 
 #[cfg(test)]

@@ -118,14 +118,6 @@ impl Bench<'_> {
         self.plan.parts.contains(&part)
     }
 
-    /// Both of `these`, the other one first in each round.
-    fn in_turn<T: Copy>(&self, mut these: [T; 2]) -> [T; 2] {
-        if self.round.is_multiple_of(2) {
-            these.reverse();
-        }
-        these
-    }
-
     fn say(&self, what: &str) {
         println!("[{:6.1}s] {what}", self.began.elapsed().as_secs_f64());
     }

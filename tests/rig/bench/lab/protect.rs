@@ -10,7 +10,7 @@ use super::{
     figures::{Arm, Figure, Load, Measured, Part, Run},
 };
 use crate::{
-    bench::figures::median,
+    bench::{figures::median, in_turn},
     remus::{linux_network, linux_words},
 };
 
@@ -42,7 +42,7 @@ impl Bench<'_> {
                 continue;
             }
             let mut both = Vec::new();
-            for arm in self.in_turn([Arm::Remus, Arm::Colo]) {
+            for &arm in in_turn(self.round, &[Arm::Remus, Arm::Colo]) {
                 let shown = match arm {
                     Arm::Colo => self.colo(load).await,
                     Arm::Remus | Arm::Uplink | Arm::Microvm | Arm::Plug => self.remus(load).await,

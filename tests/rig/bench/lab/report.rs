@@ -1,6 +1,6 @@
 //! What came of the bench: `lab.json` and `lab.svg` in `target/bench`, and a table on standard output.
 
-use std::{fmt::Write, path::Path};
+use std::{iter, path::Path};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -85,10 +85,7 @@ impl<'a> Report<'a> {
         qemu: String,
     ) -> Self {
         let mut claims = claims(&plan.parts, figures);
-        if plan.quick {
-            // A quick bench has few points: what it did not look at it does not judge.
-            claims.retain(|claim| claim.correctness || !claim.measured.is_nan());
-        }
+        report::keep_looked_at(&mut claims, plan.quick);
         Self {
             bench: "lab",
             version: env!("CARGO_PKG_VERSION"),
@@ -126,34 +123,23 @@ impl<'a> Report<'a> {
 
     /// For people: a line for each run, then the claims.
     pub(super) fn table(&self) -> String {
-        let mut text = String::new();
-        let mut line = |what: String| {
-            writeln!(text, "{what}").expect("a string takes any text");
+        let title = |run: Run| {
+            let beside = self.elsewhere.iter().filter(|it| it.load == run.load);
+            let beside = beside.filter(|_| run.part.has_pauses());
+            let beside = beside.map(|Elsewhere { what, load, pause_ms, .. }| {
+                format!("\n  {:<15}{what}: {pause_ms} ms, not of this run", load.name())
+            });
+            iter::once(run.part.title().to_owned()).chain(beside).collect()
         };
-        line(format!("{}; {}", self.machine.qemu, self.machine.placement));
-        let mut last = None;
-        for run in self.figures.runs() {
-            if last.replace(run.part) != Some(run.part) {
-                line(format!("\n{}", run.part.title()));
-                let beside = self.elsewhere.iter().filter(|it| it.load == run.load);
-                for Elsewhere { what, load, pause_ms, .. } in
-                    beside.filter(|_| run.part.has_pauses())
-                {
-                    line(format!("  {:<15}{what}: {pause_ms} ms, not of this run", load.name()));
-                }
-            }
+        let row = |run: Run| {
             let told = self.figures.of(run).map(|(figure, value)| figure.told(value));
             let told: Vec<_> = told.collect();
-            line(format!("  {:<15}{:<15}{}", run.load.name(), run.arm.name(), told.join(", ")));
-        }
-        line(String::new());
-        for claim in &self.claims {
-            line(format!("  {claim}"));
-        }
-        for failure in &self.faults.failures {
-            line(format!("  ! {failure}"));
-        }
-        text
+            format!("{:<15}{:<15}{}", run.load.name(), run.arm.name(), told.join(", "))
+        };
+        let runs = report::table(self.figures.runs(), |run| run.part, title, row, &self.claims);
+        let failures: String =
+            self.faults.failures.iter().map(|failure| format!("  ! {failure}\n")).collect();
+        format!("{}; {}\n{runs}{failures}", self.machine.qemu, self.machine.placement)
     }
 }
 
