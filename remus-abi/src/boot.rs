@@ -44,6 +44,8 @@ pub enum PowerOff {
     Done = 1,
     /// The guest cannot go on (a panic or an unexpected exception; it has said which on the serial port).
     Crash = 2,
+    /// The guest wants to begin anew.
+    Reset = 3,
 }
 
 pub const BOOT_MAGIC: u64 = u64::from_le_bytes(*b"RemusVM1");

@@ -12,6 +12,7 @@
 //! DIGEST             16 hexadecimal digits over the whole store
 //! TIME               nanoseconds of the paravirtual clock, an integer
 //! POWEROFF           replies, then ends the machine on purpose
+//! REBOOT             replies, then begins anew with nothing
 //! INFO               has a section "Remus": clock_ns, vcpus, vcpus_started, work_*, beacon_*, retransmits_forced,
 //!                    doorbells, sleeps; work_progress is the sum of work_progress_0, _1 ..., one a vCPU
 //! ```
@@ -22,6 +23,8 @@
 use alloc::string::String;
 use core::fmt::Write;
 use core::str::FromStr;
+
+use remus_abi::boot::PowerOff;
 
 use crate::info;
 use crate::node::{Node, Outcome};
@@ -90,8 +93,9 @@ const COMMANDS: &[Command] = &[
     Command { name: "mget", arity: -2, run: Run::Plain(mget) },
     Command { name: "mset", arity: -3, run: Run::Store(mset) },
     Command { name: "ping", arity: -1, run: Run::Plain(ping) },
-    Command { name: "poweroff", arity: 1, run: Run::End(Outcome::PowerOff) },
+    Command { name: "poweroff", arity: 1, run: Run::End(Outcome::Leave(PowerOff::Done)) },
     Command { name: "quit", arity: -1, run: Run::End(Outcome::Close) },
+    Command { name: "reboot", arity: 1, run: Run::End(Outcome::Leave(PowerOff::Reset)) },
     Command { name: "rpop", arity: 2, run: Run::Store(|n, a, r| pop(n, a, r, End::Right)) },
     Command { name: "rpush", arity: -3, run: Run::Store(|n, a, r| push(n, a, r, End::Right)) },
     Command { name: "sadd", arity: -3, run: Run::Store(sadd) },

@@ -2,6 +2,8 @@
 //!
 //! Pure: time comes in as an argument, frames and bytes go out as values. The machine below it polls.
 
+use remus_abi::boot::PowerOff;
+
 use crate::beacon::Beacon;
 use crate::command;
 use crate::crew::Crew;
@@ -14,8 +16,8 @@ pub enum Outcome {
     Continue,
     /// The client asked to be hung up on, once it has its reply.
     Close,
-    /// The machine is to be switched off, once the reply is out.
-    PowerOff,
+    /// The machine is to end, once the reply is out.
+    Leave(PowerOff),
 }
 
 /// How the guest's RAM is shared out. All in bytes.

@@ -113,7 +113,7 @@ fn compress(compression: Compression, first: &Staging, then: &Staging) -> [Cost;
     let (mut encoder, mut assembly) = (Encoder::new(pages, settings), Assembly::new(pages));
     let mut taken = [const { Vec::new() }; 2];
     for _ in 0..ROUNDS / 10 {
-        encoder.new_session();
+        encoder.forget();
         assembly.new_session();
         for (staging, taken) in [first, then].into_iter().zip(&mut taken) {
             let (mut bodies, mut encoding) = (Vec::new(), 0);
@@ -184,7 +184,7 @@ fn main() {
         }
         bench.stage();
         drain(&mut bench.encoder, &bench.staging);
-        bench.encoder.new_session();
+        bench.encoder.forget();
         whole.push(bench.round(Written::All));
     }
     println!("{pages} pages, median of {ROUNDS} rounds      ns a page    bytes a page");

@@ -186,6 +186,46 @@ fn a_guest_that_switches_itself_off_is_still_captured() {
     assert_eq!(serve(&mut machine, Duration::from_millis(5)), None, "an end is told once");
 }
 
+/// A reset, as a host and its backup see it: one of a guest that has dirtied RAM, registers and other vCPUs.
+#[test]
+fn a_reset_puts_the_guest_back_to_where_it_began_on_both_hosts() {
+    let _alone = alone();
+    for vcpus in [1, 2] {
+        let work = Work { vcpus, pages: 300, spin: 0, after: After::PowerOff };
+        let shape = Shape { vcpus, ..SHAPE };
+        let cpu = CpuProfile::of_host().unwrap();
+        let mut machine = prepared(&shape, &cpu);
+        machine.load(software(small_guest::elf().path())).unwrap();
+        small_guest::set_work(machine.memory(), work);
+        let boot = machine.boot_image().unwrap();
+        assert!(boot.pages().len() < 64, "{} pages are loaded", boot.pages().len());
+        let (backup, begun) = (prepared(&shape, &cpu), machine.memory().digest());
+        let mut machine = machine.start().unwrap();
+        machine.track_dirty(true).unwrap();
+        let pages = machine.memory().layout().pages();
+        let (mut dirty, mut state) = (PageSet::new(pages), MachineState::default());
+        let mut staging = Staging::new(pages as usize);
+        for round in 0..20 {
+            assert_eq!(serve(&mut machine, Duration::from_secs(5)), Some(End::PowerOff), "{round}");
+            let rounds = |vcpu| small_guest::rounds_of(machine.memory(), vcpu);
+            assert_eq!((0..vcpus).map(rounds).max(), Some(1), "round {round}");
+            let mut paused = machine.pause().unwrap();
+            paused.capture(&mut state).unwrap();
+            paused.harvest(&mut dirty).unwrap();
+            assert!(round == 0 || dirty.len() < 2_000, "{} pages", dirty.len());
+            staging.clear();
+            paused.copy(dirty.iter(), &mut staging).unwrap();
+            drop(paused);
+            // What a backup makes of it: the pages before the reset are not in the record.
+            backup.memory().reset(&boot).unwrap();
+            assert_eq!(backup.memory().digest(), begun);
+            apply(&staging, backup.memory());
+            assert_eq!(machine.memory().digest(), backup.memory().digest(), "round {round}");
+            machine.reboot(&boot).unwrap();
+        }
+    }
+}
+
 #[test]
 fn a_guest_that_faults_ends_with_the_place_and_harms_nobody() {
     let _alone = alone();

@@ -2,7 +2,7 @@
 //! clients keep what they were told.
 
 use std::{
-    fs,
+    fs, io,
     time::{Duration, Instant},
 };
 
@@ -12,6 +12,7 @@ use rig::{
     guest::Guest,
     host::Death,
     remus::{Daemon, Machine, Options},
+    resp::Reply,
     topology::GUEST,
 };
 use tokio::time::sleep;
@@ -175,6 +176,61 @@ fn a_guest_that_powers_off_says_goodbye_and_is_not_taken_over() {
             is_over_on_purpose(&pair, primary, backup),
         );
     });
+}
+
+/// The guest reboots on its first host, under protection, and is taken over after that; it reboots on its second host too.
+#[test]
+fn a_guest_reboots_in_place_and_is_protected_all_the_while() {
+    with_hosts(async |pair| {
+        let (mut primary, mut backup) = pair.protected().await;
+        drop(pair.guest().await);
+        set(&pair, "before").await;
+        let sessions = pair.logged("primary").matches("syncing").count();
+        reboot(&pair).await;
+        set(&pair, "between").await;
+        let status = primary.status(None).await.unwrap();
+        assert_eq!(status.protection, Protection::Protected, "{}", pair.logged("primary"));
+        assert_eq!(pair.logged("primary").matches("syncing").count(), sessions, "no new sync");
+
+        let client = pair.client(4).await;
+        replies_more(&client, 100).await;
+        taken_over(&pair, &mut primary, &mut backup, client).await;
+        assert_eq!(keys(&pair).await.unwrap(), ["between"]);
+        reboot(&pair).await;
+        assert_eq!(keys(&pair).await.unwrap(), [""; 0]);
+        set(&pair, "after").await;
+        backup.still_runs().unwrap();
+    });
+}
+
+/// Of those that a test here sets.
+async fn keys(pair: &Pair) -> io::Result<Vec<&'static str>> {
+    let mut found = Vec::new();
+    for key in ["before", "between", "after"] {
+        if ask(pair, &["EXISTS", key]).await? == Reply::Integer(1) {
+            found.push(key);
+        }
+    }
+    Ok(found)
+}
+
+async fn set(pair: &Pair, key: &str) {
+    assert_eq!(ask(pair, &["SET", key, "1"]).await.unwrap(), Reply::Status("OK".into()));
+}
+
+/// The guest's answer, on a connection that lives no longer.
+async fn ask(pair: &Pair, words: &[&str]) -> io::Result<Reply> {
+    Connection::open(pair.topology.client.netns(), GUEST).await?.ask(words).await
+}
+
+/// Has the guest reboot, and waits until it answers again, with nothing of what it knew.
+async fn reboot(pair: &Pair) {
+    assert_eq!(ask(pair, &["REBOOT"]).await.unwrap(), Reply::Status("OK".into()));
+    let deadline = Instant::now() + patience();
+    // A connection that it had still taken is reset.
+    while !keys(pair).await.is_ok_and(|keys| keys.is_empty()) {
+        assert!(Instant::now() < deadline, "it does not reboot: {}", pair.logged("primary"));
+    }
 }
 
 #[test]

@@ -1,11 +1,15 @@
 //! A stock Linux under our VMM: Debian's cloud kernel and redis-server, as `cargo xtask guest linux` makes them.
 
+use std::time::{Duration, Instant};
+
 use remus::observe::status::Protection;
 use rig::{
     host::Death,
     pair::{Pair, ended, lost_nothing, patience, replies_more, with_hosts_for},
     remus::{Daemon, Machine, Options, Software, Timing},
 };
+
+use tokio::time::sleep;
 
 use super::in_the_lab;
 
@@ -34,30 +38,56 @@ pub(super) fn console(pair: &Pair, of: &str) -> Vec<String> {
     log.lines().filter_map(|line| Some(line.split_once(" guest: ")?.1.to_owned())).collect()
 }
 
-/// Boots a guest, which then ends itself as this word has it; its host says so in these words, and ends too.
-pub(super) fn boots_and_ends(kernel: &str, vcpus: u8, word: &str, how: &str) {
+/// Boots a guest, which then powers itself off; its host ends too.
+pub(super) fn boots_and_powers_off(kernel: &str, vcpus: u8) {
     in_the_lab();
     with_hosts_for(linux(vcpus), async |pair| {
-        let mut primary = start(&pair, kernel, word);
+        let mut primary = start(&pair, kernel, "remus.poweroff");
         let status = ended(&mut primary).await;
         let log = pair.logged("primary");
         assert!(status.success(), "{log}");
-        let said = console(&pair, "primary");
-        let ready = said.iter().find(|line| line.starts_with("remus-guest: ready"));
-        let ready = ready.unwrap_or_else(|| panic!("{log}"));
-        assert!(ready.ends_with(&format!("cpus={vcpus} clocksource=kvm-clock")), "{ready}");
-        assert!(log.contains(how), "{log}");
+        assert_eq!(ready(&pair, vcpus).await, 1, "{log}");
+        assert!(log.contains("PowerOff"), "{log}");
     });
+}
+
+/// Boots a guest, which then reboots again and again.
+pub(super) fn reboots(kernel: &str, vcpus: u8) {
+    in_the_lab();
+    with_hosts_for(linux(vcpus), async |pair| {
+        let mut primary = start(&pair, kernel, "remus.reboot");
+        let deadline = Instant::now() + patience();
+        while ready(&pair, vcpus).await < 3 {
+            primary.still_runs().unwrap();
+            assert!(Instant::now() < deadline, "{}", pair.logged("primary"));
+        }
+        primary.process.signal(libc::SIGTERM).unwrap();
+        assert!(ended(&mut primary).await.success(), "{}", pair.logged("primary"));
+    });
+}
+
+/// How often the guest has said that it is ready, with all its CPUs. Looks at it now and then.
+async fn ready(pair: &Pair, vcpus: u8) -> usize {
+    sleep(Duration::from_millis(200)).await;
+    let said = console(pair, "primary");
+    let all = said.iter().filter(|line| line.starts_with("remus-guest: ready"));
+    let wanted = format!("cpus={vcpus} clocksource=kvm-clock");
+    all.inspect(|line| assert!(line.ends_with(&wanted), "{line}")).count()
 }
 
 #[test]
 fn with_1_cpu_it_boots_and_powers_itself_off() {
-    boots_and_ends(BZIMAGE, 1, "remus.poweroff", "PowerOff");
+    boots_and_powers_off(BZIMAGE, 1);
 }
 
 #[test]
 fn by_pvh_it_boots_and_powers_itself_off() {
-    boots_and_ends(VMLINUX, 1, "remus.poweroff", "PowerOff");
+    boots_and_powers_off(VMLINUX, 1);
+}
+
+#[test]
+fn with_1_cpu_it_reboots_in_place() {
+    reboots(BZIMAGE, 1);
 }
 
 /// Protects a guest, lets its host die under load, and asks its clients, its clock and its console.

@@ -28,6 +28,8 @@ struct PrimaryEnd {
     encoder: Encoder,
     chain: Chain,
     ram: Ram,
+    /// The guest was reset since the last seal.
+    reset: bool,
     /// What the guest was at each seal.
     was: BTreeMap<Epoch, Ram>,
     /// Written to the bulk connection, and not yet read.
@@ -42,7 +44,16 @@ struct BackupEnd {
     chain: Chain,
     bytes: FrameBuffer,
     image: Ram,
+    /// The guest was reset in the checkpoint that arrives.
+    reset: bool,
     acks: Vec<u8>,
+}
+
+/// What the guest begins with.
+fn boot() -> Ram {
+    let mut ram = vec![[0; PAGE_SIZE]; RAM_PAGES as usize];
+    ram[1].fill(7);
+    ram
 }
 
 fn apply(image: &mut Ram, page: Page, content: Content<'_>) {
@@ -67,7 +78,8 @@ impl PrimaryEnd {
                 EncoderSettings { copies: 3, ..EncoderSettings::default() },
             ),
             chain: Chain::new(Session::new(1).unwrap()),
-            ram: vec![[0; PAGE_SIZE]; RAM_PAGES as usize],
+            ram: boot(),
+            reset: false,
             was: BTreeMap::new(),
             wire: Vec::new(),
             sessions: 0,
@@ -80,6 +92,12 @@ impl PrimaryEnd {
         let mut log = PageSet::new(RAM_PAGES);
         log.insert(Page(page));
         self.book.owe(&log);
+    }
+
+    /// As the engine does it: no page is owed for it.
+    fn reset(&mut self) {
+        self.ram = boot();
+        self.reset = true;
     }
 
     fn stage(&self, pages: &PageSet) -> Staging {
@@ -121,7 +139,8 @@ impl PrimaryEnd {
         });
         self.pipeline.handle_welcome(session, &welcome).unwrap();
         self.book.owe_everything();
-        self.encoder.new_session();
+        self.reset = false;
+        self.encoder.forget();
         self.chain = Chain::new(session);
         self.wire.clear();
         Attach { session }.encode(&mut self.wire);
@@ -138,6 +157,10 @@ impl PrimaryEnd {
         let Sealed { session, checkpoint, predecessor, .. } = self.pipeline.seal(Moment(self.now));
         let epoch = checkpoint.epoch();
         self.was.insert(epoch, self.ram.clone());
+        let reset = std::mem::take(&mut self.reset);
+        if reset {
+            self.encoder.forget();
+        }
         let captured = self.book.capture(epoch).clone();
         let staging = self.stage(&captured);
         let begin = Begin {
@@ -149,6 +172,7 @@ impl PrimaryEnd {
             sent: Moment(self.now),
             pages_max: u32::try_from(staging.len()).unwrap(),
             state_len: u32::try_from(STATE.len()).unwrap(),
+            reset,
         };
         let checksum = begin.encode(&mut self.wire);
         self.chain.absorb(Kind::Begin, checksum);
@@ -195,6 +219,7 @@ impl BackupEnd {
             bytes: FrameBuffer::new(Lane::BulkToBackup),
             // As memory that was used before: a session must not rely on what it finds.
             image: vec![[0xee; PAGE_SIZE]; RAM_PAGES as usize],
+            reset: false,
             acks: Vec::new(),
         }
     }
@@ -220,10 +245,11 @@ impl BackupEnd {
     }
 
     fn take_frames(&mut self, was: &BTreeMap<Epoch, Ram>) {
-        let Self { brain, assembly, chain, bytes, image, acks } = self;
+        let Self { brain, assembly, chain, bytes, image, reset, acks } = self;
         while let Some(frame) = bytes.next_frame().unwrap() {
             match Bulk::decode(&frame).unwrap() {
                 Bulk::Attach(attach) => brain.handle_attach(&attach).unwrap(),
+                Bulk::BootPages(_) | Bulk::BootState(_) => unreachable!("both know the boot image"),
                 Bulk::SyncPages(body) => {
                     brain.handle_sync_pages().unwrap();
                     let batch = assembly.sync_batch(body).unwrap();
@@ -233,6 +259,7 @@ impl BackupEnd {
                 Bulk::Begin(begin) => {
                     brain.handle_begin(&begin, chain.digest()).unwrap();
                     assembly.begin(begin.pages_max, begin.state_len).unwrap();
+                    *reset = begin.reset;
                     chain.absorb_frame(&frame);
                 }
                 Bulk::Pages(body) => {
@@ -249,6 +276,9 @@ impl BackupEnd {
                     let arrived = assembly.arrived();
                     let ack = brain.handle_end(Moment(1), &end, chain.digest(), arrived).unwrap();
                     ack.encode(acks);
+                    if *reset {
+                        *image = boot();
+                    }
                     for batch in assembly.batches() {
                         batch.iter().for_each(|(page, content)| apply(image, page, content));
                     }
@@ -273,6 +303,7 @@ enum Event {
         share: usize,
     },
     AcksArrive,
+    Reset,
     /// The connection breaks, whatever is in it, and the next session begins.
     Reconnect,
 }
@@ -283,6 +314,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         3 => Just(Event::Seal),
         3 => (1usize..=1000).prop_map(|share| Event::Arrives { share }),
         3 => Just(Event::AcksArrive),
+        1 => Just(Event::Reset),
         1 => Just(Event::Reconnect),
     ];
     proptest::collection::vec(event, 1..80)
@@ -306,6 +338,7 @@ proptest! {
                     backup.read(&arrived, &primary.was);
                 }
                 Event::AcksArrive => primary.read_acks(&std::mem::take(&mut backup.acks)),
+                Event::Reset => primary.reset(),
                 Event::Reconnect => {
                     primary.lose_session();
                     backup.brain.handle_session_lost();

@@ -27,7 +27,7 @@ mod queue;
 mod serial;
 
 use core::net::Ipv4Addr;
-use remus_abi::boot::{BOOT_MAGIC, BootInfo, PowerOff};
+use remus_abi::boot::{BOOT_MAGIC, BootInfo};
 use remus_guest::beacon::Sender;
 use remus_guest::node::{Memory, Node};
 use remus_guest::options::Options;
@@ -108,9 +108,9 @@ fn run(
         if server_wants(now_ns, nic, server_due_ns) {
             let polled = server.poll(now_ns, nic, node);
             server_due_ns = polled.due_ns;
-            if polled.power_off {
+            if let Some(how) = polled.leave {
                 nic.kick();
-                serial::power_off(PowerOff::Done);
+                serial::power_off(how);
             }
             if node.work().has_news() {
                 others::wake(vcpus);

@@ -1,6 +1,7 @@
 //! One connection: bytes in, requests, replies, bytes out.
 
 use alloc::vec::Vec;
+use remus_abi::boot::PowerOff;
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp;
 
@@ -87,8 +88,8 @@ impl Connection {
         parser: &mut Parser,
         node: &mut Node<'_>,
         now_ns: u64,
-    ) -> bool {
-        let mut power_off = false;
+    ) -> Option<PowerOff> {
+        let mut leave = None;
         match socket.state() {
             // One that was aborted has a reset to send first.
             tcp::State::Closed if socket.remote_endpoint().is_some() => {}
@@ -108,7 +109,7 @@ impl Connection {
                 self.send(socket);
                 while self.phase == Phase::Serving && self.unsent() < OUTBOX_PAUSE {
                     let read = self.read(socket, node.memory().limits.request);
-                    let executed = self.execute(parser, node, now_ns, &mut power_off);
+                    let executed = self.execute(parser, node, now_ns, &mut leave);
                     self.send(socket);
                     if read == 0 && !executed {
                         // The peer will send no more, and has had every reply.
@@ -127,7 +128,7 @@ impl Connection {
                 }
             }
         }
-        power_off
+        leave
     }
 
     /// Hangs up without a word, and gives back the memory: the peer gets a reset.
@@ -194,7 +195,7 @@ impl Connection {
         parser: &mut Parser,
         node: &mut Node<'_>,
         now_ns: u64,
-        power_off: &mut bool,
+        leave: &mut Option<PowerOff>,
     ) -> bool {
         let limits = node.memory().limits;
         let mut done = 0;
@@ -211,7 +212,7 @@ impl Connection {
                         match outcome {
                             Outcome::Continue => {}
                             Outcome::Close => self.phase = Phase::Closing,
-                            Outcome::PowerOff => *power_off = true,
+                            Outcome::Leave(how) => *leave = Some(how),
                         }
                     }
                     done += consumed;

@@ -18,6 +18,7 @@ mod retransmit;
 mod tests;
 
 use alloc::vec::Vec;
+use remus_abi::boot::PowerOff;
 use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketSet};
 use smoltcp::phy::Device;
 use smoltcp::socket::tcp;
@@ -43,8 +44,8 @@ const EGRESS_ROUNDS: usize = 32;
 pub struct Polled {
     /// When to poll again even if no frame has come; at once if not in the future.
     pub due_ns: Option<u64>,
-    /// A client has asked for the machine to be switched off, and has its reply.
-    pub power_off: bool,
+    /// How a client has asked for the machine's end, if one has; it has its reply.
+    pub leave: Option<PowerOff>,
 }
 
 /// The server's network side.
@@ -59,7 +60,7 @@ pub struct Server {
     listening: usize,
     /// Capacity of all connections' buffers.
     buffered: usize,
-    power_off: bool,
+    leave: Option<PowerOff>,
 }
 
 impl Server {
@@ -107,7 +108,7 @@ impl Server {
             port: options.port,
             listening: Memory::SOCKETS,
             buffered: 0,
-            power_off: false,
+            leave: None,
         }
     }
 
@@ -142,7 +143,7 @@ impl Server {
             let stack = self.iface.poll_at(now, &self.sockets).map(nanoseconds);
             [stack, retransmit_ns].into_iter().flatten().min()
         };
-        Polled { due_ns, power_off: self.power_off && self.all_replies_are_out() }
+        Polled { due_ns, leave: self.leave.filter(|_| self.all_replies_are_out()) }
     }
 
     /// Serves every connection. When the first retransmission is due.
@@ -153,8 +154,8 @@ impl Server {
         for connection in &mut self.connections {
             let socket = self.sockets.get_mut::<tcp::Socket<'_>>(connection.handle());
             if socket.state() != tcp::State::Listen {
-                self.power_off |=
-                    connection.serve(socket, self.port, &mut self.parser, node, now_ns);
+                let asked = connection.serve(socket, self.port, &mut self.parser, node, now_ns);
+                self.leave = self.leave.or(asked);
             }
             self.buffered = self.buffered - connection.charged() + connection.recharge();
             if socket.state() == tcp::State::Listen {

@@ -100,7 +100,7 @@ impl<'m> World<'m> {
             sockets: SocketSet::new(Vec::new()),
             cut: false,
             sent_payload_ms: Vec::new(),
-            polled: Polled { due_ns: None, power_off: false },
+            polled: Polled { due_ns: None, leave: None },
         }
     }
 
@@ -306,17 +306,17 @@ fn half_read_requests_of_all_together_are_bounded() {
 }
 
 #[test]
-fn the_machine_is_switched_off_only_when_the_reply_has_arrived() {
+fn the_machine_ends_only_when_the_reply_has_arrived() {
     let mut arena = [];
     let mut world = World::new(&mut arena);
     let client = world.connect(40_000);
     world.run(20);
     world.cut = true;
-    world.ask(client, b"POWEROFF\r\n");
+    world.ask(client, b"REBOOT\r\n");
     world.run(100);
-    assert!(!world.polled.power_off);
+    assert_eq!(world.polled.leave, None);
     world.cut = false;
     world.run(1_500);
-    assert!(world.polled.power_off);
+    assert_eq!(world.polled.leave, Some(PowerOff::Reset));
     assert_eq!(world.read(client), b"+OK\r\n");
 }

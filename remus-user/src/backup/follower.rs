@@ -9,11 +9,11 @@ use tracing::{error, info, warn};
 
 use super::{
     BackupOptions, disks,
-    image::Image,
+    image::{Beside, Image},
     mailbox::{Letter, Letters, Mailbox, mailbox},
 };
 use crate::{
-    checkpoint::{EncoderSettings, MachineState, QUIET_EPOCHS_DEFAULT},
+    checkpoint::{EncoderSettings, QUIET_EPOCHS_DEFAULT},
     config::LinkName,
     failover,
     link::{self, AckDatagrams, Arrived, Polled},
@@ -63,7 +63,7 @@ pub(super) fn start(vm: VmName, options: Arc<BackupOptions>) -> Result<Mailbox> 
         brain: Backup::new(me, newest, owner),
         standby: None,
         session: None,
-        state: MachineState::default(),
+        beside: Beside::default(),
     };
     let run = move || {
         let vm = follower.vm.clone();
@@ -107,8 +107,7 @@ struct Follower {
     brain: Backup,
     standby: Option<Standby>,
     session: Option<Following>,
-    /// Of the newest committed checkpoint.
-    state: MachineState,
+    beside: Beside,
 }
 
 /// A session, or what is left of it: the detector goes on until there is another.
@@ -300,6 +299,7 @@ impl Follower {
             return Ok(());
         }
         let standby = self.standby.as_ref().expect("built before the welcome");
+        let vcpus = usize::from(standby.plan().shape.vcpus);
         let ram_pages = standby.machine.memory().layout().pages();
         let datagrams = hello.acks_to.and_then(|to| match AckDatagrams::beside(&stream, &to) {
             Ok(datagrams) => Some(datagrams),
@@ -321,7 +321,7 @@ impl Follower {
             control: Some(control),
             bulk: None,
             datagrams,
-            image: Image::new(ram_pages, hello.session),
+            image: Image::new(ram_pages, vcpus, hello.session),
             protected: false,
         });
         self.shared.begin_term(hello.term);
@@ -358,7 +358,7 @@ impl Follower {
             session: Some(following),
             standby: Some(standby),
             brain,
-            state,
+            beside,
             shared,
             vm: _,
             ..
@@ -395,7 +395,7 @@ impl Follower {
             // Not without end: heartbeats are to be answered while a primary sends as fast as this host reads.
             for _ in 0..READS_MAX {
                 while let Some(frame) = bulk.frames.next_frame()? {
-                    let ack = image.take(&frame, brain, memory, state)?;
+                    let ack = image.take(&frame, brain, memory, beside)?;
                     detector.handle_heard(boot_now(), BULK);
                     if let Some(ack) = ack {
                         // First the one that a thread at the other end need not wake up for.
@@ -406,7 +406,7 @@ impl Follower {
                             ack.encode(out);
                         })
                         .context("ack")?;
-                        image.apply(memory)?;
+                        image.apply(memory, beside)?;
                         shared.applied(Stamp::new(ack.term, ack.epoch));
                         if !std::mem::replace(protected, true) {
                             shared.stand(Protection::Protected, "");
@@ -441,7 +441,7 @@ impl Follower {
 
     /// From here on this thread is the guest's engine.
     fn take_over(self, suspicion: Suspicion) -> Result<()> {
-        let Self { vm, store, shared, brain, standby, session, state, letters, .. } = self;
+        let Self { vm, store, shared, brain, standby, session, beside, letters, .. } = self;
         let decided = boot_now();
         let Following { timing, control, .. } = session.expect("a detector suspected");
         let promotion = brain.promote(decided, suspicion).map_err(|not| anyhow!("{}", not.why))?;
@@ -453,6 +453,8 @@ impl Follower {
         );
         letters.set_promoted(promoted);
         let mut standby = standby.expect("a session has one");
+        let Beside { state, boot } = beside;
+        let boot = boot.context("a committed checkpoint without what the guest begins with")?;
         failover::take_over(&mut standby, &state, &fenced, &store)?;
         let open = boot_now();
 
@@ -464,6 +466,7 @@ impl Follower {
         let engine = Engine::start(Parts {
             vm: vm.as_str().to_owned(),
             machine,
+            boot,
             gate,
             brain: Pipeline::start_unprotected(fenced, policy, decided),
             lease: timing.lease,

@@ -11,7 +11,7 @@ use crate::wire::BODY_MAX;
 
 /// Compares staged pages with what was last sent, and encodes what differs.
 ///
-/// Call order, per session: [`new_session`](Self::new_session), then for each staging [`encode`](Self::encode) and
+/// Call order, per session: [`forget`](Self::forget), then for each staging [`encode`](Self::encode) and
 /// [`next_batch`](Encoded::next_batch) until there is none, then [`verdicts`](Self::verdicts). What `next_batch`
 /// yields must be sent in that order, or the session dropped: the encoder takes it as sent.
 ///
@@ -102,8 +102,8 @@ impl Encoder {
         }
     }
 
-    /// Forgets what was sent: the backup of a new session has nothing.
-    pub fn new_session(&mut self) {
+    /// Forgets what was sent: the backup of a new session has nothing, and that of a guest that was reset something else.
+    pub fn forget(&mut self) {
         self.shadow.clear();
     }
 
@@ -300,7 +300,7 @@ mod tests {
         let (mut encoder, mut image) =
             (Encoder::new(2, EncoderSettings::default()), vec![[9; PAGE_SIZE]; 2]);
         carry(&mut encoder, &staged(&[(0, 1), (1, 0)]), &mut image);
-        encoder.new_session();
+        encoder.forget();
         assert_eq!(
             carry(&mut encoder, &staged(&[(0, 1), (1, 0)]), &mut image),
             [(0, "raw"), (1, "zero")]

@@ -7,12 +7,14 @@
 //!                                                                                       Assembly ─► memory
 //! ```
 //!
-//! Beside the pages goes the machine's other state, [`MachineState`]: plain values, with their own encoding.
+//! Beside the pages goes the machine's other state, [`MachineState`]: plain values, with their own encoding. Before the
+//! first of them goes what the guest begins with, [`BootImage`], for its resets.
 //!
 //! Pure: no clock, socket, file, thread or ioctl in here.
 
 mod assembly;
 mod batch;
+mod boot_image;
 mod budget;
 mod delta;
 mod dirty;
@@ -29,6 +31,7 @@ mod walk;
 
 pub use assembly::{Arrived, Assembly, STATE_MAX};
 pub use batch::{Batch, BatchError, Content, Encoding};
+pub use boot_image::{BootAssembly, BootImage};
 pub use budget::PauseBudget;
 pub use delta::{Delta, DeltaError};
 pub use dirty::DirtyBook;

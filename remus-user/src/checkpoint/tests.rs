@@ -82,7 +82,7 @@ proptest! {
             if let Err(e) = arrives(&mut fresh, &bytes) {
                 prop_assert!(matches!(e, BatchError::NoBase(_)), "{e}");
             }
-            encoder.new_session();
+            encoder.forget();
             assembly.new_session();
             arrives(&mut assembly, &sent(&mut encoder, &ram, 0..PAGES)).unwrap();
             prop_assert!(assembly.arrived().covers_ram);

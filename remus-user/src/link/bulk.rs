@@ -42,10 +42,19 @@ impl BulkOut {
         self.chain.digest()
     }
 
-    /// Sends pages of the live sync.
+    /// Sends pages of what the guest begins with.
     ///
     /// # Errors
     /// When the connection is gone, as for every method here.
+    pub fn boot_pages(&mut self, batch: &OutBatch<'_>) -> io::Result<()> {
+        self.frame(Kind::BootPages, batch.parts())
+    }
+
+    pub fn boot_state(&mut self, part: &[u8]) -> io::Result<()> {
+        self.frame(Kind::BootState, std::iter::once(part))
+    }
+
+    /// Sends pages of the live sync.
     pub fn sync_pages(&mut self, batch: &OutBatch<'_>) -> io::Result<()> {
         self.frame(Kind::SyncPages, batch.parts())
     }

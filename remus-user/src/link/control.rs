@@ -135,7 +135,9 @@ async fn read_opening(stream: &mut TcpStream) -> Result<Opening> {
     match lane {
         Lane::BulkToBackup => match Bulk::decode(&frame)? {
             Bulk::Attach(attach) => Ok(Opening::Attach(attach)),
-            Bulk::SyncPages(_)
+            Bulk::BootPages(_)
+            | Bulk::BootState(_)
+            | Bulk::SyncPages(_)
             | Bulk::Begin(_)
             | Bulk::Pages(_)
             | Bulk::State(_)

@@ -21,7 +21,7 @@ use super::copy::{PageCopier, Strides};
 use super::help::Help;
 use super::layout::Layout;
 use super::touched::Touched;
-use crate::checkpoint::{PAGE_SIZE, Page, PageSet, StagedPage, Staging};
+use crate::checkpoint::{BootImage, PAGE_SIZE, Page, PageSet, StagedPage, Staging};
 
 /// Guest RAM as vm-memory's users see it.
 pub(super) type Ram = GuestMemoryMmap<Touched>;
@@ -107,6 +107,17 @@ impl Memory {
         }
         self.mark(page);
         Ok(())
+    }
+
+    /// Makes RAM what a guest begins with.
+    ///
+    /// # Errors
+    /// When a page of `boot` is beyond the end of RAM; what was written until then stays.
+    pub fn reset(&self, boot: &BootImage) -> Result<()> {
+        // SAFETY: all of the mapping; otherwise as in `write_page`.
+        unsafe { ptr::write_bytes(self.mapping.start, 0, self.mapping.bytes) };
+        self.touch_all();
+        boot.pages().iter().try_for_each(|(page, bytes)| self.write_page(page, bytes))
     }
 
     /// Reads a whole page.
@@ -308,6 +319,7 @@ impl Drop for Mapping {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::MachineState;
     use vm_memory::Bytes;
 
     #[test]
@@ -323,6 +335,25 @@ mod tests {
         set.clear();
         memory.harvest_touched(&mut set);
         assert!(set.is_empty());
+    }
+
+    #[test]
+    fn after_a_reset_ram_is_the_boot_image_and_all_of_it_was_written() {
+        let memory = Memory::new(Layout::of_mib(1)).unwrap();
+        memory.write_page(Page(3), &[3; PAGE_SIZE]).unwrap();
+        let mut pages = Staging::new(1);
+        memory.copy([Page(3)], &mut pages).unwrap();
+        let boot = BootImage::new(pages, MachineState::default());
+        let begun = memory.digest();
+        for page in [Page(0), Page(3), Page(255)] {
+            memory.write_page(page, &[9; PAGE_SIZE]).unwrap();
+        }
+        let mut written = PageSet::new(memory.layout().pages());
+        memory.harvest_touched(&mut written);
+        memory.reset(&boot).unwrap();
+        assert_eq!(memory.digest(), begun);
+        memory.harvest_touched(&mut written);
+        assert_eq!(written.len(), 256);
     }
 
     #[test]

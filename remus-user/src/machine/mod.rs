@@ -1,7 +1,8 @@
 //! The machine: a guest under KVM, that can be stopped, captured, and put together again elsewhere.
 //!
 //! [`Prepared`] is a machine that does not run; [`Prepared::start`] makes it a [`Machine`];
-//! [`Machine::pause`] gives a [`Paused`], and only that can be captured. What both hosts must agree on is a
+//! [`Machine::pause`] gives a [`Paused`], and only that can be captured. A guest that reset itself is put back to its
+//! beginning in the same machine ([`Machine::reboot`]). What both hosts must agree on is a
 //! [`Shape`] and a [`CpuProfile`].
 //!
 //! Threads: one for each vCPU, which captures its own state when it stops; the one that owns the [`Machine`], which

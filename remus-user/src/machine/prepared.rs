@@ -11,15 +11,13 @@ use super::capture::Registers;
 use super::cpu::CpuProfile;
 use super::devices::Console;
 use super::devices::board::Board;
-use super::devices::bus::Bus;
 use super::layout::Layout;
 use super::memory::Memory;
 use super::running::Machine;
 use super::shape::{Placement, Shape};
-use super::vcpu::{Control, Vcpus};
-use super::vm::{Vm, event};
+use super::vm::Vm;
 use super::{boot, capture, clock};
-use crate::checkpoint::MachineState;
+use crate::checkpoint::{BootImage, MachineState, PageSet, Staging, VcpuState};
 
 /// A machine before its start: the primary loads a guest into it; the backup fills its memory from
 /// checkpoints, as long as it likes, and puts the rest in when it takes over.
@@ -75,27 +73,37 @@ impl Prepared {
         boot::load(self.memory(), &self.vcpus[0], firmware, software)
     }
 
+    /// What the guest begins with. To be asked for once it is loaded, before anything else writes its memory.
+    ///
+    /// # Errors
+    /// When KVM does not give a part of the state.
+    pub fn boot_image(&self) -> Result<BootImage> {
+        let memory = self.memory();
+        let mut written = PageSet::new(memory.layout().pages());
+        memory.look_at_touched(&mut written);
+        let mut pages = Staging::new(written.len());
+        memory.copy(written.iter(), &mut pages)?;
+        let mut state = MachineState::default();
+        let mut msrs = capture::msr_buffer(self.cpu.msrs())?;
+        state.vcpus.resize_with(self.vcpus.len(), VcpuState::default);
+        for (n, (vcpu, state)) in self.vcpus.iter().zip(&mut state.vcpus).enumerate() {
+            capture::save(vcpu, Registers::Asked, &mut msrs, state)
+                .with_context(|| format!("capture vCPU {n}"))?;
+        }
+        self.vm.save_chips(&mut state.chips)?;
+        state.clock = clock::save(self.vm.fd())?;
+        self.board.save(&mut state.devices, &mut state.serial);
+        Ok(BootImage::new(pages, state))
+    }
+
     /// Puts in everything that is not RAM. RAM must be that of the same checkpoint.
     ///
     /// # Errors
     /// When the state is of another machine, or KVM refuses it; this machine is of no use then.
     pub fn restore(&mut self, state: &MachineState) -> Result<()> {
-        ensure!(
-            state.vcpus.len() == self.vcpus.len(),
-            "a state of {} vCPUs for a machine of {}",
-            state.vcpus.len(),
-            self.vcpus.len()
-        );
         // One step for all of them, lest they drift apart.
         let tsc_step = self.cpu.ticks(clock::step(state.clock));
-        for (n, (vcpu, from)) in self.vcpus.iter().zip(&state.vcpus).enumerate() {
-            capture::restore(vcpu, from, tsc_step).with_context(|| format!("restore vCPU {n}"))?;
-        }
-        // Before the clock, which KVM keeps best while all TSCs agree.
-        capture::unite_tscs(&self.vcpus, self.cpu.tsc_khz())?;
-        // After the vCPUs: the IOAPIC sends what it holds pending to their APICs.
-        self.vm.restore_chips(&state.chips)?;
-        self.board.restore(&state.devices, &state.serial)?;
+        put_in(state, tsc_step, &self.cpu, &self.vcpus, &self.vm, &self.board)?;
         // As late as can be: the guest's clock stands still from here to its start.
         clock::restore(self.vm.fd(), state.clock)?;
         for vcpu in &self.vcpus {
@@ -107,22 +115,39 @@ impl Prepared {
 
     /// Lets the guest run.
     ///
-    /// Every queue is processed and every device's interrupt raised once: a doorbell or an interrupt that
-    /// was on its way at the capture is in no state, and a needless one does no harm.
-    ///
     /// # Errors
     /// When a thread or event cannot be had.
     pub fn start(self) -> Result<Machine> {
         let Self { vcpus, vm, board, cpu, placement } = self;
-        let ended = event()?;
-        let machine_end = ended.try_clone().context("eventfd")?;
-        let control = Arc::new(Control::new(ended));
-        let bus = Arc::new(Bus::new(Arc::clone(&board)));
-        board.replay()?;
         board.start(&placement.device_cpus)?;
-        let registers = Registers::of(vm.fd(), vcpus.len());
-        let cpus = &placement.vcpu_cpus;
-        let vcpus = Vcpus::start(vcpus, cpus, cpu.msrs(), registers, &bus, Arc::clone(&control))?;
-        Machine::new(vcpus, vm, board, control, &machine_end)
+        Machine::start(vcpus, vm, board, cpu, placement)
     }
+}
+
+/// Puts a state into the parts of a machine whose vCPUs are in no thread; their TSCs go on from `tsc_step` later.
+///
+/// # Errors
+/// When it is of another machine, or KVM refuses it.
+pub(super) fn put_in(
+    state: &MachineState,
+    tsc_step: u64,
+    cpu: &CpuProfile,
+    vcpus: &[VcpuFd],
+    vm: &Vm,
+    board: &Board,
+) -> Result<()> {
+    ensure!(
+        state.vcpus.len() == vcpus.len(),
+        "a state of {} vCPUs for a machine of {}",
+        state.vcpus.len(),
+        vcpus.len()
+    );
+    for (n, (vcpu, from)) in vcpus.iter().zip(&state.vcpus).enumerate() {
+        capture::restore(vcpu, from, tsc_step).with_context(|| format!("restore vCPU {n}"))?;
+    }
+    // Before the clock, which KVM keeps best while all TSCs agree.
+    capture::unite_tscs(vcpus, cpu.tsc_khz())?;
+    // After the vCPUs: the IOAPIC sends what it holds pending to their APICs.
+    vm.restore_chips(&state.chips)?;
+    board.restore(&state.devices, &state.serial)
 }

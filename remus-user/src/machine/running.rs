@@ -5,19 +5,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use kvm_ioctls::VcpuFd;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::capture::Registers;
+use super::cpu::CpuProfile;
 use super::devices::Console;
 use super::devices::board::Board;
+use super::devices::bus::Bus;
 use super::devices::net::{NetCounters, RECEIVE, TRANSMIT};
 use super::devices::port::Progress;
 use super::devices::rng::REQUESTS;
 use super::memory::Memory;
 use super::paused::Paused;
+use super::prepared::put_in;
+use super::shape::Placement;
 use super::vcpu::{Control, End, Vcpus};
-use super::vm::Vm;
-use crate::checkpoint::{Page, PageSet, Staging};
+use super::vm::{Vm, event};
+use crate::checkpoint::{BootImage, Page, PageSet, Staging};
 
 /// A machine whose vCPUs run, and the thread that serves it.
 ///
@@ -31,10 +37,16 @@ pub struct Machine {
     board: Arc<Board>,
     vm: Vm,
     control: Arc<Control>,
+    cpu: CpuProfile,
+    placement: Placement,
+    /// Signalled when the guest ends.
+    ended: EventFd,
     /// The devices' descriptors, behind one of its own.
     epoll: Epoll,
     /// The tap is waited for. It is not while the guest has no buffer for what is in it.
     tap_armed: bool,
+    /// It is recorded which pages are written.
+    tracks: bool,
 }
 
 /// What a call of [`Machine::service`] found.
@@ -60,13 +72,19 @@ const SOURCES: [Source; 5] =
     [Source::Receive, Source::Transmit, Source::Tap, Source::Entropy, Source::End];
 
 impl Machine {
-    pub(super) fn new(
-        vcpus: Vcpus,
+    /// Lets the guest run on these parts.
+    ///
+    /// # Errors
+    /// When a thread or event cannot be had.
+    pub(super) fn start(
+        vcpus: Vec<VcpuFd>,
         vm: Vm,
         board: Arc<Board>,
-        control: Arc<Control>,
-        ended: &EventFd,
+        cpu: CpuProfile,
+        placement: Placement,
     ) -> Result<Self> {
+        let ended = event()?;
+        let (vcpus, control) = run(vcpus, &vm, &board, &cpu, &placement, &ended)?;
         let epoll = Epoll::new().context("epoll")?;
         let (net, rng) = (&board.net, &board.rng);
         let tap = net.lock().tap_fd();
@@ -82,7 +100,18 @@ impl Machine {
                 .ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))
                 .context("wait for the devices")?;
         }
-        Ok(Self { vcpus, vm, board, control, epoll, tap_armed: false })
+        Ok(Self {
+            vcpus,
+            board,
+            vm,
+            control,
+            cpu,
+            placement,
+            ended,
+            epoll,
+            tap_armed: false,
+            tracks: false,
+        })
     }
 
     /// Guest RAM.
@@ -149,12 +178,39 @@ impl Machine {
         Ok(Paused::new(&self.vcpus, &self.vm, &self.board))
     }
 
+    /// Puts a guest that has ended back to where it began, and lets it run: what a reset button does.
+    ///
+    /// RAM is the boot image's then, which is not in the record of written pages: whoever copies that record must copy the
+    /// boot image too.
+    ///
+    /// # Errors
+    /// When a vCPU does not stop or does not take its state; the machine is of no use then.
+    pub fn reboot(&mut self, boot: &BootImage) -> Result<()> {
+        self.vcpus.pause()?;
+        self.board.parking().park();
+        let vcpus = self.vcpus.stop()?;
+        let Self { vm, board, cpu, .. } = &*self;
+        put_in(boot.state(), 0, cpu, &vcpus, vm, board).context("reset the machine")?;
+        // After that: until then KVM may still write what the guest had asked for, its steal time.
+        vm.memory().reset(boot)?;
+        if self.tracks {
+            let mut written = PageSet::new(vm.memory().layout().pages());
+            vm.dirty_pages(&mut written)?;
+            vm.protect(&written)?;
+            vm.memory().harvest_touched(&mut written);
+        }
+        board.parking().resume();
+        (self.vcpus, self.control) = run(vcpus, vm, board, cpu, &self.placement, &self.ended)?;
+        Ok(())
+    }
+
     /// Starts or stops recording which pages are written. A record begins with every page in it.
     ///
     /// # Errors
     /// When KVM refuses.
     pub fn track_dirty(&mut self, on: bool) -> Result<()> {
         self.vm.log_dirty_pages(on)?;
+        self.tracks = on;
         if on {
             self.memory().touch_all();
         }
@@ -247,6 +303,27 @@ impl Machine {
             .ctl(ControlOperation::Modify, tap, EpollEvent::new(events, Source::Tap as u64))
             .context("wait for the tap")
     }
+}
+
+/// Lets vCPUs run, each in a thread of its own.
+///
+/// Every queue is processed and every device's interrupt raised once: a doorbell or an interrupt that was on its way at
+/// a capture is in no state, and a needless one does no harm.
+fn run(
+    vcpus: Vec<VcpuFd>,
+    vm: &Vm,
+    board: &Arc<Board>,
+    cpu: &CpuProfile,
+    placement: &Placement,
+    ended: &EventFd,
+) -> Result<(Vcpus, Arc<Control>)> {
+    let control = Arc::new(Control::new(ended.try_clone().context("eventfd")?));
+    let bus = Arc::new(Bus::new(Arc::clone(board)));
+    board.replay()?;
+    let registers = Registers::of(vm.fd(), vcpus.len());
+    let cpus = &placement.vcpu_cpus;
+    let vcpus = Vcpus::start(vcpus, cpus, cpu.msrs(), registers, &bus, Arc::clone(&control))?;
+    Ok((vcpus, control))
 }
 
 impl AsRawFd for Machine {

@@ -22,7 +22,8 @@
 //! for each way to be out of the guest: a vCPU that is halted or that waits for its start (INIT, SIPI) sleeps
 //! inside KVM_RUN, is taken out of it like any other, and is parked in the same place.
 //!
-//! When the guest has ended on one vCPU it has ended: none is entered again.
+//! When the guest has ended on one vCPU it has ended: none is entered again, unless all threads are ended and others begin
+//! with what a reset makes of their vCPUs ([`Vcpus::stop`]).
 
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, Ordering};
@@ -30,7 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use kvm_bindings::Msrs;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -338,8 +339,6 @@ impl Vcpus {
         self.kick();
     }
 
-    /// Takes every vCPU out of the guest. All flags before the first signal: a thread that is woken may take
-    /// this one's CPU.
     /// Where a parked vCPU's thread looks for work.
     pub(super) fn help(&self) -> &Help {
         &self.control.help
@@ -350,6 +349,20 @@ impl Vcpus {
         self.threads.iter().map(cpu_time_of).sum()
     }
 
+    /// Ends the threads in a pause, and gives the vCPUs back: no instruction of the guest's is left unfinished.
+    ///
+    /// # Errors
+    /// When a thread has panicked.
+    pub(super) fn stop(&mut self) -> Result<Vec<VcpuFd>> {
+        assert!(Phase::of(self.control.word()) == Phase::Pause, "stopped without a pause");
+        self.wait_captured()?;
+        self.control.change(Phase::EXIT);
+        let threads = self.threads.drain(..);
+        threads.map(|thread| thread.join().map_err(|_| anyhow!("a vCPU has panicked"))).collect()
+    }
+
+    /// Takes every vCPU out of the guest. All flags before the first signal: a thread that is woken may take
+    /// this one's CPU.
     fn kick(&self) {
         let started = &self.cells[..self.threads.len()];
         started.iter().for_each(|cell| cell.immediate_exit.set(true));

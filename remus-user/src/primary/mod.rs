@@ -49,7 +49,7 @@ use self::{
     start::Permission,
 };
 use crate::{
-    checkpoint::{HotSet, QUIET_EPOCHS_DEFAULT, STATE_VERSION},
+    checkpoint::{BootImage, HotSet, QUIET_EPOCHS_DEFAULT, STATE_VERSION},
     config::{Config, LEASE_MARGIN, ReleaseTrigger},
     gate::{Gate, Trigger},
     machine::{self, Console, CpuProfile, DiskShape, Shape, fault_cost},
@@ -87,13 +87,16 @@ pub fn run(options: PrimaryOptions) -> Result<()> {
     let term = fenced.term();
 
     let mut standby = Standby::prepare(plan_of(&config, term)?, &directory.path().join("bpf"))?;
-    let loaded = standby.machine.load(config.machine.software());
-    let console = standby.machine.console();
-    let attached = loaded.and_then(|()| attach_console(&config, &console, terminal));
-    // Until the end of this function: then the terminal is as it was.
-    let _attached = match attached.and_then(|attached| standby.wiring.connect().map(|()| attached))
-    {
-        Ok(attached) => attached,
+    let begun = (|| {
+        standby.machine.load(config.machine.software())?;
+        let boot = standby.machine.boot_image()?;
+        let attached = attach_console(&config, &standby.machine.console(), terminal)?;
+        standby.wiring.connect()?;
+        Ok((boot, attached))
+    })();
+    // The terminal is as it was when this function ends.
+    let (boot, _attached) = match begun {
+        Ok(begun) => begun,
         Err(e) => {
             standby.remove()?;
             return Err(e);
@@ -110,7 +113,7 @@ pub fn run(options: PrimaryOptions) -> Result<()> {
         if open { "open until a backup is there" } else { "shut" }
     );
     let (stopped, gate, wiring) =
-        Shell::new(&config, &directory, &store, standby, fenced, open)?.run()?;
+        Shell::new(&config, &directory, &store, standby, boot, fenced, open)?.run()?;
     match stopped {
         Stopped::Ended(why) => {
             store.write(vm, Record { term, standing: Standing::Ended, owner: None })?;
@@ -149,6 +152,7 @@ impl Shell {
         directory: &VmDir,
         store: &Store,
         standby: Standby,
+        boot: BootImage,
         fenced: Fenced,
         open: bool,
     ) -> Result<Self> {
@@ -174,6 +178,7 @@ impl Shell {
         let parts = Parts {
             vm: vm.to_owned(),
             machine,
+            boot,
             gate,
             brain,
             lease: timing.lease,

@@ -1,13 +1,16 @@
 //! The sender thread of a session: compares, encodes, writes.
 //!
 //! It is the only one that knows what the backup has ([`Encoder`]'s shadow), so it begins with the session and
-//! ends with it. Shipments come back to the engine when they are dealt with, also after the connection is lost:
+//! ends with it. The first that it sends is what the guest begins with. Shipments come back to the engine when they are dealt with, also after the connection is lost:
 //! their buffers are used again, and what they carried is in the engine's books.
 
 use std::{
     io,
     net::TcpStream,
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
     thread,
 };
 
@@ -16,7 +19,7 @@ use remus_abi::{Epoch, Term};
 
 use super::inbox::{Input, Post};
 use crate::{
-    checkpoint::{Encoder, MachineState, Staging, Verdict},
+    checkpoint::{BootImage, Encoder, EncoderSettings, MachineState, Staging, Verdict},
     link::BulkOut,
     os::boot_now,
     wire::{BODY_MAX, Begin, End, Session},
@@ -39,7 +42,13 @@ pub(crate) enum Cargo {
     /// Pages of the live sync.
     Sync,
     /// A whole checkpoint.
-    Checkpoint { term: Term, epoch: Epoch, predecessor: Epoch },
+    Checkpoint {
+        term: Term,
+        epoch: Epoch,
+        predecessor: Epoch,
+        /// The guest was reset in it.
+        reset: bool,
+    },
 }
 
 impl Shipment {
@@ -65,16 +74,21 @@ impl Sender {
     pub(super) fn start(
         session: Session,
         bulk: TcpStream,
-        encoder: Encoder,
+        boot: Arc<BootImage>,
+        ram_pages: u32,
+        encoding: EncoderSettings,
         depth: usize,
         post: Post,
     ) -> Result<Self> {
-        let out = BulkOut::new(bulk, session).context("prepare the bulk connection")?;
+        let mut out = BulkOut::new(bulk, session).context("prepare the bulk connection")?;
         let (jobs, inbox) = sync_channel(depth);
-        thread::Builder::new()
-            .name("sender".to_owned())
-            .spawn(move || run(session, out, encoder, &inbox, &post))
-            .context("start the sender thread")?;
+        let run = move || {
+            let sent = send_boot_image(&mut out, &boot, ram_pages, encoding);
+            let broken = sent.inspect_err(|e| lost(session, e, &post)).is_err();
+            run(session, out, Encoder::new(ram_pages, encoding), broken, &inbox, &post);
+        };
+        let thread = thread::Builder::new().name("sender".to_owned()).spawn(run);
+        thread.context("start the sender thread")?;
         Ok(Self { jobs })
     }
 
@@ -91,10 +105,10 @@ fn run(
     session: Session,
     mut out: BulkOut,
     mut encoder: Encoder,
+    mut broken: bool,
     jobs: &Receiver<Box<Shipment>>,
     post: &Post,
 ) {
-    let mut broken = false;
     for mut shipment in jobs {
         shipment.verdicts.clear();
         shipment.bytes = 0;
@@ -102,15 +116,33 @@ fn run(
             let before = out.bytes();
             if let Err(e) = send(session, &mut out, &mut encoder, &mut shipment, post) {
                 broken = true;
-                post.send(Input::Lost {
-                    session,
-                    why: format!("sending to the backup failed: {e}"),
-                });
+                lost(session, &e, post);
             }
             shipment.bytes = out.bytes() - before;
         }
         post.send(Input::Shipped(shipment));
     }
+}
+
+fn lost(session: Session, e: &io::Error, post: &Post) {
+    post.send(Input::Lost { session, why: format!("sending to the backup failed: {e}") });
+}
+
+fn send_boot_image(
+    out: &mut BulkOut,
+    boot: &BootImage,
+    ram_pages: u32,
+    encoding: EncoderSettings,
+) -> io::Result<()> {
+    // One of its own: that of the session must not take for sent what is not in the backup's RAM.
+    let mut encoder = Encoder::new(ram_pages, EncoderSettings { copies: 0, ..encoding });
+    let mut run = encoder.encode(boot.pages());
+    while let Some(batch) = run.next_batch() {
+        out.boot_pages(&batch)?;
+    }
+    let mut state = Vec::new();
+    boot.state().encode(&mut state);
+    state.chunks(BODY_MAX).try_for_each(|part| out.boot_state(part))
 }
 
 fn send(
@@ -128,7 +160,10 @@ fn send(
                 out.sync_pages(&batch)?;
             }
         }
-        Cargo::Checkpoint { term, epoch, predecessor } => {
+        Cargo::Checkpoint { term, epoch, predecessor, reset } => {
+            if reset {
+                encoder.forget();
+            }
             encoded.clear();
             state.encode(encoded);
             out.begin(&Begin {
@@ -140,6 +175,7 @@ fn send(
                 sent: boot_now(),
                 pages_max: u32::try_from(staging.len()).expect("no more than RAM has"),
                 state_len: u32::try_from(encoded.len()).expect("state is small"),
+                reset,
             })?;
             let mut pages = 0;
             let mut run = encoder.encode(staging);

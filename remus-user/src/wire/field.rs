@@ -65,6 +65,20 @@ macro_rules! integers {
 }
 integers!(u16, u32, u64);
 
+impl Field for bool {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.push((*self).into());
+    }
+
+    fn take(body: &mut Reader<'_>) -> Result<Self, WireError> {
+        match body.bytes(1)? {
+            [0] => Ok(false),
+            [1] => Ok(true),
+            _ => Err(WireError::Value("a truth value")),
+        }
+    }
+}
+
 /// Newtypes over an integer: how to get at it, and how to make one of what arrived.
 macro_rules! newtypes {
     ($($name:ty: $int:ty, $get:expr, $make:expr;)*) => {$(

@@ -36,6 +36,8 @@ pub enum Kind {
     Pages = 35,
     State = 36,
     End = 37,
+    BootPages = 38,
+    BootState = 39,
 
     Ack = 48,
 }
@@ -105,6 +107,8 @@ impl Kind {
             35 => Self::Pages,
             36 => Self::State,
             37 => Self::End,
+            38 => Self::BootPages,
+            39 => Self::BootState,
             48 => Self::Ack,
             _ => return None,
         })
@@ -120,6 +124,8 @@ impl Kind {
             | Self::GoodbyeAck
             | Self::StandDown => Lane::ControlToPrimary,
             Self::Attach
+            | Self::BootPages
+            | Self::BootState
             | Self::SyncPages
             | Self::Begin
             | Self::Pages

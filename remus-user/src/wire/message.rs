@@ -30,6 +30,8 @@ pub enum ToPrimary {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Bulk<'a> {
     Attach(Attach),
+    BootPages(&'a [u8]),
+    BootState(&'a [u8]),
     SyncPages(&'a [u8]),
     Begin(Begin),
     Pages(&'a [u8]),
@@ -166,6 +168,8 @@ pub struct Begin {
     pub pages_max: u32,
     /// Bytes of state that follow.
     pub state_len: u32,
+    /// The guest was reset in it: RAM is the boot image's before its pages are put in.
+    pub reset: bool,
 }
 
 /// The checkpoint is complete.
@@ -197,7 +201,7 @@ fixed! {
     GoodbyeAck { term, epoch }
     StandDown { newer }
     Attach { session }
-    Begin { session, term, epoch, predecessor, predecessor_digest, sent, pages_max, state_len }
+    Begin { session, term, epoch, predecessor, predecessor_digest, sent, pages_max, state_len, reset }
     End { epoch, pages, digest }
     Ack { session, term, epoch, digest, sent }
     Timing { epoch_max, heartbeat, detect, lease, margin }
@@ -326,6 +330,8 @@ impl ToBackup {
             | Kind::GoodbyeAck
             | Kind::StandDown
             | Kind::Attach
+            | Kind::BootPages
+            | Kind::BootState
             | Kind::SyncPages
             | Kind::Begin
             | Kind::Pages
@@ -361,6 +367,8 @@ impl ToPrimary {
             | Kind::Heartbeat
             | Kind::Goodbye
             | Kind::Attach
+            | Kind::BootPages
+            | Kind::BootState
             | Kind::SyncPages
             | Kind::Begin
             | Kind::Pages
@@ -377,6 +385,8 @@ impl<'a> Bulk<'a> {
     pub fn decode(frame: &Frame<'a>) -> Result<Self, WireError> {
         match frame.kind {
             Kind::Attach => whole(frame.body).map(Self::Attach),
+            Kind::BootPages => Ok(Self::BootPages(frame.body)),
+            Kind::BootState => Ok(Self::BootState(frame.body)),
             Kind::SyncPages => Ok(Self::SyncPages(frame.body)),
             Kind::Begin => whole(frame.body).map(Self::Begin),
             Kind::Pages => Ok(Self::Pages(frame.body)),
@@ -434,6 +444,8 @@ impl Ack {
             | Kind::GoodbyeAck
             | Kind::StandDown
             | Kind::Attach
+            | Kind::BootPages
+            | Kind::BootState
             | Kind::SyncPages
             | Kind::Begin
             | Kind::Pages

@@ -5,8 +5,9 @@
 //!
 //! ```text
 //!            control connection                      bulk connection
-//! primary ── Hello, Heartbeat, Goodbye ──►           ── Attach, SyncPages*, (Begin Pages* State End)* ──►
-//!         ◄─ Welcome | Refuse, HeartbeatAck,         ◄─ Ack*                                            ── backup
+//! primary ── Hello, Heartbeat, Goodbye ──►           ── Attach, BootPages* BootState, SyncPages*,
+//!                                                       (Begin Pages* State End)* ──►
+//!         ◄─ Welcome | Refuse, HeartbeatAck,         ◄─ Ack*                                      ── backup
 //!            GoodbyeAck, StandDown ─
 //! ```
 //!
@@ -26,7 +27,7 @@
 //! - The version is the protocol's, not the release's. Only `Refuse` is understood in any version.
 //! - The checksums of a bulk connection's frames chain into a [`Digest`] ([`Chain`]): it names everything the
 //!   session has carried so far, so equal digests mean equal images.
-//! - The bodies of `Pages` and `SyncPages` are `checkpoint::batch`'s: page bytes go from staging to the socket
+//! - The bodies of `Pages`, `SyncPages` and `BootPages` are `checkpoint::batch`'s: page bytes go from staging to the socket
 //!   and from the receive buffer to guest memory without another copy.
 //!
 //! Deliberately absent: sockets, encryption (the link's), compression of whole frames, and any message that

@@ -7,8 +7,8 @@ use remus_abi::{Epoch, Term, ack::AckKey};
 
 use super::*;
 
-/// One frame a line, `name hex`, as version 3 has them.
-const GOLDEN: &str = include_str!("../../../tests/golden/wire-v3.txt");
+/// One frame a line, `name hex`, as version 4 has them.
+const GOLDEN: &str = include_str!("../../../tests/golden/wire-v4.txt");
 
 fn term(n: u32) -> Term {
     Term::new(n).unwrap()
@@ -67,6 +67,7 @@ fn begin() -> Begin {
         sent: Moment(5),
         pages_max: 1000,
         state_len: 8192,
+        reset: true,
     }
 }
 
@@ -104,6 +105,8 @@ fn every_frame() -> Vec<(Lane, Vec<u8>)> {
     );
     let bulk = Lane::BulkToBackup;
     frames.push((bulk, framed(&|out| _ = Attach { session: session() }.encode(out))));
+    frames.push((bulk, raw(Kind::BootPages, &[7, 8])));
+    frames.push((bulk, raw(Kind::BootState, &[9])));
     frames.push((bulk, raw(Kind::SyncPages, &[1, 2, 3])));
     frames.push((bulk, framed(&|out| _ = begin().encode(out))));
     frames.push((bulk, raw(Kind::Pages, &[4, 5])));

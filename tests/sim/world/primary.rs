@@ -262,6 +262,7 @@ impl World {
             sent: now,
             pages_max: dirty.count_ones(),
             state_len: 0,
+            reset: false,
         };
         let end = End { epoch, pages: dirty.count_ones(), digest: Digest(primary.chain) };
         primary.pipeline.handle_sent(sealed.session, epoch, end.digest);

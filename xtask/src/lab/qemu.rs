@@ -11,13 +11,14 @@ use anyhow::{Context, Result};
 use super::job::Job;
 
 /// What the kernel is told.
-/// - A death is an end: every oops and every CPU that is stuck for 20 s is a panic, and every panic a reboot,
-///   which QEMU makes its end.
+/// - A death is an end: every oops, every CPU that is stuck for 20 s and every CPU whose timer is lost for 30 s is a
+///   panic, and every panic a reboot, which QEMU makes its end.
 /// - `quiet`: each line takes a millisecond on the emulated port.
 /// - `tsc=reliable nokaslr mitigations=off`: shorter boot and the same addresses each time; the translator has
 ///   none of the faults that mitigations are for.
-const KERNEL_WORDS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic softlockup_panic=1 tsc=reliable \
-                            nokaslr mitigations=off random.trust_cpu=on";
+const KERNEL_WORDS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic softlockup_panic=1 \
+                            rcupdate.rcu_cpu_stall_timeout=30 sysctl.kernel.panic_on_rcu_stall=1 tsc=reliable nokaslr \
+                            mitigations=off random.trust_cpu=on";
 
 /// A lab that runs. It ends with this process, whichever way that ends.
 pub(crate) struct Lab {

@@ -83,6 +83,7 @@ fn end_by(port: u16, data: &[u8]) -> Option<End> {
     match port {
         POWER_PORT if byte == PowerOff::Done as u8 => Some(End::PowerOff),
         POWER_PORT if byte == PowerOff::Crash as u8 => Some(End::Crash),
+        POWER_PORT if byte == PowerOff::Reset as u8 => Some(End::Reset),
         KEYBOARD if byte == KEYBOARD_RESET => Some(End::Reset),
         _ => power::end_by(port, byte),
     }
@@ -96,6 +97,7 @@ mod tests {
     fn a_guest_ends_itself_by_the_bytes_that_say_so_and_by_no_others() {
         assert_eq!(end_by(POWER_PORT, &[1]), Some(End::PowerOff));
         assert_eq!(end_by(POWER_PORT, &[2]), Some(End::Crash));
+        assert_eq!(end_by(POWER_PORT, &[3]), Some(End::Reset));
         assert_eq!(end_by(KEYBOARD, &[0xfe]), Some(End::Reset));
         // Its self test, its configuration byte, keys; other ports; no bytes.
         for (port, byte) in [(KEYBOARD, 0xaa), (KEYBOARD, 0x20), (0x60, 0xfe), (POWER_PORT, 0)] {

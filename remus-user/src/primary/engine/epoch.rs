@@ -1,6 +1,6 @@
 //! The engine and an epoch: what the guest does in it, and the pause that ends it.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use anyhow::Result;
 
@@ -58,6 +58,7 @@ impl Engine {
             sealed_at,
             worked,
             sent_before,
+            reset,
             ..
         } = self;
         let mut shipment = spare.pop().expect("the caller looked");
@@ -106,6 +107,7 @@ impl Engine {
             term: sealed.checkpoint.term(),
             epoch: sealed.checkpoint.epoch(),
             predecessor: sealed.predecessor,
+            reset: mem::take(reset),
         };
         link.as_ref().expect("the brain seals for a session").sender.ship(shipment);
         Ok(())

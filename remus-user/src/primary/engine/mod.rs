@@ -19,7 +19,7 @@ mod epoch;
 mod loss;
 mod session;
 
-use std::{collections::VecDeque, io, os::fd::AsRawFd, time::Duration};
+use std::{collections::VecDeque, io, os::fd::AsRawFd, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use remus_abi::{Stamp, Term};
@@ -36,7 +36,7 @@ use super::{
     sync::Sync,
 };
 use crate::{
-    checkpoint::{DirtyBook, EncoderSettings, HotSet, Page, PageSet, PauseBudget},
+    checkpoint::{BootImage, DirtyBook, EncoderSettings, HotSet, Page, PageSet, PauseBudget},
     gate::{Flushed, Gate, Lost},
     machine::{End, Event, Machine, Prepared},
     os::boot_now,
@@ -63,6 +63,8 @@ pub(crate) struct Parts {
     pub(crate) vm: String,
     /// Loaded or restored, and not yet running.
     pub(crate) machine: Prepared,
+    /// What its guest begins with after a reset.
+    pub(crate) boot: BootImage,
     pub(crate) gate: Gate,
     pub(crate) brain: Pipeline,
     /// How long an answer of the backup lets the gate release.
@@ -93,6 +95,7 @@ pub(crate) enum Stopped {
 pub(crate) struct Engine {
     vm: String,
     machine: Machine,
+    boot: Arc<BootImage>,
     gate: Gate,
     brain: Pipeline,
     depth: usize,
@@ -121,6 +124,8 @@ pub(crate) struct Engine {
     /// The newest committed checkpoint, and when it was sealed.
     committed: Option<(Stamp, Moment)>,
     tracking: bool,
+    /// The guest was reset since the last checkpoint.
+    reset: bool,
     recorded: Option<Record>,
     worked: Worked,
     /// Frames that the guest had sent when the brain was last told, and when an epoch last ended.
@@ -145,6 +150,7 @@ impl Engine {
         let Parts {
             vm,
             machine,
+            boot,
             mut gate,
             brain,
             lease,
@@ -182,6 +188,7 @@ impl Engine {
             lease: PrimaryLease::new(brain.term(), lease),
             vm,
             machine,
+            boot: Arc::new(boot),
             gate,
             brain,
             depth,
@@ -205,6 +212,7 @@ impl Engine {
             sealed_at: VecDeque::new(),
             committed: None,
             tracking: false,
+            reset: false,
             recorded: None,
             worked: Worked::new(boot_now()),
             said: 0,
@@ -300,11 +308,7 @@ impl Engine {
                 self.end(GoodbyeWhy::PowerOff);
                 Ok(())
             }
-            Event::Ended(End::Reset) => {
-                info!("the guest asked for a reboot, which is its end here: start it anew");
-                self.end(GoodbyeWhy::PowerOff);
-                Ok(())
-            }
+            Event::Ended(End::Reset) => self.reboot(),
             Event::Ended(End::Crash) => {
                 warn!("the guest says that it cannot go on; its last words are above");
                 self.end(GoodbyeWhy::Crashed);
@@ -312,6 +316,25 @@ impl Engine {
             }
             Event::Ended(End::Fault(why)) => bail!("the guest cannot run on on this host: {why}"),
         }
+    }
+
+    /// The guest has reset itself: it begins anew, in the epoch in which it did. To its backup that is one checkpoint,
+    /// so it is protected all the while; only a sync that is under way begins anew with it.
+    fn reboot(&mut self) -> Result<()> {
+        info!("the guest reboots");
+        if self.ending.is_some() {
+            return Ok(());
+        }
+        if self.sync.is_some()
+            && let Some(session) = self.link.as_ref().map(|link| link.session)
+        {
+            // Some of what it has carried is of the guest before.
+            self.lost(session, "the guest rebooted during the sync, which begins anew");
+        }
+        self.machine.reboot(&self.boot)?;
+        self.hot.clear();
+        self.reset = true;
+        Ok(())
     }
 
     fn take(&mut self, input: Input) -> Result<()> {

@@ -1,13 +1,13 @@
 //! The engine and its session: made, synced, answered, lost.
 
-use std::{net::TcpStream, thread};
+use std::{net::TcpStream, sync::Arc, thread};
 
 use anyhow::{Context, Result};
 use tracing::{debug, info, warn};
 
 use super::{Engine, SPARE_SHIPMENTS, STAGING_PAGES};
 use crate::{
-    checkpoint::{Encoder, Staging},
+    checkpoint::Staging,
     link::{AckIn, hang_up},
     os::boot_now,
     primary::{
@@ -60,8 +60,9 @@ impl Engine {
         let ours = bulk.try_clone().context("share the bulk connection")?;
         let acks = bulk.try_clone().context("share the bulk connection")?;
         start_ack_reader(session, acks, self.post.clone())?;
-        let encoder = Encoder::new(ram_pages, self.encoding);
-        let sender = Sender::start(session, bulk, encoder, places, self.post.clone())?;
+        let boot = Arc::clone(&self.boot);
+        let post = self.post.clone();
+        let sender = Sender::start(session, bulk, boot, ram_pages, self.encoding, places, post)?;
         self.link = Some(Link { session, sender, bulk: ours });
 
         if !self.tracking {
@@ -69,6 +70,8 @@ impl Engine {
             self.tracking = true;
         }
         self.hot.clear();
+        // The sync begins with RAM as it is.
+        self.reset = false;
         self.book.owe_everything();
         let mut sync = Sync::new(ram_pages);
         sync.begin_round(|pages| self.book.take_for_sync(pages));

@@ -34,6 +34,7 @@ fn begin(session: u64, term: u32, epoch: u64, predecessor: u64) -> Begin {
         sent: Moment(7),
         pages_max: 1,
         state_len: 0,
+        reset: false,
     }
 }
 

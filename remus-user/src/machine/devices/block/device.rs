@@ -292,6 +292,8 @@ impl Device for Block {
     }
 
     fn restore(&mut self, ram: &Ram, state: &DeviceState) -> Result<()> {
+        // What is under way is of the guest before, if there was one.
+        self.resets += 1;
         self.transport.restore(ram, state)
     }
 }
