@@ -198,7 +198,7 @@ fn a_reset_puts_the_guest_back_to_where_it_began_on_both_hosts() {
         machine.load(software(small_guest::elf().path())).unwrap();
         small_guest::set_work(machine.memory(), work);
         let boot = machine.boot_image().unwrap();
-        assert!(boot.pages().len() < 64, "{} pages are loaded", boot.pages().len());
+        assert!(boot.pages().count() < 64, "{} pages are loaded", boot.pages().count());
         let (backup, begun) = (prepared(&shape, &cpu), machine.memory().digest());
         let mut machine = machine.start().unwrap();
         machine.track_dirty(true).unwrap();

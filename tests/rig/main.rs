@@ -65,6 +65,9 @@ struct LabBenchOptions {
     /// that
     #[arg(long)]
     quick: bool,
+    /// Adds its rounds to those of the runs before, and tells all of them
+    #[arg(long)]
+    onto: bool,
 }
 
 #[derive(Args)]
@@ -213,10 +216,10 @@ fn checkpoint_plan(options: CheckpointBenchOptions) -> checkpoint::Plan {
 }
 
 fn lab_plan(options: LabBenchOptions) -> lab::Plan {
-    let LabBenchOptions { mut parts, rounds, quick } = options;
+    let LabBenchOptions { mut parts, rounds, quick, onto } = options;
     parts.sort();
     parts.dedup();
-    lab::Plan { parts, rounds: rounds.unwrap_or(if quick { 1 } else { 3 }), quick }
+    lab::Plan { parts, rounds: rounds.unwrap_or(if quick { 1 } else { 3 }), quick, onto }
 }
 
 fn plan(options: &RunOptions) -> Plan {

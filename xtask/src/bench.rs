@@ -1,21 +1,30 @@
 //! `bench`: what a part of Remus costs, measured by the rig as root in namespaces of its own. `bench lab` has Linux
 //! guests: where this machine has no hardware virtualization for them, it measures in the lab.
+//!
+//! A lab may die, so there it has one for each round of each part, and each adds its figures to those of the labs before.
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 
 use crate::{
-    run::{self, InLab},
+    build, lab,
+    run::{asks_help, become_rig, linux_wants_lab, rig},
     setup::Toolchain,
     tree::Tree,
 };
 
-/// What `bench lab` may take in the lab for each of its rounds, in seconds, and for all else.
-const LAB_ROUND_S: u64 = 1200;
-const LAB_S: u64 = 300;
-/// Its rounds when nothing is said. The rig has the same number.
-const LAB_ROUNDS: u64 = 3;
+/// What a part's round may take in the lab, in seconds.
+const LAB_ROUND_S: u64 = 900;
+/// How often a round is tried whose lab dies.
+const LABS: u32 = 3;
+/// Rounds when nothing is said. The rig has the same numbers.
+const ROUNDS: u32 = 3;
+const QUICK_ROUNDS: u32 = 1;
+/// The parts of `bench lab` that share a lab, and their guests; the rig knows them by these names.
+const TOGETHER: [&[&str]; 3] = [&["boot"], &["pause", "gap"], &["rate"]];
+/// One that takes all its rounds at once.
+const AT_ONCE: &str = "hold";
 
 /// Becomes the rig's bench of `part`. The report goes to `target/bench`.
 pub(crate) fn run(
@@ -24,15 +33,137 @@ pub(crate) fn run(
     part: &str,
     options: &[String],
 ) -> Result<ExitCode> {
-    let verb = ["bench", part];
-    if part == "lab" && !run::asks_help(options) {
-        let rounds = run::value_of(options, "--rounds").and_then(|n| n.parse().ok());
-        let limit_s = LAB_ROUND_S.saturating_mul(rounds.unwrap_or(LAB_ROUNDS));
-        // Guests of several vCPUs, and nothing else.
-        let one_thread = run::value_of(options, "--parts") == Some("boot");
-        let in_lab = InLab { limit_s: limit_s.saturating_add(LAB_S), one_thread };
-        return run::with_linux(tree, toolchain, &verb, options, in_lab);
+    if part == "lab" && !asks_help(options) && linux_wants_lab(tree, "bench")? {
+        build::run(tree, toolchain)?;
+        return in_labs(tree, options);
     }
-    run::become_rig(tree, toolchain, &verb, options)?;
+    become_rig(tree, toolchain, &["bench", part], options)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `bench lab` in a lab for each step. The exit status is the last one's, which has all figures, unless a step came
+/// to no end in any of its labs.
+fn in_labs(tree: &Tree, options: &[String]) -> Result<ExitCode> {
+    let asked = Asked::of(options)?;
+    let (mut last, mut undone) = (0, 0);
+    let mut onto = asked.onto;
+    for step in asked.steps() {
+        for lab in 1..=LABS {
+            eprintln!("bench: {}", step.join(" "));
+            let words = step.iter().cloned().chain(onto.then(|| "--onto".to_owned()));
+            let command = rig(tree, &["bench", "lab"], &words.collect::<Vec<_>>());
+            let mut options = lab::Options::of(command);
+            options.timeout = LAB_ROUND_S;
+            last = lab::run(tree, &options)?;
+            if !matches!(last, lab::DIED | lab::TIMED_OUT) {
+                onto = true;
+                break;
+            }
+            if lab == LABS {
+                eprintln!("bench: given up: {}", step.join(" "));
+                undone = last;
+            }
+        }
+    }
+    Ok(ExitCode::from(if undone == 0 { last } else { undone }))
+}
+
+/// What `bench lab` was asked for. The rig, which knows its options better, is in the lab.
+#[derive(Debug)]
+struct Asked<'a> {
+    parts: Vec<&'a str>,
+    rounds: u32,
+    quick: bool,
+    onto: bool,
+}
+
+impl<'a> Asked<'a> {
+    /// # Errors
+    /// When the rig would not know an option, with those that it knows.
+    fn of(options: &'a [String]) -> Result<Self> {
+        let known: Vec<_> = TOGETHER.iter().copied().flatten().copied().chain([AT_ONCE]).collect();
+        let (mut parts, mut rounds, mut quick, mut onto) = (known.clone(), None, false, false);
+        let mut words = options.iter().map(String::as_str).filter(|word| *word != "--");
+        while let Some(word) = words.next() {
+            let (name, mut value) = match word.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (word, None),
+            };
+            let mut value = || value.take().or_else(|| words.next());
+            match name {
+                "--quick" => quick = true,
+                "--onto" => onto = true,
+                "--rounds" => {
+                    let number = value().and_then(|n| n.parse().ok()).filter(|n| *n > 0);
+                    rounds = Some(number.context("--rounds wants a number from 1")?);
+                }
+                "--parts" => {
+                    parts = value().unwrap_or_default().split(',').collect();
+                    if let Some(part) = parts.iter().find(|part| !known.contains(part)) {
+                        bail!("bench lab has no part {part:?}; it has {}", known.join(", "));
+                    }
+                }
+                _ => bail!("bench lab takes --parts, --rounds, --quick and --onto, not {word:?}"),
+            }
+        }
+        let rounds = rounds.unwrap_or(if quick { QUICK_ROUNDS } else { ROUNDS });
+        Ok(Self { parts, rounds, quick, onto })
+    }
+
+    /// The rig's options for each lab, in their order.
+    fn steps(&self) -> Vec<Vec<String>> {
+        let step = |parts: &[&str], rounds: u32| {
+            let words = ["--parts", &parts.join(","), "--rounds", &rounds.to_string()];
+            let quick = self.quick.then_some("--quick");
+            words.into_iter().chain(quick).map(str::to_owned).collect()
+        };
+        let asked = |group: &&[&'static str]| {
+            group.iter().copied().filter(|part| self.parts.contains(part)).collect::<Vec<_>>()
+        };
+        let groups: Vec<_> = TOGETHER.iter().map(asked).filter(|group| !group.is_empty()).collect();
+        let rounds = (0..self.rounds).flat_map(|_| groups.iter().map(|group| step(group, 1)));
+        let at_once = self.parts.contains(&AT_ONCE).then(|| step(&[AT_ONCE], self.rounds));
+        rounds.chain(at_once).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(options: &[&str]) -> Result<Vec<String>> {
+        let options: Vec<_> = options.iter().map(|option| (*option).to_owned()).collect();
+        let asked = Asked::of(&options)?;
+        Ok(asked.steps().iter().map(|step| step.join(" ")).collect())
+    }
+
+    #[test]
+    fn each_round_of_a_part_has_a_lab_and_held_frames_have_one() {
+        assert_eq!(
+            asked(&["--parts=pause,gap,hold", "--rounds", "2"]).unwrap(),
+            [
+                "--parts pause,gap --rounds 1",
+                "--parts pause,gap --rounds 1",
+                "--parts hold --rounds 2"
+            ]
+        );
+        assert_eq!(
+            asked(&["--quick"]).unwrap(),
+            [
+                "--parts boot --rounds 1 --quick",
+                "--parts pause,gap --rounds 1 --quick",
+                "--parts rate --rounds 1 --quick",
+                "--parts hold --rounds 1 --quick"
+            ]
+        );
+        assert_eq!(asked(&["--", "--onto"]).unwrap().len(), 10);
+    }
+
+    #[test]
+    fn what_the_rig_would_refuse_is_refused_before_a_lab_is_started() {
+        for options in [&["--parts", "boots"][..], &["--rounds", "0"], &["--rounds"], &["--fast"]] {
+            let error = asked(options).unwrap_err().to_string();
+            assert!(error.contains("rounds") || error.contains("pause"), "{error}");
+        }
+    }
 }

@@ -97,7 +97,7 @@ fn perform() -> Result<ExitCode> {
             }
             (filter, None) => test::run(&tree, &toolchain, filter)?,
         },
-        Verb::Lab(options) => return lab::run(&tree, &options),
+        Verb::Lab(options) => return Ok(ExitCode::from(lab::run(&tree, &options)?)),
         Verb::Guest { kind, fresh } => lab::guest::run(&tree, kind, fresh)?,
         Verb::Bench { part, options } => return bench::run(&tree, &toolchain, &part, &options),
         Verb::Lint => lint::run(&tree, &toolchain)?,

@@ -16,48 +16,38 @@ const LAB_ROUND_S: u64 = 240;
 const LAB_S: u64 = 300;
 
 pub(crate) fn run(tree: &Tree, toolchain: &Toolchain, options: &[String]) -> Result<ExitCode> {
-    if value_of(options, "--guest") == Some("linux") && !asks_help(options) {
+    if value_of(options, "--guest") == Some("linux")
+        && !asks_help(options)
+        && linux_wants_lab(tree, "run")?
+    {
+        build::run(tree, toolchain)?;
         let rounds = value_of(options, "--repeat").and_then(|n| n.parse().ok()).unwrap_or(1);
-        let limit_s = LAB_ROUND_S.saturating_mul(rounds).saturating_add(LAB_S);
-        let in_lab = InLab { limit_s, one_thread: false };
-        return with_linux(tree, toolchain, &["run"], options, in_lab);
+        let timeout = LAB_ROUND_S.saturating_mul(rounds).saturating_add(LAB_S);
+        let mut lab = lab::Options::of(rig(tree, &["run"], options));
+        lab.timeout = timeout;
+        return Ok(ExitCode::from(lab::run(tree, &lab)?));
     }
     become_rig(tree, toolchain, &["run"], options)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// How the rig runs where it has to run in the lab.
-pub(crate) struct InLab {
-    /// What it may take, in seconds.
-    pub(crate) limit_s: u64,
-    /// Guests of several CPUs do not hang there in a lab of one thread.
-    pub(crate) one_thread: bool,
+/// Makes the Linux guest, and says whether `verb` has to run with it in the lab.
+pub(crate) fn linux_wants_lab(tree: &Tree, verb: &str) -> Result<bool> {
+    let [kernel, ..] = lab::guest::linux(tree)?;
+    let wants = !has_hardware_virtualization();
+    if wants {
+        eprintln!(
+            "{verb}: KVM here has no VMX or SVM, which {} wants: in the lab then, which is emulated and ten times as slow",
+            kernel.display()
+        );
+    }
+    Ok(wants)
 }
 
-/// The rig with Linux guests, here or in the lab.
-pub(crate) fn with_linux(
-    tree: &Tree,
-    toolchain: &Toolchain,
-    verb: &[&str],
-    options: &[String],
-    in_lab: InLab,
-) -> Result<ExitCode> {
-    let [kernel, ..] = lab::guest::linux(tree)?;
-    if has_hardware_virtualization() {
-        become_rig(tree, toolchain, verb, options)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    eprintln!(
-        "{}: KVM here has no VMX or SVM, which {} wants: in the lab then, which is emulated and ten times as slow",
-        verb[0],
-        kernel.display()
-    );
-    build::run(tree, toolchain)?;
+/// The rig as a command.
+pub(crate) fn rig(tree: &Tree, verb: &[&str], options: &[String]) -> Vec<OsString> {
     let words = verb.iter().map(OsString::from).chain(options.iter().map(OsString::from));
-    let command = iter::once(tree.rig().into_os_string()).chain(words).collect();
-    let mut options = lab::Options::of(command);
-    (options.timeout, options.one_thread) = (in_lab.limit_s, in_lab.one_thread);
-    lab::run(tree, &options)
+    iter::once(tree.rig().into_os_string()).chain(words).collect()
 }
 
 /// The rig answers it.

@@ -35,8 +35,8 @@ use crate::{
 /// Numbers of the links, for the detector.
 const CONTROL: u8 = 0;
 const BULK: u8 = 1;
-/// Reads of the bulk connection before the other is looked at again.
-const READS_MAX: usize = 64;
+/// Reads of the bulk connection, of a mebibyte at most, before the other is looked at again.
+const READS_MAX: usize = 8;
 /// Without a session there is nothing to keep time for.
 const IDLE: Duration = Duration::from_secs(1);
 

@@ -8,26 +8,32 @@
 //! Absent: a kernel that was replaced on disk meanwhile. The guest begins with what its machine was started with.
 
 use super::{
-    MachineState, STATE_MAX, Staging, StateError,
+    MachineState, PAGE_SIZE, Page, STATE_MAX, Staging, StateError,
     batch::{Batch, BatchError, Content},
     pack::Unpacker,
 };
 
 /// See the module.
 pub struct BootImage {
-    pages: Staging,
+    /// In the parts in which they came: nothing is moved to make room for more.
+    parts: Vec<Staging>,
     state: MachineState,
 }
 
 impl BootImage {
     /// Of the pages that are not zero, and the state in which the machine begins.
     pub fn new(pages: Staging, state: MachineState) -> Self {
-        Self { pages, state }
+        Self { parts: vec![pages], state }
     }
 
     /// All others are zero.
-    pub fn pages(&self) -> &Staging {
-        &self.pages
+    pub fn pages(&self) -> impl Iterator<Item = (Page, &[u8; PAGE_SIZE])> {
+        self.parts.iter().flat_map(Staging::iter)
+    }
+
+    /// The same, in parts of some size.
+    pub fn parts(&self) -> &[Staging] {
+        &self.parts
     }
 
     pub fn state(&self) -> &MachineState {
@@ -41,14 +47,15 @@ impl BootImage {
 pub struct BootAssembly {
     ram_pages: u32,
     unpacker: Unpacker,
-    pages: Staging,
+    parts: Vec<Staging>,
+    pages: usize,
     state: Vec<u8>,
 }
 
 impl BootAssembly {
     pub fn new(ram_pages: u32) -> Self {
-        let (unpacker, pages) = (Unpacker::default(), Staging::new(0));
-        Self { ram_pages, unpacker, pages, state: Vec::new() }
+        let unpacker = Unpacker::default();
+        Self { ram_pages, unpacker, parts: Vec::new(), pages: 0, state: Vec::new() }
     }
 
     /// # Errors
@@ -56,20 +63,22 @@ impl BootAssembly {
     pub fn add_pages(&mut self, body: &[u8]) -> Result<(), BatchError> {
         let body = self.unpacker.unpack(body)?;
         let batch = Batch::parse(body, self.ram_pages)?;
-        let count = self.pages.len() + batch.pages() as usize;
-        if count > self.ram_pages as usize {
+        let pages = batch.pages() as usize;
+        if self.pages + pages > self.ram_pages as usize {
             return Err(BatchError::TooMuch);
         }
-        self.pages.reserve(count);
+        let mut part = Staging::new(pages);
         for (page, content) in batch.iter() {
             match content {
                 Content::Zero => {}
                 Content::Raw(bytes) => {
-                    *self.pages.push(page).expect("room was made") = *bytes;
+                    *part.push(page).expect("room for all of them") = *bytes;
                 }
                 Content::Delta(_) => return Err(BatchError::NoBase(page)),
             }
         }
+        self.parts.push(part);
+        self.pages += pages;
         Ok(())
     }
 
@@ -90,13 +99,13 @@ impl BootAssembly {
     pub fn take(&mut self) -> Result<BootImage, StateError> {
         let state = MachineState::decode(&self.state)?;
         let done = std::mem::replace(self, Self::new(self.ram_pages));
-        Ok(BootImage { pages: done.pages, state })
+        Ok(BootImage { parts: done.parts, state })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Compression, Encoder, EncoderSettings, Page};
+    use super::super::{Compression, Encoder, EncoderSettings};
     use super::*;
 
     const SETTINGS: EncoderSettings = EncoderSettings { copies: 4, compression: Compression::None };
@@ -129,7 +138,7 @@ mod tests {
         assembly.add_state(second).unwrap();
         let image = assembly.take().unwrap();
         assert_eq!(
-            image.pages().iter().map(|(p, b)| (p, b[5])).collect::<Vec<_>>(),
+            image.pages().map(|(page, bytes)| (page, bytes[5])).collect::<Vec<_>>(),
             [(Page(2), 7)]
         );
         assert_eq!(image.state(), &MachineState::default());

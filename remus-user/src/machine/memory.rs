@@ -117,7 +117,7 @@ impl Memory {
         // SAFETY: all of the mapping; otherwise as in `write_page`.
         unsafe { ptr::write_bytes(self.mapping.start, 0, self.mapping.bytes) };
         self.touch_all();
-        boot.pages().iter().try_for_each(|(page, bytes)| self.write_page(page, bytes))
+        boot.pages().try_for_each(|(page, bytes)| self.write_page(page, bytes))
     }
 
     /// Reads a whole page.

@@ -136,9 +136,11 @@ fn send_boot_image(
 ) -> io::Result<()> {
     // One of its own: that of the session must not take for sent what is not in the backup's RAM.
     let mut encoder = Encoder::new(ram_pages, EncoderSettings { copies: 0, ..encoding });
-    let mut run = encoder.encode(boot.pages());
-    while let Some(batch) = run.next_batch() {
-        out.boot_pages(&batch)?;
+    for part in boot.parts() {
+        let mut run = encoder.encode(part);
+        while let Some(batch) = run.next_batch() {
+            out.boot_pages(&batch)?;
+        }
     }
     let mut state = Vec::new();
     boot.state().encode(&mut state);

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A kind of figure, as each bench has its own.
 pub(super) trait Figure: Clone + Ord {
@@ -24,6 +24,14 @@ impl<R, F> Default for Figures<R, F> {
     fn default() -> Self {
         Self { rows: BTreeMap::new() }
     }
+}
+
+/// A figure of every round, to be kept in a file.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Entry<R, F> {
+    run: R,
+    figure: F,
+    rounds: Vec<f64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -59,6 +67,27 @@ impl<'a> Told<'a> {
 }
 
 impl<R: Copy + Ord, F: Figure> Figures<R, F> {
+    /// What [`Figures::entries`] gave.
+    pub(super) fn of(entries: Vec<Entry<R, F>>) -> Self {
+        let mut figures = Self::default();
+        for Entry { run, figure, rounds } in entries {
+            figures.rows.entry(run).or_default().insert(figure, rounds);
+        }
+        figures
+    }
+
+    pub(super) fn entries(&self) -> Vec<Entry<R, F>> {
+        let entry = |run, figure: &F, rounds: &Vec<f64>| Entry {
+            run,
+            figure: figure.clone(),
+            rounds: rounds.clone(),
+        };
+        let row = |(&run, row): (&R, &BTreeMap<F, Vec<f64>>)| {
+            row.iter().map(|(figure, rounds)| entry(run, figure, rounds)).collect::<Vec<_>>()
+        };
+        self.rows.iter().flat_map(row).collect()
+    }
+
     /// Adds what a run of this round measured.
     pub(super) fn add(&mut self, run: R, measured: impl IntoIterator<Item = (F, f64)>) {
         let row = self.rows.entry(run).or_default();
@@ -100,7 +129,7 @@ impl<R: Copy + Ord, F: Figure> Figures<R, F> {
     }
 
     /// A run's figures in their order, each as [`Figures::get`] tells it.
-    pub(super) fn of(&self, run: R) -> impl Iterator<Item = (&F, f64)> {
+    pub(super) fn of_run(&self, run: R) -> impl Iterator<Item = (&F, f64)> {
         let row = self.rows.get(&run).into_iter().flatten();
         row.map(|(figure, rounds)| (figure, told(figure, rounds)))
     }

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! [`packages`] and [`kernel`] bring Debian's files; [`initramfs`] and [`cpio`] make what is booted; [`job`] is
-//! what goes in and comes out, [`qemu`] the machine. [`suite`] runs the project's tests there, [`guest`] makes
+//! what goes in and comes out, [`qemu`] the machine, which [`emulator`] finds. [`suite`] runs the project's tests there, [`guest`] makes
 //! Linux guests for our own VMM, with [`vmlinux`], and one of them by [`debian`].
 //!
 //! A lab that dies before the command was started has told nothing about the command and is started again, with a
@@ -23,6 +23,7 @@
 
 mod cpio;
 mod debian;
+mod emulator;
 pub(crate) mod guest;
 mod initramfs;
 mod job;
@@ -35,7 +36,6 @@ mod vmlinux;
 use std::{
     ffi::OsString,
     io::{self, Read, Write},
-    process::ExitCode,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -43,7 +43,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Args;
 
-use self::{job::Job, kernel::Kernel, qemu::Lab};
+use self::{emulator::Emulator, job::Job, kernel::Kernel, qemu::Lab};
 use crate::{setup, tree::Tree};
 
 const PROGRAMS: [(&str, &str); 4] = [
@@ -54,9 +54,9 @@ const PROGRAMS: [(&str, &str); 4] = [
 ];
 
 /// Our exit status when the command took too long, as timeout(1) has it.
-const TIMED_OUT: u8 = 124;
+pub(crate) const TIMED_OUT: u8 = 124;
 /// Our exit status when the lab ended and the command had not.
-const DIED: u8 = 125;
+pub(crate) const DIED: u8 = 125;
 /// 41 s were seen on a machine with other work.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 /// How long a lab whose command has ended may take to switch itself off.
@@ -125,14 +125,15 @@ struct Start {
 }
 
 /// Runs the command in the lab. Our exit status is its own, unless it has none.
-pub(crate) fn run(tree: &Tree, options: &Options) -> Result<ExitCode> {
+pub(crate) fn run(tree: &Tree, options: &Options) -> Result<u8> {
     setup::programs(&PROGRAMS)?;
+    let emulator = Emulator::find(tree)?;
     let kernel = Kernel::fetch(tree, &options.kernel)?;
     let initramfs = initramfs::build(&kernel, &packages::busybox(tree)?)?;
     let job = Job::create(tree, &kernel.modules(), &initramfs, &options.command)?;
     let mut retries = 0;
     loop {
-        let Start { ending, took, boot } = start(&job, &kernel, options)?;
+        let Start { ending, took, boot } = start(&job, &emulator, &kernel, options)?;
         // However it has ended: what is there by then may say why.
         let kept = job.bring_out(&tree.target())?;
         if kept > 0 {
@@ -164,15 +165,15 @@ pub(crate) fn run(tree: &Tree, options: &Options) -> Result<ExitCode> {
         };
         let plural = if retries == 1 { "retry" } else { "retries" };
         eprintln!("lab: {what} {times}, {retries} {plural}");
-        return Ok(ExitCode::from(status));
+        return Ok(status);
     }
 }
 
 /// Starts the lab once and waits for the end of the command, or of the lab, or of our patience.
-fn start(job: &Job, kernel: &Kernel, options: &Options) -> Result<Start> {
+fn start(job: &Job, emulator: &Emulator, kernel: &Kernel, options: &Options) -> Result<Start> {
     let begun = Instant::now();
     let Options { memory, cpus, one_thread, .. } = *options;
-    let mut lab = Lab::start(job, &kernel.image(), memory, cpus, one_thread)?;
+    let mut lab = Lab::start(job, emulator, &kernel.image(), memory, cpus, one_thread)?;
     let (stdout, stderr) = lab.outputs().context("QEMU has no outputs")?;
     let outputs = [pass_on(stdout, io::stdout()), pass_on(stderr, io::stderr())];
     let limit = Duration::from_secs(options.timeout);

@@ -7,6 +7,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -16,8 +17,13 @@ use crate::{
     tree::Tree,
 };
 
+/// Where packages come from: what apt is told of it.
+#[derive(Clone, Default)]
+pub(crate) struct Sources(Vec<String>);
+
 /// What the package sources say of a package: its newest version here.
 pub(crate) struct Offer {
+    sources: Sources,
     name: String,
     version: String,
     depends: String,
@@ -28,20 +34,85 @@ pub(crate) struct Package {
     root: PathBuf,
 }
 
-impl Offer {
-    pub(crate) fn find(name: &str) -> Result<Self> {
-        let record = output(Command::new("apt-cache").args(["show", "--no-all-versions", name]))
+/// The keys of Debian's archive, of the package debian-archive-keyring.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// How old the lists of the backports may be.
+const LISTS_LIVE: Duration = Duration::from_hours(24);
+
+impl Sources {
+    /// The backports of the machine's own release, by the mirror that it uses itself. Nothing of the machine's own lists
+    /// changes.
+    pub(crate) fn backports(tree: &Tree) -> Result<Self> {
+        let folder = tree.lab().join("apt");
+        let list = folder.join("sources.list");
+        let shown = folder.display();
+        let sources = Self(
+            [
+                format!("Dir::Etc::SourceList={}", list.display()),
+                "Dir::Etc::SourceParts=/dev/null".to_owned(),
+                format!("Dir::State::Lists={shown}/lists"),
+                format!("Dir::Cache={shown}/cache"),
+                // Its own user could not write to our folder, about which it complains.
+                "APT::Sandbox::User=root".to_owned(),
+            ]
+            .into(),
+        );
+        let age = fs::metadata(&list).and_then(|list| list.modified()).map(|at| at.elapsed());
+        if matches!(age, Ok(Ok(age)) if age < LISTS_LIVE) {
+            return Ok(sources);
+        }
+        for part in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(folder.join(part)).with_context(|| format!("create {shown}"))?;
+        }
+        let format = "$(REPO_URI) $(CODENAME)";
+        let known = ["indextargets", "--format", format, "Created-By: Packages", "Label: Debian"];
+        let known = output(Command::new("apt-get").args(known))?;
+        let line = backports_of(&known).context("no source of a release of Debian here")?;
+        let new = list.with_extension("new");
+        fs::write(&new, line).with_context(|| format!("write {}", new.display()))?;
+        let option = format!("Dir::Etc::SourceList={}", new.display());
+        let mut update = sources.apt("apt-get");
+        invoke::run(update.args(["-o", &option, "-qq", "update"]))?;
+        // Only now: its age is that of the lists.
+        fs::rename(&new, &list).with_context(|| format!("rename {}", new.display()))?;
+        Ok(sources)
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Result<Offer> {
+        let record = output(self.apt("apt-cache").args(["show", "--no-all-versions", name]))
             .with_context(|| {
                 format!("no package source here offers {name}: as root, apt-get update")
             })?;
-        Self::parse(name, &record).with_context(|| format!("{name} has no version:\n{record}"))
+        Offer::parse(self, name, &record)
+            .with_context(|| format!("{name} has no version:\n{record}"))
     }
 
-    fn parse(name: &str, record: &str) -> Option<Self> {
+    fn apt(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        self.0.iter().for_each(|option| _ = command.args(["-o", option]));
+        command
+    }
+}
+
+/// The line for apt, from `URI CODENAME` of what the machine has: the release itself has the plain name.
+fn backports_of(known: &str) -> Option<String> {
+    let pairs = known.lines().filter_map(|line| line.split_once(' '));
+    let (uri, codename) = pairs.into_iter().find(|(_, codename)| !codename.contains('-'))?;
+    Some(format!("deb [signed-by={KEYRING}] {uri} {codename}-backports main\n"))
+}
+
+impl Offer {
+    /// In the machine's own sources.
+    pub(crate) fn find(name: &str) -> Result<Self> {
+        Sources::default().find(name)
+    }
+
+    fn parse(sources: &Sources, name: &str, record: &str) -> Option<Self> {
         let field = |field: &str| {
             record.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(": "))
         };
         Some(Self {
+            sources: sources.clone(),
             name: name.to_owned(),
             version: field("Version")?.to_owned(),
             depends: field("Depends").unwrap_or_default().to_owned(),
@@ -90,7 +161,7 @@ impl Offer {
     }
 
     fn unpack_in(&self, folder: &Path) -> Result<PathBuf> {
-        let mut apt = Command::new("apt-get");
+        let mut apt = self.sources.apt("apt-get");
         // Its own user could not write to our folder, about which it complains.
         apt.args(["-qq", "-o", "APT::Sandbox::User=root", "download"])
             .arg(format!("{}={}", self.name, self.version))
@@ -138,9 +209,17 @@ mod tests {
     fn a_metapackage_names_the_package_that_it_stands_for() {
         let record = "Package: linux-image-amd64\nVersion: 6.1.192-2\nDepends: base | x (>= 1), \
                       linux-image-6.1.0-56-amd64 (= 6.1.192-2)\nDescription: Linux\n";
-        let offer = Offer::parse("linux-image-amd64", record).unwrap();
+        let offer = Offer::parse(&Sources::default(), "linux-image-amd64", record).unwrap();
         assert_eq!(offer.version, "6.1.192-2");
         assert_eq!(offer.dependency("linux-image-"), Some("linux-image-6.1.0-56-amd64"));
         assert_eq!(offer.dependency("linux-headers-"), None);
+    }
+
+    #[test]
+    fn backports_are_of_the_release_and_of_the_same_mirror() {
+        let known = "http://m/debian/ bookworm-updates\nhttp://m/debian/ bookworm\n";
+        let line = backports_of(known).unwrap();
+        assert!(line.ends_with("] http://m/debian/ bookworm-backports main\n"), "{line}");
+        assert_eq!(backports_of("http://m/ x-updates\n"), None);
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::job::Job;
+use super::{emulator::Emulator, job::Job};
 
 /// What the kernel is told.
 /// - A death is an end: every oops, every CPU that is stuck for 20 s and every CPU whose timer is lost for 30 s is a
@@ -29,6 +29,7 @@ impl Lab {
     /// With `one_thread` QEMU runs all CPUs in turn.
     pub(crate) fn start(
         job: &Job,
+        emulator: &Emulator,
         kernel: &Path,
         memory_mib: u32,
         cpus: u8,
@@ -36,7 +37,7 @@ impl Lab {
     ) -> Result<Self> {
         // The kernel kills QEMU when the thread that has started it is gone: the main one.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+        command.args(["--pdeathsig", "KILL"]).args(emulator.words());
         command.args(["-name", "remus-lab", "-nodefaults", "-no-user-config", "-no-reboot"]);
         command.args(["-display", "none"]);
         // Nested paging is SVM's default there. 57-bit addresses are not known to the emulated nested paging.

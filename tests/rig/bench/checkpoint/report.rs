@@ -86,7 +86,7 @@ impl<'a> Report<'a> {
         let row = |run: Run| {
             let told: Vec<_> = self
                 .figures
-                .of(run)
+                .of_run(run)
                 .filter(|(figure, _)| figure.is_for_people())
                 .map(|(figure, value)| figure.told(value))
                 .collect();

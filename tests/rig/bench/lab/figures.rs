@@ -3,12 +3,12 @@
 use std::borrow::Cow;
 
 use clap::ValueEnum;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::bench::figures;
 
 /// The parts of the bench, each of which can be run alone.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Part {
     /// From the start of the VMM to the guest's user space, beside QEMU microvm
@@ -28,7 +28,7 @@ impl Part {
 }
 
 /// What is compared.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Arm {
     Remus,
@@ -71,7 +71,7 @@ impl Arm {
 }
 
 /// What the guest is, or does.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Load {
     Vcpus(u8),
@@ -96,14 +96,14 @@ impl Load {
 }
 
 /// What a row is about.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub(super) struct Run {
     pub(super) part: Part,
     pub(super) load: Load,
     pub(super) arm: Arm,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub(super) enum Figure {
     /// From the start of the VMM's process to the guest's first word from user space.
     UserspaceS,
@@ -207,7 +207,7 @@ impl figures::Figure for Figure {
 }
 
 /// What did not come about, over the whole bench, in words.
-#[derive(Clone, Default, Debug, Serialize)]
+#[derive(Clone, Default, Debug, Serialize, Deserialize)]
 pub(super) struct Faults {
     pub(super) failures: Vec<String>,
 }

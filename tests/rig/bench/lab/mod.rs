@@ -21,11 +21,12 @@ mod drawing;
 mod figures;
 mod gap;
 mod hold;
+mod kept;
 mod protect;
 mod remus;
 mod report;
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use anyhow::{Context, Result};
 use tokio::time::Instant;
@@ -34,6 +35,7 @@ pub use figures::Part;
 
 use self::{
     figures::{Faults, Figures},
+    kept::Kept,
     report::Report,
 };
 use super::{
@@ -58,6 +60,8 @@ pub struct Plan {
     pub rounds: u32,
     /// Shorter rounds with few points: for a machine that only has to show that all of it works.
     pub quick: bool,
+    /// Its rounds come beside those of the runs before.
+    pub onto: bool,
 }
 
 /// A bench under way.
@@ -78,25 +82,29 @@ pub async fn run(plan: &Plan, programs: &Programs, places: &gate::Places) -> Res
     if !sys::is_the_lab() {
         come_first()?;
     }
+    let folder = reports(programs)?;
+    let mut kept = Kept::begin(plan, &folder)?;
     let mut bench = Bench {
         plan,
         stage: Stage::set(programs, Software::Linux).await?,
         places,
-        figures: Figures::default(),
-        faults: Faults::default(),
-        round: 1,
+        figures: mem::take(&mut kept.figures),
+        faults: mem::take(&mut kept.faults),
+        round: 0,
         began: Instant::now(),
     };
-    for round in 1..=plan.rounds {
-        bench.say(&format!("round {round} of {}", plan.rounds));
-        bench.round = round;
-        bench.round().await.with_context(|| format!("round {round}"))?;
+    for _ in 0..plan.rounds {
+        bench.round = kept.next_round(&plan.parts);
+        bench.say(&format!("round {}", bench.round));
+        bench.round().await.with_context(|| format!("round {}", bench.round))?;
+        kept.count(&plan.parts);
     }
     if bench.asks(Part::Hold) {
         bench.hold();
     }
-    let report = Report::new(&bench.figures, &bench.faults, plan, qemu::version()?);
-    let folder = reports(programs)?;
+    (kept.figures, kept.faults) = (bench.figures, bench.faults);
+    kept.write(plan.quick, &folder)?;
+    let report = Report::new(&kept, plan.quick, qemu::version()?);
     report.write(&folder)?;
     println!("\n{}\n  {}", report.table(), folder.join("lab.json").display());
     Ok(report.all_hold())

@@ -1,15 +1,15 @@
 //! What came of the bench: `lab.json` and `lab.svg` in `target/bench`, and a table on standard output.
 
-use std::{iter, path::Path};
+use std::{collections::BTreeMap, iter, path::Path};
 
 use anyhow::Result;
 use serde::Serialize;
 
 use super::{
-    Plan,
     claims::claims,
     drawing::drawing,
     figures::{Faults, Figure, Figures, Load, Part, Run},
+    kept::Kept,
     protect::PAGES,
 };
 use crate::{
@@ -53,8 +53,8 @@ pub(super) struct Report<'a> {
     bench: &'static str,
     version: &'static str,
     machine: Machine,
-    parts: &'a [Part],
-    rounds: u32,
+    /// The parts, and how many rounds there were of each.
+    rounds: &'a BTreeMap<Part, u32>,
     /// Rounds were too short, and points too few, to trust a figure.
     quick: bool,
     claims: Vec<Claim>,
@@ -78,14 +78,11 @@ struct Machine {
 }
 
 impl<'a> Report<'a> {
-    pub(super) fn new(
-        figures: &'a Figures,
-        faults: &'a Faults,
-        plan: &'a Plan,
-        qemu: String,
-    ) -> Self {
-        let mut claims = claims(&plan.parts, figures);
-        report::keep_looked_at(&mut claims, plan.quick);
+    pub(super) fn new(kept: &'a Kept, quick: bool, qemu: String) -> Self {
+        let Kept { rounds, figures, faults } = kept;
+        let parts: Vec<_> = rounds.keys().copied().collect();
+        let mut claims = claims(&parts, figures);
+        report::keep_looked_at(&mut claims, quick);
         Self {
             bench: "lab",
             version: env!("CARGO_PKG_VERSION"),
@@ -100,9 +97,8 @@ impl<'a> Report<'a> {
                        pages; gap: four connections that check each reply, the guest otherwise idle; hold: 10,000 \
                        frames from a tap, released at once",
             },
-            parts: &plan.parts,
-            rounds: plan.rounds,
-            quick: plan.quick,
+            rounds,
+            quick,
             claims,
             faults,
             rows: figures.rows(),
@@ -117,7 +113,8 @@ impl<'a> Report<'a> {
     }
 
     pub(super) fn write(&self, folder: &Path) -> Result<()> {
-        let subtitle = self.machine.host.subtitle(self.rounds, self.quick);
+        let rounds = self.rounds.values().copied().max().unwrap_or(0);
+        let subtitle = self.machine.host.subtitle(rounds, self.quick);
         report::write(folder, self.bench, self, &drawing(self.figures, subtitle))
     }
 
@@ -132,7 +129,7 @@ impl<'a> Report<'a> {
             iter::once(run.part.title().to_owned()).chain(beside).collect()
         };
         let row = |run: Run| {
-            let told = self.figures.of(run).map(|(figure, value)| figure.told(value));
+            let told = self.figures.of_run(run).map(|(figure, value)| figure.told(value));
             let told: Vec<_> = told.collect();
             format!("{:<15}{:<15}{}", run.load.name(), run.arm.name(), told.join(", "))
         };
@@ -190,36 +187,35 @@ mod tests {
     use super::*;
     use crate::bench::lab::{figures::Arm, protect};
 
-    fn measured() -> Figures {
-        let mut figures = Figures::default();
+    fn measured(parts: &[Part]) -> Kept {
+        let mut kept = Kept::default();
         for (arm, ms) in [(Arm::Remus, 7.0), (Arm::Colo, 105.0)] {
-            figures.add(protect::idle(arm), [(Figure::PauseP50Ms, ms)]);
+            kept.figures.add(protect::idle(arm), [(Figure::PauseP50Ms, ms)]);
         }
-        figures
+        kept.count(parts);
+        kept
     }
 
     #[test]
     fn a_quick_report_claims_only_what_it_measured_and_a_whole_one_misses_it() {
-        let (figures, faults) = (measured(), Faults::default());
-        let plan = |quick| Plan { parts: vec![Part::Pause, Part::Rate], rounds: 1, quick };
-        let (quick, whole) = (plan(true), plan(false));
-        let report = |plan| Report::new(&figures, &faults, plan, String::new());
-        assert_eq!(report(&quick).claims.len(), 1);
-        assert!(report(&quick).all_hold());
-        assert_eq!(report(&whole).claims.len(), 3);
-        assert!(!report(&whole).all_hold());
+        let kept = measured(&[Part::Pause, Part::Rate]);
+        let report = |quick| Report::new(&kept, quick, String::new());
+        assert_eq!(report(true).claims.len(), 1);
+        assert!(report(true).all_hold());
+        assert_eq!(report(false).claims.len(), 3);
+        assert!(!report(false).all_hold());
     }
 
     #[test]
     fn the_report_has_the_keys_that_its_readers_rely_on_and_says_what_is_not_its_own() {
-        let faults = Faults { failures: vec!["round 1, QEMU COLO: hung".to_owned()] };
-        let (figures, plan) =
-            (measured(), Plan { parts: vec![Part::Pause], rounds: 1, quick: false });
-        let report = Report::new(&figures, &faults, &plan, "QEMU 7.2".to_owned());
+        let mut kept = measured(&[Part::Pause]);
+        kept.faults.failures.push("round 1, QEMU COLO: hung".to_owned());
+        let report = Report::new(&kept, false, "QEMU 7.2".to_owned());
         let value = serde_json::to_value(&report).unwrap();
         for key in ["id", "measured", "bound", "unit", "holds"] {
             assert!(value["claims"][0].get(key).is_some(), "{key}");
         }
+        assert_eq!(value["rounds"]["pause"], 1);
         assert_eq!(value["rows"][0]["part"], "pause");
         assert_eq!(value["rows"][0]["arm"], "remus");
         assert_eq!(value["failures"][0], "round 1, QEMU COLO: hung");
