@@ -1,5 +1,4 @@
-//! Linux with several CPUs. These tests have a lab of one thread (docs/lab.md): while a guest with several CPUs boots,
-//! its kernel rewrites code that they all run, and QEMU's translator gets that wrong where each CPU has a thread.
+//! Linux with several CPUs, which start each other.
 
 use super::linux::{BZIMAGE, a_takeover, boots_and_powers_off, reboots};
 

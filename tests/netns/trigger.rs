@@ -160,6 +160,10 @@ fn lay_cable(there: &NetNs) {
             }
         }
     });
+    // Until both ends have noticed their carrier: what is sent before may be lost.
+    drop(bind(V6[0]));
+    let _there = there.enter().unwrap();
+    drop(bind(V6[1]));
 }
 
 /// An IPv6 address cannot be used before the link has noticed its carrier.

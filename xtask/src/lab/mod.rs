@@ -150,6 +150,10 @@ pub(crate) fn run(tree: &Tree, options: &Options) -> Result<u8> {
             }
             Ending::Died => {
                 eprint!("lab: its last words:\n{}", job.last_words());
+                let kept = tree.lab().join("died.console");
+                if std::fs::copy(job.console(), &kept).is_ok() {
+                    eprintln!("lab: all of them: {}", kept.display());
+                }
                 ("died while the command ran".to_owned(), DIED)
             }
             Ending::DiedInBoot(how) => {

@@ -2,6 +2,7 @@
 //! packages and features of the other tests; only the finished binaries run there.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     path::PathBuf,
     process::{Command, ExitCode},
@@ -32,8 +33,8 @@ const LEFT_OUT: [(&str, &str); 1] = [(
     "netns::trigger::",
     "the trigger `kernel` is attached by TCX, which Linux 6.1 lacks: lab::kernel has the refusal",
 )];
-/// Tests whose guests have several CPUs, in a lab of one thread: the kernel of such a guest rewrites itself as well.
-const ONE_THREAD: &str = "lab::smp::";
+/// Tests that a lab does not always outlive (docs/lab.md): it takes only the others of the same beginning with it.
+const APART: [&str; 3] = ["lab::debian::", "lab::linux::", "lab::smp::"];
 
 /// A test: its binary, its name there, and its folder with its name.
 struct Test {
@@ -52,20 +53,18 @@ pub(crate) fn run(tree: &Tree, toolchain: &Toolchain, name: Option<&str>) -> Res
     }
     let tests = tests(tree, name.unwrap_or_default())?;
     ensure!(!tests.is_empty(), "no test in the lab has {} in its name", name.unwrap_or_default());
-    let (one_thread, threads): (Vec<_>, Vec<_>) =
-        tests.iter().partition(|test| test.full.starts_with(ONE_THREAD));
+    let lab_of = |test: &Test| APART.iter().position(|beginning| test.full.starts_with(beginning));
+    let mut labs: BTreeMap<Option<usize>, Vec<&Test>> = BTreeMap::new();
+    tests.iter().for_each(|test| labs.entry(lab_of(test)).or_default().push(test));
     let mut worst = 0;
-    for (tests, one_thread) in [(threads, false), (one_thread, true)] {
-        if tests.is_empty() {
-            continue;
-        }
+    for tests in labs.into_values() {
         let mut command: Vec<OsString> = ["bash", "-c", SUITE, "suite.sh"].map(Into::into).into();
         command.push(LIMIT_S.to_string().into());
         for Test { binary, name, .. } in tests {
             command.extend([binary.into(), name.into()]);
         }
         let mut options = Options::of(command);
-        (options.timeout, options.one_thread) = (LAB_S, one_thread);
+        options.timeout = LAB_S;
         let ended = super::run(tree, &options)?;
         if ended != 0 {
             worst = ended;
