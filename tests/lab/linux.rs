@@ -46,7 +46,7 @@ pub(super) fn boots_and_powers_off(kernel: &str, vcpus: u8) {
         let status = ended(&mut primary).await;
         let log = pair.logged("primary");
         assert!(status.success(), "{log}");
-        assert_eq!(ready(&pair, vcpus).await, 1, "{log}");
+        assert_eq!(ready(&pair, vcpus), 1, "{log}");
         assert!(log.contains("PowerOff"), "{log}");
     });
 }
@@ -57,18 +57,18 @@ pub(super) fn reboots(kernel: &str, vcpus: u8) {
     with_hosts_for(linux(vcpus), async |pair| {
         let mut primary = start(&pair, kernel, "remus.reboot");
         let deadline = Instant::now() + patience();
-        while ready(&pair, vcpus).await < 3 {
+        while ready(&pair, vcpus) < 3 {
             primary.still_runs().unwrap();
             assert!(Instant::now() < deadline, "{}", pair.logged("primary"));
+            sleep(Duration::from_millis(200)).await;
         }
         primary.process.signal(libc::SIGTERM).unwrap();
         assert!(ended(&mut primary).await.success(), "{}", pair.logged("primary"));
     });
 }
 
-/// How often the guest has said that it is ready, with all its CPUs. Looks at it now and then.
-async fn ready(pair: &Pair, vcpus: u8) -> usize {
-    sleep(Duration::from_millis(200)).await;
+/// How often the guest has said that it is ready, with all its CPUs.
+fn ready(pair: &Pair, vcpus: u8) -> usize {
     let said = console(pair, "primary");
     let all = said.iter().filter(|line| line.starts_with("remus-guest: ready"));
     let wanted = format!("cpus={vcpus} clocksource=kvm-clock");

@@ -5,7 +5,8 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, anyhow};
+use clap::Parser;
 
 use crate::{
     build, lab,
@@ -25,6 +26,8 @@ const QUICK_ROUNDS: u32 = 1;
 const TOGETHER: [&[&str]; 3] = [&["boot"], &["pause", "gap"], &["rate"]];
 /// One that takes all its rounds at once.
 const AT_ONCE: &str = "hold";
+/// All of them.
+const PARTS: [&str; 5] = ["boot", "pause", "gap", "rate", AT_ONCE];
 
 /// Becomes the rig's bench of `part`. The report goes to `target/bench`.
 pub(crate) fn run(
@@ -34,8 +37,9 @@ pub(crate) fn run(
     options: &[String],
 ) -> Result<ExitCode> {
     if part == "lab" && !asks_help(options) && linux_wants_lab(tree, "bench")? {
+        let asked = Asked::of(options)?;
         build::run(tree, toolchain)?;
-        return in_labs(tree, options);
+        return in_labs(tree, &asked);
     }
     become_rig(tree, toolchain, &["bench", part], options)?;
     Ok(ExitCode::SUCCESS)
@@ -43,8 +47,7 @@ pub(crate) fn run(
 
 /// Runs `bench lab` in a lab for each step. The exit status is the last one's, which has all figures, unless a step came
 /// to no end in any of its labs.
-fn in_labs(tree: &Tree, options: &[String]) -> Result<ExitCode> {
-    let asked = Asked::of(options)?;
+fn in_labs(tree: &Tree, asked: &Asked) -> Result<ExitCode> {
     let (mut last, mut undone) = (0, 0);
     let mut onto = asked.onto;
     for step in asked.steps() {
@@ -68,62 +71,48 @@ fn in_labs(tree: &Tree, options: &[String]) -> Result<ExitCode> {
     Ok(ExitCode::from(if undone == 0 { last } else { undone }))
 }
 
-/// What `bench lab` was asked for. The rig, which knows its options better, is in the lab.
-#[derive(Debug)]
-struct Asked<'a> {
-    parts: Vec<&'a str>,
-    rounds: u32,
+/// What `bench lab` was asked for. The rig, which knows these options better, is in the lab.
+#[derive(Debug, Parser)]
+#[command(
+    no_binary_name = true,
+    override_usage = "cargo xtask bench lab [--parts PART,...] [--rounds N] [--quick] [--onto]"
+)]
+struct Asked {
+    #[arg(long, value_delimiter = ',', value_parser = PARTS, default_values = PARTS)]
+    parts: Vec<String>,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: Option<u32>,
+    #[arg(long)]
     quick: bool,
+    #[arg(long)]
     onto: bool,
 }
 
-impl<'a> Asked<'a> {
+impl Asked {
     /// # Errors
     /// When the rig would not know an option, with those that it knows.
-    fn of(options: &'a [String]) -> Result<Self> {
-        let known: Vec<_> = TOGETHER.iter().copied().flatten().copied().chain([AT_ONCE]).collect();
-        let (mut parts, mut rounds, mut quick, mut onto) = (known.clone(), None, false, false);
-        let mut words = options.iter().map(String::as_str).filter(|word| *word != "--");
-        while let Some(word) = words.next() {
-            let (name, mut value) = match word.split_once('=') {
-                Some((name, value)) => (name, Some(value)),
-                None => (word, None),
-            };
-            let mut value = || value.take().or_else(|| words.next());
-            match name {
-                "--quick" => quick = true,
-                "--onto" => onto = true,
-                "--rounds" => {
-                    let number = value().and_then(|n| n.parse().ok()).filter(|n| *n > 0);
-                    rounds = Some(number.context("--rounds wants a number from 1")?);
-                }
-                "--parts" => {
-                    parts = value().unwrap_or_default().split(',').collect();
-                    if let Some(part) = parts.iter().find(|part| !known.contains(part)) {
-                        bail!("bench lab has no part {part:?}; it has {}", known.join(", "));
-                    }
-                }
-                _ => bail!("bench lab takes --parts, --rounds, --quick and --onto, not {word:?}"),
-            }
-        }
-        let rounds = rounds.unwrap_or(if quick { QUICK_ROUNDS } else { ROUNDS });
-        Ok(Self { parts, rounds, quick, onto })
+    fn of(options: &[String]) -> Result<Self> {
+        let words = options.iter().filter(|option| *option != "--");
+        // What it says has its cause in it.
+        Self::try_parse_from(words).map_err(|error| anyhow!("{error}"))
     }
 
     /// The rig's options for each lab, in their order.
     fn steps(&self) -> Vec<Vec<String>> {
+        let rounds = self.rounds.unwrap_or(if self.quick { QUICK_ROUNDS } else { ROUNDS });
         let step = |parts: &[&str], rounds: u32| {
             let words = ["--parts", &parts.join(","), "--rounds", &rounds.to_string()];
             let quick = self.quick.then_some("--quick");
             words.into_iter().chain(quick).map(str::to_owned).collect()
         };
+        let is_asked = |part: &str| self.parts.iter().any(|asked| asked == part);
         let asked = |group: &&[&'static str]| {
-            group.iter().copied().filter(|part| self.parts.contains(part)).collect::<Vec<_>>()
+            group.iter().copied().filter(|part| is_asked(part)).collect::<Vec<_>>()
         };
         let groups: Vec<_> = TOGETHER.iter().map(asked).filter(|group| !group.is_empty()).collect();
-        let rounds = (0..self.rounds).flat_map(|_| groups.iter().map(|group| step(group, 1)));
-        let at_once = self.parts.contains(&AT_ONCE).then(|| step(&[AT_ONCE], self.rounds));
-        rounds.chain(at_once).collect()
+        let each = (0..rounds).flat_map(|_| groups.iter().map(|group| step(group, 1)));
+        let at_once = is_asked(AT_ONCE).then(|| step(&[AT_ONCE], rounds));
+        each.chain(at_once).collect()
     }
 }
 

@@ -102,7 +102,8 @@ impl Encoder {
         }
     }
 
-    /// Forgets what was sent: the backup of a new session has nothing, and that of a guest that was reset something else.
+    /// Forgets what was sent: the backup of a new session has nothing, and that of a guest that was reset something
+    /// else.
     pub fn forget(&mut self) {
         self.shadow.clear();
     }

@@ -180,8 +180,8 @@ impl Machine {
 
     /// Puts a guest that has ended back to where it began, and lets it run: what a reset button does.
     ///
-    /// RAM is the boot image's then, which is not in the record of written pages: whoever copies that record must copy the
-    /// boot image too.
+    /// RAM is the boot image's then, which is not in the record of written pages: whoever copies that record must copy
+    /// the boot image too.
     ///
     /// # Errors
     /// When a vCPU does not stop or does not take its state; the machine is of no use then.
@@ -189,19 +189,24 @@ impl Machine {
         self.vcpus.pause()?;
         self.board.parking().park();
         let vcpus = self.vcpus.stop()?;
-        let Self { vm, board, cpu, .. } = &*self;
-        put_in(boot.state(), 0, cpu, &vcpus, vm, board).context("reset the machine")?;
+        put_in(boot.state(), 0, &self.cpu, &vcpus, &self.vm, &self.board)
+            .context("reset the machine")?;
         // After that: until then KVM may still write what the guest had asked for, its steal time.
-        vm.memory().reset(boot)?;
+        self.memory().reset(boot)?;
+        // No device is live any more, and none writes.
+        self.board.parking().resume();
         if self.tracks {
-            let mut written = PageSet::new(vm.memory().layout().pages());
-            vm.dirty_pages(&mut written)?;
-            vm.protect(&written)?;
-            vm.memory().harvest_touched(&mut written);
+            let mut written = PageSet::new(self.memory().layout().pages());
+            self.harvest_and_clear_live(&mut written)?;
         }
-        board.parking().resume();
-        (self.vcpus, self.control) = run(vcpus, vm, board, cpu, &self.placement, &self.ended)?;
+        let Self { vm, board, cpu, placement, ended, .. } = &*self;
+        (self.vcpus, self.control) = run(vcpus, vm, board, cpu, placement, ended)?;
         Ok(())
+    }
+
+    /// Whether it is recorded which pages are written.
+    pub fn tracks_dirty(&self) -> bool {
+        self.tracks
     }
 
     /// Starts or stops recording which pages are written. A record begins with every page in it.

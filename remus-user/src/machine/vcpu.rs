@@ -22,8 +22,8 @@
 //! for each way to be out of the guest: a vCPU that is halted or that waits for its start (INIT, SIPI) sleeps
 //! inside KVM_RUN, is taken out of it like any other, and is parked in the same place.
 //!
-//! When the guest has ended on one vCPU it has ended: none is entered again, unless all threads are ended and others begin
-//! with what a reset makes of their vCPUs ([`Vcpus::stop`]).
+//! When the guest has ended on one vCPU it has ended: none is entered again, unless all threads are ended and others
+//! begin with what a reset makes of their vCPUs ([`Vcpus::stop`]).
 
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, Ordering};

@@ -1,8 +1,9 @@
 //! The sender thread of a session: compares, encodes, writes.
 //!
 //! It is the only one that knows what the backup has ([`Encoder`]'s shadow), so it begins with the session and
-//! ends with it. The first that it sends is what the guest begins with. Shipments come back to the engine when they are dealt with, also after the connection is lost:
-//! their buffers are used again, and what they carried is in the engine's books.
+//! ends with it. The first that it sends is what the guest begins with. Shipments come back to the engine when they
+//! are dealt with, also after the connection is lost: their buffers are used again, and what they carried is in the
+//! engine's books.
 
 use std::{
     io,

@@ -7,9 +7,9 @@ use super::{Digest, Frame, Kind, Session};
 /// The running digest of a bulk connection, the same at both ends.
 ///
 /// It begins with the session and takes in the kind and checksum of every frame that carries content
-/// (`BootPages`, `BootState`, `SyncPages`, `Begin`, `Pages`, `State`); a checksum covers its frame, so each byte is hashed once. `End`
-/// carries the value reached, which is then the digest of its checkpoint and the predecessor digest that the
-/// next `Begin` must name. The digest of checkpoint n therefore covers that of n-1, back to the sync.
+/// (`BootPages`, `BootState`, `SyncPages`, `Begin`, `Pages`, `State`); a checksum covers its frame, so each byte is
+/// hashed once. `End` carries the value reached, which is then the digest of its checkpoint and the predecessor
+/// digest that the next `Begin` must name. The digest of checkpoint n therefore covers that of n-1, back to the sync.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Chain(u64);
 

@@ -27,8 +27,8 @@
 //! - The version is the protocol's, not the release's. Only `Refuse` is understood in any version.
 //! - The checksums of a bulk connection's frames chain into a [`Digest`] ([`Chain`]): it names everything the
 //!   session has carried so far, so equal digests mean equal images.
-//! - The bodies of `Pages`, `SyncPages` and `BootPages` are `checkpoint::batch`'s: page bytes go from staging to the socket
-//!   and from the receive buffer to guest memory without another copy.
+//! - The bodies of `Pages`, `SyncPages` and `BootPages` are `checkpoint::batch`'s: page bytes go from staging to the
+//!   socket and from the receive buffer to guest memory without another copy.
 //!
 //! Deliberately absent: sockets, encryption (the link's), compression of whole frames, and any message that
 //! asks for something again: a session that loses a byte is dropped, and the next one begins with a sync.

@@ -38,6 +38,12 @@ pub(super) fn all_hold(claims: &[Claim], quick: bool) -> bool {
     claims.iter().all(|claim| claim.holds || quick && !claim.correctness)
 }
 
+/// Whether the claim of this name holds.
+#[cfg(test)]
+pub(super) fn holds(claims: &[Claim], id: &str) -> bool {
+    claims.iter().find(|claim| claim.id == id).unwrap_or_else(|| panic!("no claim {id}")).holds
+}
+
 /// Takes out of a quick bench's claims those about speed for which it has no figure: it has few points, and what it did
 /// not look at it does not judge.
 pub(super) fn keep_looked_at(claims: &mut Vec<Claim>, quick: bool) {

@@ -1,7 +1,7 @@
 //! The QEMU that the lab runs in.
 //!
-//! Of Debian 12's QEMU 7.2 half of the labs with a Linux guest under load did not live to the end (docs/lab.md), and it
-//! is slower. So an older one than [`WANTED`] is left alone, and a newer one taken from the backports of the machine's own
+//! Under Debian 12's QEMU 7.2 most lives of a Linux guest under load did not come to their end (docs/lab.md), and it is
+//! slower. So an older one than [`WANTED`] is left alone, and a newer one taken from the backports of the machine's own
 //! release, unpacked beside the lab's other packages: it wants the same libraries.
 
 use std::{ffi::OsStr, path::PathBuf, process::Command};

@@ -35,6 +35,7 @@ mod vmlinux;
 
 use std::{
     ffi::OsString,
+    fs,
     io::{self, Read, Write},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -80,7 +81,7 @@ pub(crate) struct Options {
     cpus: u8,
     /// All of its CPUs take turns in one thread: half as fast, and safe for guests with several CPUs (docs/lab.md)
     #[arg(long)]
-    pub(crate) one_thread: bool,
+    one_thread: bool,
     /// How long the command may take, boot not included
     #[arg(long, value_name = "SECONDS", default_value_t = TIMEOUT_S)]
     pub(crate) timeout: u64,
@@ -151,7 +152,7 @@ pub(crate) fn run(tree: &Tree, options: &Options) -> Result<u8> {
             Ending::Died => {
                 eprint!("lab: its last words:\n{}", job.last_words());
                 let kept = tree.lab().join("died.console");
-                if std::fs::copy(job.console(), &kept).is_ok() {
+                if fs::copy(job.console(), &kept).is_ok() {
                     eprintln!("lab: all of them: {}", kept.display());
                 }
                 ("died while the command ran".to_owned(), DIED)

@@ -52,8 +52,6 @@ impl Sources {
                 "Dir::Etc::SourceParts=/dev/null".to_owned(),
                 format!("Dir::State::Lists={shown}/lists"),
                 format!("Dir::Cache={shown}/cache"),
-                // Its own user could not write to our folder, about which it complains.
-                "APT::Sandbox::User=root".to_owned(),
             ]
             .into(),
         );
@@ -89,6 +87,8 @@ impl Sources {
 
     fn apt(&self, program: &str) -> Command {
         let mut command = Command::new(program);
+        // Its own user could not write to our folders, about which it complains.
+        command.args(["-o", "APT::Sandbox::User=root"]);
         self.0.iter().for_each(|option| _ = command.args(["-o", option]));
         command
     }
@@ -162,8 +162,7 @@ impl Offer {
 
     fn unpack_in(&self, folder: &Path) -> Result<PathBuf> {
         let mut apt = self.sources.apt("apt-get");
-        // Its own user could not write to our folder, about which it complains.
-        apt.args(["-qq", "-o", "APT::Sandbox::User=root", "download"])
+        apt.args(["-qq", "download"])
             .arg(format!("{}={}", self.name, self.version))
             .current_dir(folder);
         invoke::run(&mut apt).context("if the file is not found: as root, apt-get update")?;

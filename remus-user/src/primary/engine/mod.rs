@@ -123,7 +123,6 @@ pub(crate) struct Engine {
     sealed_at: VecDeque<(Stamp, Moment)>,
     /// The newest committed checkpoint, and when it was sealed.
     committed: Option<(Stamp, Moment)>,
-    tracking: bool,
     /// The guest was reset since the last checkpoint.
     reset: bool,
     recorded: Option<Record>,
@@ -211,7 +210,6 @@ impl Engine {
             sync: None,
             sealed_at: VecDeque::new(),
             committed: None,
-            tracking: false,
             reset: false,
             recorded: None,
             worked: Worked::new(boot_now()),
@@ -321,10 +319,10 @@ impl Engine {
     /// The guest has reset itself: it begins anew, in the epoch in which it did. To its backup that is one checkpoint,
     /// so it is protected all the while; only a sync that is under way begins anew with it.
     fn reboot(&mut self) -> Result<()> {
-        info!("the guest reboots");
         if self.ending.is_some() {
             return Ok(());
         }
+        info!("the guest reboots");
         if self.sync.is_some()
             && let Some(session) = self.link.as_ref().map(|link| link.session)
         {

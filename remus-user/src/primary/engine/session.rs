@@ -65,9 +65,8 @@ impl Engine {
         let sender = Sender::start(session, bulk, boot, ram_pages, self.encoding, places, post)?;
         self.link = Some(Link { session, sender, bulk: ours });
 
-        if !self.tracking {
+        if !self.machine.tracks_dirty() {
             self.machine.track_dirty(true)?;
-            self.tracking = true;
         }
         self.hot.clear();
         // The sync begins with RAM as it is.

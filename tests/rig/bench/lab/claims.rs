@@ -84,10 +84,7 @@ fn none(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn holds(claims: &[Claim], id: &str) -> bool {
-        claims.iter().find(|claim| claim.id == id).unwrap_or_else(|| panic!("no claim {id}")).holds
-    }
+    use crate::bench::report::holds;
 
     #[test]
     fn what_was_not_measured_holds_nothing_and_what_was_not_asked_is_not_claimed() {
