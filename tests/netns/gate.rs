@@ -267,10 +267,11 @@ fn lose_frame_0(wire: &Wire) {
     let map = |name| Map::Array(MapData::from_pin(wire.pins.path().join(name)).unwrap());
     let mut slots: Array<_, [u8; 32]> = map("SLOTS").try_into().unwrap();
     let mut ring: Array<_, [u64; RING_WORDS]> = map("RING").try_into().unwrap();
-    // By this thread, which from here on is on CPU 0.
-    sys::use_only_cpu(0).unwrap();
+    // By this thread, which from here on is on that CPU.
+    let cpu = sys::cpus()[0];
+    sys::use_only_cpu(cpu).unwrap();
     let mut words = ring.get(&0, 0).unwrap();
-    (words[Ring::Next as usize], words[Ring::Cpu as usize]) = (1, 0);
+    (words[Ring::Next as usize], words[Ring::Cpu as usize]) = (1, cpu as u64);
     ring.set(0, words, 0).unwrap();
     let mut slot = slots.get(&0, 0).unwrap();
     let life = Life::new(0, SlotState::Sent).bits();

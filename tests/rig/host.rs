@@ -41,7 +41,7 @@ pub enum Death {
 pub enum Share {
     /// All of it: the process says itself what runs where.
     Host,
-    /// What the rig itself has (not CPU 0, see [`sys::leave_cpu_0`]), and the hosts first.
+    /// What the rig itself has (not the guest's CPU, see [`sys::leave_the_guests_cpu`]), and the hosts first.
     Load,
 }
 

@@ -165,7 +165,7 @@ fn inner() -> Result<ExitCode> {
         outlet.pour()?;
         return Ok(code);
     }
-    sys::leave_cpu_0().context("leave CPU 0 to the guest")?;
+    sys::leave_the_guests_cpu().context("leave the guest its CPU")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let as_it_should_be = match verb {
         Verb::Run(options) => {

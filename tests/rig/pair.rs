@@ -32,7 +32,7 @@ pub fn with_hosts<F: Future<Output = ()>>(test: impl FnOnce(Pair) -> F) {
 
 /// The same for a guest that is not the usual one.
 pub fn with_hosts_for<F: Future<Output = ()>>(options: Options, test: impl FnOnce(Pair) -> F) {
-    sys::leave_cpu_0().unwrap();
+    sys::leave_the_guests_cpu().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async { test(Pair::new(options).await).await });
 }

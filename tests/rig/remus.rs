@@ -130,14 +130,6 @@ pub enum Trigger {
     Kernel,
 }
 
-/// The host CPU of all vCPUs, and that of every other thread of a daemon; nothing where there is one CPU.
-///
-/// vCPUs have CPU 0 to themselves: whichever host runs the guest, the other's vCPUs are idle, and everything else of the
-/// rig stays off it (see [`Share`]).
-fn placement() -> Option<(usize, usize)> {
-    (sys::host_cpus() > 1).then_some((0, 1))
-}
-
 /// The shape of the VM: sections of the config.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 pub struct Machine {
@@ -164,7 +156,8 @@ pub enum Mode {
 /// Which threads of a daemon run where.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Placement {
-    /// vCPUs on CPU 0, and nothing else there.
+    /// vCPUs on a CPU, and nothing else there: whichever host runs the guest, the other's vCPUs are idle, and everything
+    /// else of the rig stays off it (see [`Share`]).
     #[default]
     Apart,
     /// Wherever the kernel lets them.
@@ -258,11 +251,15 @@ pub fn start_backup_with(
     command.arg("backup").arg("--listen").arg(SocketAddr::from(BACKUP).to_string());
     command.arg("--run-dir").arg(&run_dir);
     command.args(["--bridge", BRIDGE, "--tap", TAP]);
-    if let Some((vcpus, io)) = placement() {
-        command.args(["--vcpu-cpus", &vcpus.to_string(), "--io-cpus", &io.to_string()]);
+    if let Some((vcpus, io)) = sys::apart() {
+        command.args(["--vcpu-cpus", &vcpus.to_string(), "--io-cpus", &listed(io)]);
     }
     command.args(more);
     Daemon::start(host, command, &run_dir, log)
+}
+
+fn listed(cpus: &[usize]) -> String {
+    cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// The command line of a Linux guest's kernel, with `more` behind what every guest is told.
@@ -315,9 +312,9 @@ pub fn primary_config(programs: &Programs, options: &Options, folder: &Path) -> 
             )
         }
     };
-    let placement = placement().filter(|_| place == Placement::Apart);
+    let placement = sys::apart().filter(|_| place == Placement::Apart);
     let placement = placement.map_or_else(String::new, |(vcpus, io)| {
-        format!("\n[placement]\nvcpu_cpus = [{vcpus}]\nio_cpus = [{io}]\n")
+        format!("\n[placement]\nvcpu_cpus = [{vcpus}]\nio_cpus = [{}]\n", listed(io))
     });
     Ok(format!(
         r#"name = "{VM}"

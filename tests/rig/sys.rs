@@ -5,7 +5,11 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd},
     ptr,
+    sync::OnceLock,
 };
+
+/// How many CPUs a cpu_set_t can name.
+const CPU_LIMIT: usize = libc::CPU_SETSIZE.unsigned_abs() as usize;
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -87,21 +91,38 @@ pub fn begin_session() -> io::Result<()> {
     check(unsafe { libc::setsid() }).map(drop)
 }
 
-/// How many CPUs the machine has, those included on which we may not run.
-pub fn host_cpus() -> usize {
-    // SAFETY: takes no pointers.
-    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
-    usize::try_from(count).unwrap_or(1)
+/// The CPUs that a process may use here, in order: all that are online, but for those that its cpuset leaves out. Whoever
+/// has bound this thread has not changed that.
+pub fn cpus() -> &'static [usize] {
+    static CPUS: OnceLock<Vec<usize>> = OnceLock::new();
+    CPUS.get_or_init(|| {
+        let ask = || {
+            let bound = affinity()?;
+            // The only way to ask. What the thread is bound to it is bound to again.
+            use_every_cpu()?;
+            let all = affinity();
+            set_affinity(&bound)?;
+            all
+        };
+        let all = ask().expect("a thread may look at its CPUs");
+        // SAFETY: within the set.
+        (0..CPU_LIMIT).filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &all) }).collect()
+    })
 }
 
-/// Keeps the calling thread, and what it starts, off CPU 0, where there is another. Async-signal-safe.
-pub fn leave_cpu_0() -> io::Result<()> {
-    if host_cpus() < 2 {
-        return Ok(());
-    }
+/// The CPU that a guest has to itself, and those of everything else, of which there is one at least: where there are two
+/// CPUs.
+pub fn apart() -> Option<(usize, &'static [usize])> {
+    let (first, others) = cpus().split_first()?;
+    (!others.is_empty()).then_some((*first, others))
+}
+
+/// Keeps the calling thread, and what it starts, off the guest's CPU, where there is another.
+pub fn leave_the_guests_cpu() -> io::Result<()> {
+    let Some((guests, _)) = apart() else { return Ok(()) };
     let mut set = every_cpu();
-    // SAFETY: CPU 0 lies within every set.
-    unsafe { libc::CPU_CLR(0, &mut set) };
+    // SAFETY: within the set, as it is one of those that were found there.
+    unsafe { libc::CPU_CLR(guests, &mut set) };
     set_affinity(&set)
 }
 
@@ -112,11 +133,10 @@ pub fn use_every_cpu() -> io::Result<()> {
 
 /// Keeps the calling thread, and what it starts, on CPU `cpu`.
 pub fn use_only_cpu(cpu: usize) -> io::Result<()> {
-    if cpu >= libc::CPU_SETSIZE.unsigned_abs() as usize {
+    if cpu >= CPU_LIMIT {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    // SAFETY: a cpu_set_t is a plain bit mask; all zeroes is the empty one.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    let mut set = no_cpu();
     // SAFETY: within the set, as was checked.
     unsafe { libc::CPU_SET(cpu, &mut set) };
     set_affinity(&set)
@@ -124,13 +144,24 @@ pub fn use_only_cpu(cpu: usize) -> io::Result<()> {
 
 /// The kernel passes over the bits of CPUs that are not there.
 fn every_cpu() -> libc::cpu_set_t {
-    // SAFETY: a cpu_set_t is a plain bit mask; all zeroes is the empty one.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    for cpu in 0..libc::CPU_SETSIZE.unsigned_abs() as usize {
+    let mut set = no_cpu();
+    for cpu in 0..CPU_LIMIT {
         // SAFETY: the set has CPU_SETSIZE bits.
         unsafe { libc::CPU_SET(cpu, &mut set) };
     }
     set
+}
+
+fn no_cpu() -> libc::cpu_set_t {
+    // SAFETY: a cpu_set_t is a plain bit mask; all zeroes is the empty one.
+    unsafe { std::mem::zeroed() }
+}
+
+fn affinity() -> io::Result<libc::cpu_set_t> {
+    let mut set = no_cpu();
+    // SAFETY: the set is as large as the size says, and 0 means the calling thread.
+    check(unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) })?;
+    Ok(set)
 }
 
 fn set_affinity(set: &libc::cpu_set_t) -> io::Result<()> {

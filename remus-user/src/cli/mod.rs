@@ -5,6 +5,7 @@
 
 mod backup;
 mod gate;
+mod generate;
 mod logging;
 mod preflight;
 mod run;
@@ -49,6 +50,8 @@ enum Verb {
     Gate(gate::Args),
     /// Check that this machine can do what `run` and `backup` need
     Preflight(preflight::Args),
+    /// Make man pages and shell completions, for a package
+    Generate(generate::Args),
 }
 
 /// Why a verb did not end well; each has its exit code.
@@ -87,6 +90,7 @@ pub fn main() -> ExitCode {
         Verb::Status(args) => status::run(&args),
         Verb::Gate(args) => gate::run(args),
         Verb::Preflight(args) => preflight::run(&args),
+        Verb::Generate(args) => generate::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

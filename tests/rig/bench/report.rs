@@ -21,7 +21,7 @@ pub(super) struct Host {
 
 impl Host {
     pub(super) fn this() -> Self {
-        Self { kernel: kernel(), cpu: cpu_model(), cpus: sys::host_cpus() }
+        Self { kernel: kernel(), cpu: cpu_model(), cpus: sys::cpus().len() }
     }
 
     /// Of a drawing.

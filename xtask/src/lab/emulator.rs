@@ -1,8 +1,8 @@
 //! The QEMU that the lab runs in.
 //!
-//! Under Debian 12's QEMU 7.2 most lives of a Linux guest under load did not come to their end (docs/lab.md), and it is
-//! slower. So an older one than [`WANTED`] is left alone, and a newer one taken from the backports of the machine's own
-//! release, unpacked beside the lab's other packages: it wants the same libraries.
+//! Debian 12's QEMU 7.2 hangs guests with several CPUs, and the lab itself (docs/lab.md), and is slower. So one older than
+//! [`WANTED`] is left alone, and a newer one taken from the backports of the machine's own release, unpacked beside the
+//! lab's other packages: it wants the same libraries.
 
 use std::{ffi::OsStr, path::PathBuf, process::Command};
 

@@ -72,6 +72,12 @@ hold perl -e '
 '
 hold unshare -n sh -c 'tc qdisc add dev lo clsact && echo held && exec sleep infinity'
 
+# QEMU's translator lets every CPU that loads x87 state write into the SVM state of CPU 0, out of turn: there a guest, or the
+# kernel that runs it, is soon lost. So CPU 0, which the lab has beyond those it was asked for, runs no guest.
+cpus=/sys/fs/cgroup/command
+echo +cpuset >/sys/fs/cgroup/cgroup.subtree_control && mkdir $cpus &&
+    echo "1-$(($(getconf _NPROCESSORS_ONLN) - 1))" >$cpus/cpuset.cpus || die "no cpuset"
+
 # The command writes into pipes, as it would under any other program that reads it; a port itself can be opened
 # only once. A write to a port returns when the machine has it.
 mkfifo /run/stdout /run/stderr || die "no pipes"
@@ -81,7 +87,7 @@ for output in stdout stderr; do
 done
 
 : >$lab/started
-setsid bash $lab/command </dev/null >/run/stdout 2>/run/stderr
+(echo $BASHPID >$cpus/cgroup.procs && exec setsid bash $lab/command </dev/null) >/run/stdout 2>/run/stderr
 status=$?
 
 # All that the command itself has said is out when the pipes end. Processes that it left behind may hold them open:

@@ -65,7 +65,7 @@ const OFF_LIMIT: Duration = Duration::from_secs(5);
 
 const KERNEL: &str = "linux-image-amd64";
 const MEMORY_MIB: u32 = 4096;
-const CPUS: u8 = 2;
+const CPUS: u8 = 3;
 const TIMEOUT_S: u64 = 600;
 const RETRIES: u32 = 2;
 
@@ -77,11 +77,9 @@ pub(crate) struct Options {
     /// The lab's memory; the machine gives what is used
     #[arg(long, value_name = "MIB", default_value_t = MEMORY_MIB, value_parser = clap::value_parser!(u32).range(512..))]
     memory: u32,
+    /// CPUs for the command; the lab has one more
     #[arg(long, value_name = "N", default_value_t = CPUS, value_parser = clap::value_parser!(u8).range(1..))]
     cpus: u8,
-    /// All of its CPUs take turns in one thread: half as fast, and safe for guests with several CPUs (docs/lab.md)
-    #[arg(long)]
-    one_thread: bool,
     /// How long the command may take, boot not included
     #[arg(long, value_name = "SECONDS", default_value_t = TIMEOUT_S)]
     pub(crate) timeout: u64,
@@ -100,7 +98,6 @@ impl Options {
             kernel: KERNEL.to_owned(),
             memory: MEMORY_MIB,
             cpus: CPUS,
-            one_thread: false,
             timeout: TIMEOUT_S,
             retries: RETRIES,
             command,
@@ -177,8 +174,8 @@ pub(crate) fn run(tree: &Tree, options: &Options) -> Result<u8> {
 /// Starts the lab once and waits for the end of the command, or of the lab, or of our patience.
 fn start(job: &Job, emulator: &Emulator, kernel: &Kernel, options: &Options) -> Result<Start> {
     let begun = Instant::now();
-    let Options { memory, cpus, one_thread, .. } = *options;
-    let mut lab = Lab::start(job, emulator, &kernel.image(), memory, cpus, one_thread)?;
+    let Options { memory, cpus, .. } = *options;
+    let mut lab = Lab::start(job, emulator, &kernel.image(), memory, cpus)?;
     let (stdout, stderr) = lab.outputs().context("QEMU has no outputs")?;
     let outputs = [pass_on(stdout, io::stdout()), pass_on(stderr, io::stderr())];
     let limit = Duration::from_secs(options.timeout);

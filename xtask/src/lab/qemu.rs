@@ -26,14 +26,13 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    /// With `one_thread` QEMU runs all CPUs in turn.
+    /// `cpus` are for the command, beside CPU 0 (host.sh).
     pub(crate) fn start(
         job: &Job,
         emulator: &Emulator,
         kernel: &Path,
         memory_mib: u32,
         cpus: u8,
-        one_thread: bool,
     ) -> Result<Self> {
         // The kernel kills QEMU when the thread that has started it is gone: the main one.
         let mut command = Command::new("setpriv");
@@ -42,9 +41,8 @@ impl Lab {
         command.args(["-display", "none"]);
         // Nested paging is SVM's default there. 57-bit addresses are not known to the emulated nested paging.
         command.args(["-machine", "q35,hpet=off,usb=off,vmport=off", "-cpu", "max,la57=off"]);
-        let threads = if one_thread { "single" } else { "multi" };
-        command.args(["-accel", &format!("tcg,thread={threads}")]);
-        command.args(["-smp", &cpus.to_string(), "-m", &memory_mib.to_string()]);
+        command.args(["-accel", "tcg,thread=multi"]);
+        command.args(["-smp", &(1 + u32::from(cpus)).to_string(), "-m", &memory_mib.to_string()]);
         command.arg("-kernel").arg(kernel).arg("-initrd").arg(job.initramfs());
         command.args(["-append", KERNEL_WORDS]);
         command.arg("-serial").arg(joined("file:", &job.console()));

@@ -2,7 +2,6 @@
 //! packages and features of the other tests; only the finished binaries run there.
 
 use std::{
-    collections::BTreeMap,
     ffi::OsString,
     path::PathBuf,
     process::{Command, ExitCode},
@@ -33,17 +32,13 @@ const LEFT_OUT: [(&str, &str); 1] = [(
     "netns::trigger::",
     "the trigger `kernel` is attached by TCX, which Linux 6.1 lacks: lab::kernel has the refusal",
 )];
-/// Tests that a lab does not always outlive (docs/lab.md): it takes only the others of the same beginning with it.
-const APART: [&str; 3] = ["lab::debian::", "lab::linux::", "lab::smp::"];
-
-/// A test: its binary, its name there, and its folder with its name.
+/// A test: its binary, and its name there.
 struct Test {
     binary: PathBuf,
     name: String,
-    full: String,
 }
 
-/// Runs the tests whose name contains `name`, all without one, in as many labs as it takes.
+/// Runs the tests whose name contains `name`, all without one.
 pub(crate) fn run(tree: &Tree, toolchain: &Toolchain, name: Option<&str>) -> Result<ExitCode> {
     build::run(tree, toolchain)?;
     guest::linux(tree)?;
@@ -53,24 +48,14 @@ pub(crate) fn run(tree: &Tree, toolchain: &Toolchain, name: Option<&str>) -> Res
     }
     let tests = tests(tree, name.unwrap_or_default())?;
     ensure!(!tests.is_empty(), "no test in the lab has {} in its name", name.unwrap_or_default());
-    let lab_of = |test: &Test| APART.iter().position(|beginning| test.full.starts_with(beginning));
-    let mut labs: BTreeMap<Option<usize>, Vec<&Test>> = BTreeMap::new();
-    tests.iter().for_each(|test| labs.entry(lab_of(test)).or_default().push(test));
-    let mut worst = 0;
-    for tests in labs.into_values() {
-        let mut command: Vec<OsString> = ["bash", "-c", SUITE, "suite.sh"].map(Into::into).into();
-        command.push(LIMIT_S.to_string().into());
-        for Test { binary, name, .. } in tests {
-            command.extend([binary.into(), name.into()]);
-        }
-        let mut options = Options::of(command);
-        options.timeout = LAB_S;
-        let ended = super::run(tree, &options)?;
-        if ended != 0 {
-            worst = ended;
-        }
+    let mut command: Vec<OsString> = ["bash", "-c", SUITE, "suite.sh"].map(Into::into).into();
+    command.push(LIMIT_S.to_string().into());
+    for Test { binary, name } in tests {
+        command.extend([binary.into(), name.into()]);
     }
-    Ok(ExitCode::from(worst))
+    let mut options = Options::of(command);
+    options.timeout = LAB_S;
+    Ok(ExitCode::from(super::run(tree, &options)?))
 }
 
 /// Those that contain `name` and are not left out.
@@ -81,7 +66,7 @@ fn tests(tree: &Tree, name: &str) -> Result<Vec<Test>> {
         for name in names.lines().filter_map(|line| line.strip_suffix(": test")) {
             let full = format!("{folder}::{name}");
             if !LEFT_OUT.iter().any(|(beginning, _)| full.starts_with(beginning)) {
-                tests.push(Test { binary: binary.clone(), name: name.to_owned(), full });
+                tests.push(Test { binary: binary.clone(), name: name.to_owned() });
             }
         }
     }

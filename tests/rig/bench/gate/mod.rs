@@ -4,8 +4,8 @@
 //! them, after a round that does not count. Ratios are taken between runs of the same round, so that a
 //! machine that gets slower meanwhile does not tilt them; what is told is the median of the rounds.
 //!
-//! What ran where: the writer alone on CPU 0, with what the kernel does within its `write` calls (without a
-//! gate that is all of a frame's way to the sink); the controller on CPU 1, with the softirqs that its flushes
+//! What ran where: the writer alone on a CPU, with what the kernel does within its `write` calls (without a
+//! gate that is all of a frame's way to the sink); the controller on another, with the softirqs that its flushes
 //! set off. The rest of the rig waits meanwhile.
 //!
 //! [`arm`] is what is compared, [`open`], [`hold`], [`release`] and [`judge`] are the questions, [`figures`]
@@ -37,7 +37,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 pub use arm::Arm;
 use arm::{Gated, Room};
@@ -48,8 +48,6 @@ use report::Report;
 
 use crate::{bench::come_first, sys};
 
-const WRITER_CPU: usize = 0;
-const CONTROLLER_CPU: usize = 1;
 const SIZES: [Size; 3] = [Size::B64, Size::B1500, Size::Gso64K];
 const EPOCHS_MS: [u32; 2] = [25, 100];
 /// Super-frames are not among them: one is as much as forty full frames, and a burst of those another question.
@@ -88,10 +86,9 @@ impl Places {
 
 /// Runs the plan. Says whether every claim holds, or, of a quick one, every claim that nothing was lost.
 pub fn run(plan: &Plan, places: &Places) -> Result<bool> {
-    ensure!(sys::host_cpus() > CONTROLLER_CPU, "the bench needs two CPUs");
-    sys::use_only_cpu(CONTROLLER_CPU).context("take CPU 1")?;
+    let writers_cpu = take_the_controllers_cpu()?;
     come_first()?;
-    let mut bed = Bed::make(&places.sink, WRITER_CPU)?;
+    let mut bed = Bed::make(&places.sink, writers_cpu)?;
     let mut figures = Figures::default();
     for round in 0..=plan.rounds {
         println!("round {round} of {}{}", plan.rounds, if round == 0 { ": a warm-up" } else { "" });
@@ -127,16 +124,21 @@ pub(super) struct Burst {
 }
 
 /// Bursts of so many frames, small and full ones, through each of `arms` in turns, after a round that does not count.
-/// Takes CPU 1 for the calling thread, and mounts /run and /sys anew.
+/// Binds the calling thread to the controller's CPU, and says which is the writer's.
+fn take_the_controllers_cpu() -> Result<usize> {
+    let (writers, others) = sys::apart().context("the bench needs two CPUs")?;
+    sys::use_only_cpu(others[0]).context("take the controller's CPU")?;
+    Ok(writers)
+}
+
+/// Takes the controller's CPU for the calling thread, and mounts /run and /sys anew.
 pub(super) fn bursts(
     arms: &[Arm],
     rounds: u32,
     frames: u32,
     places: &Places,
 ) -> Result<Vec<Burst>> {
-    ensure!(sys::host_cpus() > CONTROLLER_CPU, "the bench needs two CPUs");
-    sys::use_only_cpu(CONTROLLER_CPU).context("take CPU 1")?;
-    let mut bed = Bed::make(&places.sink, WRITER_CPU)?;
+    let mut bed = Bed::make(&places.sink, take_the_controllers_cpu()?)?;
     let mut bursts = Vec::new();
     for round in 0..=rounds {
         for &arm in arms {

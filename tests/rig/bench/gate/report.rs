@@ -56,8 +56,8 @@ impl<'a> Report<'a> {
             version: env!("CARGO_PKG_VERSION"),
             machine: Machine {
                 host: Host::this(),
-                placement: "the writer on CPU 0, with what the kernel does in its writes; the controller on CPU \
-                            1, with the softirqs of its flushes; the same in all arms",
+                placement: "the writer on a CPU of its own, with what the kernel does in its writes; the controller on \
+                            another, with the softirqs of its flushes; the same in all arms",
                 cpu_time: "writer and gate: CLOCK_THREAD_CPUTIME_ID of their threads, softirqs that run at the \
                            end of their system calls included; all CPUs: busy time in /proc/stat, whoever caused \
                            it; stamp and lock: BPF_PROG_TEST_RUN, \

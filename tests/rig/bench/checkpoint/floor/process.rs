@@ -28,8 +28,6 @@ use crate::{bench::figures::median, sys};
 
 /// The guest's address: the rig's own, by another tap.
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0x77, 0, 0x0a];
-const VCPU_CPU: usize = 0;
-const ENGINE_CPU: usize = 1;
 /// Between two pauses, as between two seals.
 const EPOCH: Duration = Duration::from_millis(25);
 /// Longer than a first write to a page takes.
@@ -53,11 +51,12 @@ pub struct Options {
 
 /// Runs a guest until it is killed.
 pub fn serve(options: &Options) -> Result<()> {
-    let many_cpus = sys::host_cpus() > ENGINE_CPU;
-    if many_cpus {
-        sys::use_only_cpu(ENGINE_CPU).context("take the engine's CPU")?;
+    let apart = sys::apart();
+    if let Some((_, others)) = apart {
+        sys::use_only_cpu(others[0]).context("take the engine's CPU")?;
     }
-    let mut machine = start(options, many_cpus)?;
+    let vcpu_cpus = apart.map(|(vcpus, _)| vcpus).into_iter().collect();
+    let mut machine = start(options, vcpu_cpus)?;
     let listener = UnixListener::bind(&options.socket);
     let listener = listener.with_context(|| format!("bind {}", options.socket.display()))?;
     loop {
@@ -70,7 +69,7 @@ pub fn serve(options: &Options) -> Result<()> {
     }
 }
 
-fn start(options: &Options, many_cpus: bool) -> Result<Machine> {
+fn start(options: &Options, vcpu_cpus: Vec<usize>) -> Result<Machine> {
     let shape = Shape {
         memory_mib: options.memory_mib,
         vcpus: 1,
@@ -79,7 +78,6 @@ fn start(options: &Options, many_cpus: bool) -> Result<Machine> {
         offloads: Offloads::None,
         disks: Vec::new(),
     };
-    let vcpu_cpus = if many_cpus { vec![VCPU_CPU] } else { Vec::new() };
     let placement = Placement { vcpu_cpus, ..Placement::default() };
     let tap = open_tap(&options.tap).context("open the tap")?;
     let mut machine = Prepared::new(&shape, &CpuProfile::of_host()?, &placement, tap)?;
