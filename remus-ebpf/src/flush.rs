@@ -126,7 +126,7 @@ impl Run {
                 // On another CPU they may all be coming in just now: this one is looked at once more.
                 // SAFETY: as above.
                 let overtaken =
-                    self.is_overtaken(next) && !unsafe { life_of(slot) }.is(SlotState::Free);
+                    self.is_overtaken(next, sent) && !unsafe { life_of(slot) }.is(SlotState::Free);
                 if overtaken || self.now.wrapping_sub(sent) > RESEND_AFTER_TICKS {
                     self.ring.set(Ring::Next, tail);
                 }
@@ -139,12 +139,15 @@ impl Run {
         self.ring.set(Ring::Tail, tail);
     }
 
-    /// Whether the newest frame that was sent is under way no more: then no older one is.
+    /// Whether the newest frame is under way no more: then none is that was `sent` before it. One that was sent again since
+    /// has not been overtaken by it.
     #[inline(always)]
-    fn is_overtaken(self, next: u64) -> bool {
+    fn is_overtaken(self, next: u64, sent: u32) -> bool {
         let Some(newest) = slot(next.wrapping_sub(1), self.capacity) else { return false };
         // SAFETY: a live map value.
-        unsafe { life_of(newest) }.is(SlotState::Free)
+        let (life, newest_sent) = unsafe { (life_of(newest), (*newest).sent_ticks) };
+        // Ticks go round.
+        life.is(SlotState::Free) && newest_sent.wrapping_sub(sent).cast_signed() >= 0
     }
 
     #[inline(always)]

@@ -60,7 +60,7 @@ fn debian() -> Options {
     }
 }
 
-/// Connects to a service of the guest's as soon as it takes connections.
+/// Connects to a service of the guest's as soon as it answers.
 async fn answers<T, E>(
     pair: &Pair,
     begun: Instant,
@@ -79,7 +79,12 @@ async fn answers<T, E>(
 
 async fn nginx(pair: &Pair, begun: Instant) -> Browser {
     let netns = pair.topology.client.netns();
-    answers(pair, begun, "nginx", async || Browser::open(netns, WEB).await).await
+    // Its unit tests the configuration first, which takes connections too, and drops them.
+    let served = async || {
+        let mut web = Browser::open(netns, WEB).await?;
+        web.get("/").await.map(|_| web)
+    };
+    answers(pair, begun, "nginx", served).await
 }
 
 async fn postgresql(pair: &Pair, begun: Instant) -> Session {
