@@ -54,7 +54,7 @@ port() {
     return 1
 }
 
-# Code that the kernel rewrites while both CPUs run it can hang the lab: QEMU has a thread for each CPU, and one of them
+# Code that the kernel rewrites while several CPUs run it can hang the lab: QEMU has a thread for each CPU, and one of them
 # may keep for good what it made of the breakpoint that stood there for a moment. The first VM, the first vCPU and the
 # first clsact rewrite the scheduler, KVM's way into a guest and the receive path; the last ones rewrite them back. So
 # there is one of each as long as the lab runs. The vCPU never does.

@@ -91,8 +91,8 @@ impl<'a> Report<'a> {
                 lab: sys::is_the_lab(),
                 qemu,
                 placement: "boot: nobody is bound to a CPU; pause, rate and gap: Remus's vCPU on one CPU and its other threads \
-                            on another, as the rig's config has it, QEMU's threads wherever the kernel lets them; clients \
-                            on the other; hold: the writer on the one, who releases on the other",
+                            on the others, as the rig's config has it, QEMU's threads wherever the kernel lets them; clients \
+                            on those too; hold: the writer on a CPU of its own, who releases on another",
                 load: "rate: dirty.rs in the guest writes one word to each of so many pages every 25 ms, the same \
                        pages; gap: four connections that check each reply, the guest otherwise idle; hold: 10,000 \
                        frames from a tap, released at once",
