@@ -3,7 +3,7 @@
 //! Everything slow was done when the primary connected ([`Standby`]). What is left, in this order:
 //! 1. The new term goes to disk: a host that crashes after it was heard must know, when it comes back, that it
 //!    spoke.
-//! 2. The state beside RAM is put into the machine.
+//! 2. The state beside RAM is put into the machine, and what the guest was given after that, for it to be given again.
 //! 3. The tap joins the bridge and goes up, behind its gate, which is still closed.
 //! 4. The gate opens; the network is told where the guest is now. The guest's own first frame might come late.
 //! 5. The guest runs: its engine's part.
@@ -22,9 +22,10 @@ use crate::{
 ///
 /// # Errors
 /// When a step fails; the gate may be open then, but no guest runs behind it.
-pub(crate) fn take_over(
+pub(crate) fn take_over<'a>(
     standby: &mut Standby,
     state: &MachineState,
+    given_again: impl Iterator<Item = &'a [u8]>,
     fenced: &Fenced,
     store: &Store,
 ) -> Result<()> {
@@ -32,6 +33,7 @@ pub(crate) fn take_over(
     store.write(&standby.plan().vm, record)?;
     debug!("the new term is on disk");
     standby.machine.restore(state)?;
+    standby.machine.give_again(given_again);
     debug!("the machine has its state");
     standby.wiring.connect()?;
     debug!("the tap is connected");

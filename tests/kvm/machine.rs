@@ -64,7 +64,7 @@ pub(crate) fn serve(machine: &mut Machine, time: Duration) -> Option<End> {
         let timeout = libc::timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
         // SAFETY: one pollfd and a time, both live.
         let n = unsafe { libc::ppoll(&raw mut ready, 1, &raw const timeout, std::ptr::null()) };
-        match machine.service().unwrap() {
+        match machine.service(&mut |_| {}).unwrap() {
             Event::Ended(end) => return Some(end),
             Event::Served if n <= 0 && left.is_zero() => return None,
             Event::Served => {}

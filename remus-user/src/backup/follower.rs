@@ -378,6 +378,12 @@ impl Follower {
                         ToBackup::Goodbye(goodbye) => {
                             ToPrimary::GoodbyeAck(brain.handle_goodbye(&goodbye)?)
                         }
+                        ToBackup::Inbound(inbound) => {
+                            brain.handle_inbound(&inbound)?;
+                            beside.kept.take(&inbound);
+                            detector.handle_heard(now, CONTROL);
+                            continue;
+                        }
                         ToBackup::Hello(_) => bail!("a second Hello"),
                     };
                     detector.handle_heard(now, CONTROL);
@@ -453,9 +459,10 @@ impl Follower {
         );
         letters.set_promoted(promoted);
         let mut standby = standby.expect("a session has one");
-        let Beside { state, boot } = beside;
+        let Beside { state, boot, kept } = beside;
         let boot = boot.context("a committed checkpoint without what the guest begins with")?;
-        failover::take_over(&mut standby, &state, &fenced, &store)?;
+        let given_again = kept.after(of, epoch);
+        failover::take_over(&mut standby, &state, given_again.clone(), &fenced, &store)?;
         let open = boot_now();
 
         let term = fenced.term();
@@ -480,6 +487,7 @@ impl Follower {
             inbox,
             post,
             orders: None,
+            relay: None,
         })?;
         let running = boot_now();
         // An old primary that only stood still reads this when it wakes.
@@ -493,6 +501,7 @@ impl Follower {
             running_ns: running.0,
             open_ns: open.0,
             epoch: epoch.get(),
+            given_again: given_again.count() as u64,
         });
         info!(
             "VM {vm}: the guest runs here, {} us after the decision",

@@ -9,6 +9,7 @@
 
 use anyhow::{Context, Result, ensure};
 
+use super::kept::Kept;
 use crate::{
     checkpoint::{Assembly, Batch, BootAssembly, BootImage, Content, MachineState, PAGE_SIZE},
     machine::Memory,
@@ -23,6 +24,8 @@ pub(super) struct Beside {
     pub(super) state: MachineState,
     /// `None` only before the first.
     pub(super) boot: Option<BootImage>,
+    /// Frames that the guest was given after it.
+    pub(super) kept: Kept,
 }
 
 /// The receiving side of a session.
@@ -109,6 +112,7 @@ impl Image {
                     self.assembly.arrived(),
                 )?;
                 beside.state = arrived;
+                beside.kept.commit(ack.epoch);
                 if let Some(boot) = boot {
                     beside.boot = Some(boot);
                     self.boot = None;

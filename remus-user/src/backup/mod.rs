@@ -8,6 +8,7 @@ mod daemon;
 mod disks;
 mod follower;
 mod image;
+mod kept;
 mod mailbox;
 
 use std::{

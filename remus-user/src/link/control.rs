@@ -55,13 +55,13 @@ impl Control {
         self.outgoing.local_addr()
     }
 
-    /// Sends one message whole.
+    /// Sends the message that `encode` appends, whole.
     ///
     /// # Errors
     /// When the connection is gone. Not cancel safe: never an arm of a select.
-    pub async fn send(&mut self, message: &ToBackup) -> Result<()> {
+    pub async fn send(&mut self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
         self.buffer.clear();
-        message.encode(&mut self.buffer);
+        encode(&mut self.buffer);
         self.outgoing.write_all(&self.buffer).await.context("send on the control connection")
     }
 
@@ -108,6 +108,7 @@ pub enum Opening {
 /// # Errors
 /// When no opening comes within five seconds, or the bytes are something else; the connection is dropped.
 pub async fn accept(mut stream: TcpStream) -> Result<(Opening, std::net::TcpStream)> {
+    tune(&stream).context("set up the connection")?;
     let opening =
         timeout(ANSWER_WITHIN, read_opening(&mut stream)).await.context("no opening message")??;
     Ok((opening, blocking(stream)?))
@@ -148,7 +149,7 @@ async fn read_opening(stream: &mut TcpStream) -> Result<Opening> {
         Lane::ControlToBackup | Lane::ControlToPrimary | Lane::BulkToPrimary => {
             match ToBackup::decode(&frame)? {
                 ToBackup::Hello(hello) => Ok(Opening::Hello(Box::new(hello))),
-                ToBackup::Heartbeat(_) | ToBackup::Goodbye(_) => {
+                ToBackup::Heartbeat(_) | ToBackup::Goodbye(_) | ToBackup::Inbound(_) => {
                     bail!("a control connection opens with Hello")
                 }
             }
@@ -170,13 +171,13 @@ async fn dial(address: SocketAddr) -> Result<TcpStream> {
         .map_err(std::io::Error::from)
         .and_then(|connected| connected)
         .with_context(|| format!("connect to the backup at {address}"))?;
+    tune(&stream).context("set up the connection")?;
     Ok(stream)
 }
 
 fn blocking(stream: TcpStream) -> Result<std::net::TcpStream> {
     let stream = stream.into_std().context("take a socket out of the runtime")?;
     stream.set_nonblocking(false)?;
-    tune(&stream)?;
     Ok(stream)
 }
 

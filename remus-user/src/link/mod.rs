@@ -18,7 +18,9 @@ mod control;
 mod datagram;
 mod polled;
 
-use std::{io, net::TcpStream, os::fd::AsRawFd, time::Duration};
+use std::{io, os::fd::AsRawFd, time::Duration};
+
+use libc::c_int;
 
 pub use bulk::{AckIn, BulkOut, hang_up};
 pub use control::{Control, Opening, accept, open_bulk, refuse};
@@ -29,19 +31,20 @@ pub use polled::{Arrived, Polled};
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Settings that every connection gets: no Nagle delay, and no wait for a dead peer's window.
-fn tune(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let timeout_ms = 5_000i32;
-    let size = libc::socklen_t::try_from(size_of_val(&timeout_ms)).map_err(io::Error::other)?;
-    // SAFETY: an int option on a descriptor that lives during the call.
-    let result = unsafe {
-        libc::setsockopt(
-            stream.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_USER_TIMEOUT,
-            (&raw const timeout_ms).cast(),
-            size,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+fn tune(stream: &impl AsRawFd) -> io::Result<()> {
+    let settings: [(_, c_int); 2] = [(libc::TCP_NODELAY, 1), (libc::TCP_USER_TIMEOUT, 5_000)];
+    let length = libc::socklen_t::try_from(size_of::<c_int>()).expect("four bytes");
+    settings.iter().try_for_each(|(option, value)| {
+        // SAFETY: an int option on a descriptor that lives during the call; the kernel reads one int.
+        let result = unsafe {
+            libc::setsockopt(
+                stream.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                *option,
+                std::ptr::from_ref(value).cast(),
+                length,
+            )
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    })
 }

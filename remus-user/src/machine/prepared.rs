@@ -113,6 +113,12 @@ impl Prepared {
         Ok(())
     }
 
+    /// Has the guest given `frames` before all others: those that it was given after the checkpoint whose state was put
+    /// in, as [`Machine::service`] told of them.
+    pub fn give_again<'a>(&mut self, frames: impl Iterator<Item = &'a [u8]>) {
+        self.board.net.lock().give_again(frames.map(Box::from));
+    }
+
     /// Lets the guest run.
     ///
     /// # Errors

@@ -129,14 +129,15 @@ impl Machine {
         Console(Arc::clone(&self.board.serial))
     }
 
-    /// Moves the frames that wait, up to some number, without blocking.
+    /// Moves the frames that wait, up to some number, without blocking. `given` is told of each frame that the guest is
+    /// given, as [`Prepared::give_again`](super::Prepared::give_again) takes it.
     ///
     /// To be called when the machine's descriptor ([`AsRawFd`]) is readable, and again for as long as it
     /// is. Never called in a pause: [`Paused`] holds the machine.
     ///
     /// # Errors
     /// When the tap is gone or the kernel refuses an event. The guest's faults are none.
-    pub fn service(&mut self) -> Result<Event> {
+    pub fn service(&mut self, given: &mut dyn FnMut(&[u8])) -> Result<Event> {
         let mut ready = [EpollEvent::default(); SOURCES.len()];
         let n = self.epoll.wait(0, &mut ready).context("wait for the devices")?;
         let mut event = Event::Served;
@@ -147,12 +148,12 @@ impl Machine {
                 Some(Source::Receive) => {
                     // Cleared before the queue is looked at, lest a ring in between be lost.
                     self.board.net.doorbell(RECEIVE).read().ok();
-                    self.receive()?;
+                    self.receive(given)?;
                 }
                 Some(Source::Tap) => {
                     // Reported whether asked for or not, and for ever.
                     ensure!(!ready.event_set().contains(EventSet::ERROR), "the tap is gone");
-                    self.receive()?;
+                    self.receive(given)?;
                 }
                 Some(Source::Entropy) => self.fill()?,
                 Some(Source::End) => {
@@ -276,9 +277,13 @@ impl Machine {
         }
     }
 
-    fn receive(&mut self) -> Result<()> {
-        let progress =
-            self.board.net.lock().receive(self.vm.memory().ram(), self.board.net.interrupt())?;
+    fn receive(&mut self, given: &mut dyn FnMut(&[u8])) -> Result<()> {
+        let net = &self.board.net;
+        let progress = net.lock().receive(self.vm.memory().ram(), net.interrupt(), given)?;
+        if progress == Progress::More {
+            // The rest need not be in the tap.
+            net.ring(RECEIVE).context("ring for the rest")?;
+        }
         // The tap's descriptor is level-triggered: left armed while the guest has no buffers it would be
         // ready for ever. The guest rings when it has some.
         self.arm_tap(match progress {

@@ -41,6 +41,10 @@ pub fn render(s: &Status) -> String {
     line("lag", format!("{:.1} ms from seal to release", s.lag_ms));
     let ratio = if s.bytes_sent > 0 { s.bytes_raw as f64 / s.bytes_sent as f64 } else { 0.0 };
     line("sent", format!("{} of {} raw ({ratio:.1}:1)", bytes(s.bytes_sent), bytes(s.bytes_raw)));
+    let i = s.inbound;
+    if i.passed_on + i.left_out > 0 {
+        line("inbound", format!("{} frames passed on, {} left out", i.passed_on, i.left_out));
+    }
     let g = &s.gate;
     line(
         "gate",
@@ -91,11 +95,12 @@ pub fn render(s: &Status) -> String {
         line(
             "takeover",
             format!(
-                "from epoch {}: {:.0} ms of silence, {:.0} ms to run, {:.0} ms to open",
+                "from epoch {}: {:.0} ms of silence, {:.0} ms to run, {:.0} ms to open, {} frames given again",
                 f.epoch,
                 ms(f.last_heard_ns, f.decided_ns),
                 ms(f.decided_ns, f.running_ns),
-                ms(f.running_ns, f.open_ns)
+                ms(f.running_ns, f.open_ns),
+                f.given_again
             ),
         );
     }
@@ -162,13 +167,14 @@ mod tests {
             running_ns: ns(1110),
             open_ns: ns(1112),
             epoch: 41,
+            given_again: 3,
         });
         let text = render(&shared.status(None));
         assert!(text.starts_with(
             "demo: PROMOTED, unprotected (backup, term 2): no backup of its own yet\n"
         ));
         assert!(
-            text.contains("from epoch 41: 100 ms of silence, 10 ms to run, 2 ms to open\n"),
+            text.contains("from epoch 41: 100 ms of silence, 10 ms to run, 2 ms to open, 3 frames given again\n"),
             "{text}"
         );
         assert!(text.contains("  pause        -\n"), "{text}");

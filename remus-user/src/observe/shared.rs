@@ -26,7 +26,7 @@ use remus_abi::{
 use super::{
     epochs::{EpochRing, PauseParts, Stretch},
     histogram::Histogram,
-    status::{Distribution, Epochs, Failover, Gate, Protection, Role, Status, Trigger},
+    status::{Distribution, Epochs, Failover, Gate, Inbound, Protection, Role, Status, Trigger},
 };
 
 /// See the module. Made once a VM; threads hold it in an [`Arc`].
@@ -49,6 +49,8 @@ pub struct Shared {
     parts_us: [Histogram; PauseParts::COUNT],
     commit_us: Histogram,
     dirty_pages: Histogram,
+    /// Passed on, left out.
+    inbound: [AtomicU64; 2],
     gate_mode: AtomicU64,
     /// Frames, bytes, capacity in bytes.
     gate_fill: [AtomicU64; 3],
@@ -111,6 +113,7 @@ impl Shared {
             parts_us: std::array::from_fn(|_| Histogram::new()),
             commit_us: Histogram::new(),
             dirty_pages: Histogram::new(),
+            inbound: std::array::from_fn(|_| zero()),
             gate_mode: AtomicU64::new(Mode::Closed as u64),
             gate_fill: std::array::from_fn(|_| zero()),
             gate_residence: std::array::from_fn(|_| zero()),
@@ -197,6 +200,14 @@ impl Shared {
         }
     }
 
+    /// What the guest was given, for its backup to keep.
+    pub fn relayed(&self, counters: Inbound) {
+        let Inbound { passed_on, left_out } = counters;
+        for (to, from) in self.inbound.iter().zip([passed_on, left_out]) {
+            to.store(from, Relaxed);
+        }
+    }
+
     /// The kernel released on the word of a datagram, so long before the controller was about to.
     pub fn led(&self, lead_us: u32) {
         self.lead_us.record(lead_us);
@@ -251,11 +262,17 @@ impl Shared {
             dirty_pages,
             bytes_sent: self.bytes_sent.load(Relaxed),
             bytes_raw: self.bytes_raw.load(Relaxed),
+            inbound: self.inbound_status(),
             gate: self.gate_status(),
             trigger: self.trigger_status(),
             failover: *lock(&self.failover),
             reason: standing.reason.clone(),
         }
+    }
+
+    fn inbound_status(&self) -> Inbound {
+        let [passed_on, left_out] = self.inbound.each_ref().map(|word| word.load(Relaxed));
+        Inbound { passed_on, left_out }
     }
 
     fn trigger_status(&self) -> Trigger {

@@ -60,6 +60,7 @@ pub struct Status {
     /// Checkpoint bytes as sent, and as they would be if every dirty page were sent whole.
     pub bytes_sent: u64,
     pub bytes_raw: u64,
+    pub inbound: Inbound,
     pub gate: Gate,
     pub trigger: Trigger,
     /// Set once a backup has taken over.
@@ -83,6 +84,14 @@ pub struct Distribution {
     pub p90: u64,
     pub p99: u64,
     pub max: u64,
+}
+
+/// Frames that the guest was given while it had a backup, which keeps those of epochs that are not committed.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Inbound {
+    pub passed_on: u64,
+    /// More than an epoch has room for, or than the link took.
+    pub left_out: u64,
 }
 
 /// The gate's counters, in frames: see `remus_abi::gate::Counter`.
@@ -141,4 +150,6 @@ pub struct Failover {
     pub open_ns: u64,
     /// The checkpoint that the guest goes on from.
     pub epoch: u64,
+    /// Frames that the guest had been given after it, and was given again here.
+    pub given_again: u64,
 }

@@ -12,6 +12,7 @@ use tokio::{
 use super::{
     datagrams::{Datagrams, Place},
     inbox::{Input, Post},
+    relay::Relayed,
 };
 use crate::{
     link::{Control, open_bulk},
@@ -52,6 +53,7 @@ pub(crate) async fn keep_sessions(
     backup: SocketAddr,
     hello: Hello,
     mut datagrams: Datagrams,
+    mut relayed: Relayed,
     post: Post,
     mut orders: UnboundedReceiver<Order>,
 ) {
@@ -61,7 +63,8 @@ pub(crate) async fn keep_sessions(
         let (term, timing) = (hello.term, hello.timing);
         let pause = match make_session(backup, hello, &mut datagrams, &post).await {
             Ok(Some((control, _place))) => {
-                let ended = keep_session(control, session, term, timing, &post, &mut orders).await;
+                let said = Said { relayed: &mut relayed, orders: &mut orders };
+                let ended = keep_session(control, session, term, timing, &post, said).await;
                 datagrams.disarm();
                 match ended {
                     Ok(Ended::ForGood) => return,
@@ -97,7 +100,8 @@ async fn make_session(
     let mut control = Control::connect(backup).await?;
     let place = datagrams.prepare(control.local_addr()?, backup).await;
     let acks_to = place.as_ref().map(|place| place.to);
-    control.send(&ToBackup::Hello(Hello { acks_to, ..hello })).await?;
+    let hello = ToBackup::Hello(Hello { acks_to, ..hello });
+    control.send(|out| hello.encode(out)).await?;
     let refused = match control.answer().await? {
         ToPrimary::Welcome(welcome) => {
             let bulk = open_bulk(backup, Attach { session }).await?;
@@ -125,15 +129,22 @@ async fn make_session(
     Ok(None)
 }
 
-/// Exchanges heartbeats until the session is over.
+/// What the engine has for the session.
+struct Said<'a> {
+    relayed: &'a mut Relayed,
+    orders: &'a mut UnboundedReceiver<Order>,
+}
+
+/// Exchanges heartbeats, and passes on what the guest is given, until the session is over.
 async fn keep_session(
     mut control: Control,
     session: Session,
     term: Term,
     timing: Timing,
     post: &Post,
-    orders: &mut UnboundedReceiver<Order>,
+    said: Said<'_>,
 ) -> Result<Ended> {
+    let Said { relayed, orders } = said;
     let mut beat = interval(timing.heartbeat);
     beat.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut seq = 0;
@@ -145,7 +156,8 @@ async fn keep_session(
                     bail!("the backup has not answered for {SILENT_FOR:?}");
                 }
                 seq += 1;
-                control.send(&ToBackup::Heartbeat(Heartbeat { term, seq, sent: boot_now() })).await?;
+                let heartbeat = ToBackup::Heartbeat(Heartbeat { term, seq, sent: boot_now() });
+                control.send(|out| heartbeat.encode(out)).await?;
             }
             message = control.receive() => match message? {
                 ToPrimary::HeartbeatAck(ack) if ack.term == term => {
@@ -161,6 +173,7 @@ async fn keep_session(
                     bail!("the backup said something out of place");
                 }
             },
+            inbound = relayed.next() => control.send(|out| inbound.encode(out)).await?,
             order = orders.recv() => match order {
                 Some(Order::Drop(dropped)) if dropped == session => return Ok(Ended::Again),
                 Some(Order::Drop(_)) => {}
@@ -182,7 +195,7 @@ fn newer_than(ours: Term, theirs: Term) -> Term {
 
 /// The backup is to know that it must not promote; if it does not hear it, it will be right to.
 async fn say_goodbye(control: &mut Control, goodbye: Goodbye) -> Result<()> {
-    control.send(&ToBackup::Goodbye(goodbye)).await?;
+    control.send(|out| ToBackup::Goodbye(goodbye).encode(out)).await?;
     timeout(Duration::from_secs(2), async {
         loop {
             match control.receive().await? {

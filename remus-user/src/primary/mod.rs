@@ -14,6 +14,7 @@ mod control;
 mod datagrams;
 mod engine;
 mod inbox;
+mod relay;
 mod report;
 mod sender;
 mod start;
@@ -46,6 +47,7 @@ pub(crate) use self::{
 use self::{
     control::{Order, keep_sessions},
     datagrams::Datagrams,
+    relay::{Relayed, relay},
     start::Permission,
 };
 use crate::{
@@ -144,6 +146,7 @@ struct Shell {
     datagrams: Datagrams,
     post: Post,
     orders: UnboundedReceiver<Order>,
+    relayed: Relayed,
 }
 
 impl Shell {
@@ -173,6 +176,7 @@ impl Shell {
         let shared = Shared::new(vm, Role::Primary, term);
         let (inbox, post) = inbox()?;
         let (orders_out, orders) = mpsc::unbounded_channel();
+        let (relay, relayed) = relay(term);
         let Standby { machine, gate, wiring, .. } = standby;
         let datagrams = Datagrams::new(trigger_of(config, &gate), timing.lease);
         let parts = Parts {
@@ -191,6 +195,7 @@ impl Shell {
             inbox,
             post: post.clone(),
             orders: Some(orders_out),
+            relay: Some(relay),
         };
         Ok(Self {
             runtime: Builder::new_current_thread().enable_all().build().context("start tokio")?,
@@ -204,6 +209,7 @@ impl Shell {
             datagrams,
             post,
             orders,
+            relayed,
         })
     }
 
@@ -221,6 +227,7 @@ impl Shell {
             datagrams,
             post,
             orders,
+            relayed,
         } = self;
         let (ended_in, mut ended) = oneshot::channel();
         let engine_cpus = io_cpus.clone();
@@ -240,7 +247,8 @@ impl Shell {
         run_on(&io_cpus).context("place the control thread")?;
         let result = runtime.block_on(async {
             tokio::spawn(socket.serve(shared));
-            tokio::spawn(keep_sessions(backup, hello, datagrams, post.clone(), orders));
+            let sessions = keep_sessions(backup, hello, datagrams, relayed, post.clone(), orders);
+            tokio::spawn(sessions);
             let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
             let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
             loop {

@@ -9,13 +9,16 @@ use remus_abi::{
     gate::{COUNTERS, Counter},
 };
 
-use super::sender::{Cargo, Shipment};
+use super::{
+    relay::RelayCounters,
+    sender::{Cargo, Shipment},
+};
 use crate::{
     checkpoint::PAGE_SIZE,
     gate::Gate,
     observe::{
         GateReading, PauseParts, Shared,
-        status::{Distribution, Protection},
+        status::{Distribution, Inbound, Protection},
     },
     replication::{FencedBy, Pipeline, Standing},
     wire::Moment,
@@ -120,6 +123,12 @@ impl Report {
     /// The kernel released so long before the controller is about to.
     pub(crate) fn led(&self, lead: Duration) {
         self.shared.led(micros(lead));
+    }
+
+    /// What the guest was given, for its backup to keep.
+    pub(crate) fn relayed(&self, counters: RelayCounters) {
+        let RelayCounters { passed_on, left_out } = counters;
+        self.shared.relayed(Inbound { passed_on, left_out });
     }
 
     pub(crate) fn gate(&self, gate: &Gate) -> Result<()> {

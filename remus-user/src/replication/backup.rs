@@ -23,7 +23,7 @@ use crate::{
     checkpoint::Arrived,
     wire::{
         Ack, Attach, Begin, Digest, End, Goodbye, GoodbyeAck, Heartbeat, HeartbeatAck, Hello,
-        Instance, Moment, Refusal, Refuse, Session, StandDown, Timing, Welcome,
+        Inbound, Instance, Moment, Refusal, Refuse, Session, StandDown, Timing, Welcome,
     },
 };
 
@@ -32,7 +32,8 @@ use crate::{
 /// Call order: [`handle_hello`](Self::handle_hello), [`handle_attach`](Self::handle_attach), then as they arrive
 /// [`handle_boot_part`](Self::handle_boot_part), [`handle_sync_pages`](Self::handle_sync_pages), and per checkpoint
 /// [`handle_begin`](Self::handle_begin) and [`handle_end`](Self::handle_end), whose ack is sent and whose pages are then applied;
-/// [`handle_heartbeat`](Self::handle_heartbeat) and [`handle_goodbye`](Self::handle_goodbye) beside that. An error
+/// [`handle_heartbeat`](Self::handle_heartbeat), [`handle_inbound`](Self::handle_inbound) and
+/// [`handle_goodbye`](Self::handle_goodbye) beside that. An error
 /// from any of them means: drop both links, then [`handle_session_lost`](Self::handle_session_lost). With a
 /// [`Suspicion`] and when [`poll_readiness`](Self::poll_readiness) is [`Readiness::Now`]: apply all that is
 /// committed, [`promote`](Self::promote).
@@ -336,6 +337,20 @@ impl Backup {
         }
         self.lease.handle_answered(now, timing.lease, timing.margin);
         Ok(HeartbeatAck { term, seq, sent })
+    }
+
+    /// What the guest was given lately: keep it. It says nothing of the lease, since it is not answered.
+    ///
+    /// # Errors
+    /// [`FollowError`] when it is of no session or of another term; keep nothing.
+    pub fn handle_inbound(&self, inbound: &Inbound) -> Result<(), FollowError> {
+        if self.following == Following::Nobody {
+            return Err(FollowError::NoSession);
+        }
+        if inbound.term != self.newest {
+            return Err(FollowError::OtherTerm(inbound.term));
+        }
+        Ok(())
     }
 
     /// The guest ended on purpose: nothing will be promoted.

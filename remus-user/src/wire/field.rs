@@ -13,6 +13,7 @@ pub(super) trait Field: Sized {
 }
 
 /// What is left of a body. Every read is checked; running out is [`WireError::Short`].
+#[derive(Clone)]
 pub(super) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -35,8 +36,17 @@ impl<'a> Reader<'a> {
         self.bytes(len)
     }
 
+    /// All that is left.
+    pub(super) fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn end(self) -> Result<(), WireError> {
-        if self.0.is_empty() { Ok(()) } else { Err(WireError::Trailing) }
+        if self.is_empty() { Ok(()) } else { Err(WireError::Trailing) }
     }
 }
 

@@ -23,6 +23,7 @@ pub enum Kind {
     Hello = 1,
     Heartbeat = 2,
     Goodbye = 3,
+    Inbound = 4,
 
     Welcome = 16,
     Refuse = 17,
@@ -96,6 +97,7 @@ impl Kind {
             1 => Self::Hello,
             2 => Self::Heartbeat,
             3 => Self::Goodbye,
+            4 => Self::Inbound,
             16 => Self::Welcome,
             17 => Self::Refuse,
             18 => Self::HeartbeatAck,
@@ -117,7 +119,7 @@ impl Kind {
     /// The only lane on which it travels.
     pub fn lane(self) -> Lane {
         match self {
-            Self::Hello | Self::Heartbeat | Self::Goodbye => Lane::ControlToBackup,
+            Self::Hello | Self::Heartbeat | Self::Goodbye | Self::Inbound => Lane::ControlToBackup,
             Self::Welcome
             | Self::Refuse
             | Self::HeartbeatAck

@@ -3,7 +3,8 @@
 use remus_abi::{Epoch, Term};
 
 use super::{
-    AckTo, Digest, Frame, HEADER_LEN, Instance, Kind, Moment, Session, Timing, VmName, WireError,
+    AckTo, Digest, Frame, HEADER_LEN, Inbound, Instance, Kind, Moment, Session, Timing, VmName,
+    WireError,
     field::{Field, Reader, fixed, put_run},
     head,
 };
@@ -14,6 +15,7 @@ pub enum ToBackup {
     Hello(Hello),
     Heartbeat(Heartbeat),
     Goodbye(Goodbye),
+    Inbound(Inbound),
 }
 
 /// What the backup says on the control connection.
@@ -314,6 +316,7 @@ impl ToBackup {
             Self::Hello(m) => put_frame(out, Kind::Hello, m),
             Self::Heartbeat(m) => put_frame(out, Kind::Heartbeat, m),
             Self::Goodbye(m) => put_frame(out, Kind::Goodbye, m),
+            Self::Inbound(m) => put_frame(out, Kind::Inbound, m),
         };
     }
 
@@ -324,6 +327,7 @@ impl ToBackup {
             Kind::Hello => whole(frame.body).map(Self::Hello),
             Kind::Heartbeat => whole(frame.body).map(Self::Heartbeat),
             Kind::Goodbye => whole(frame.body).map(Self::Goodbye),
+            Kind::Inbound => whole(frame.body).map(Self::Inbound),
             kind @ (Kind::Welcome
             | Kind::Refuse
             | Kind::HeartbeatAck
@@ -366,6 +370,7 @@ impl ToPrimary {
             kind @ (Kind::Hello
             | Kind::Heartbeat
             | Kind::Goodbye
+            | Kind::Inbound
             | Kind::Attach
             | Kind::BootPages
             | Kind::BootState
@@ -395,6 +400,7 @@ impl<'a> Bulk<'a> {
             kind @ (Kind::Hello
             | Kind::Heartbeat
             | Kind::Goodbye
+            | Kind::Inbound
             | Kind::Welcome
             | Kind::Refuse
             | Kind::HeartbeatAck
@@ -402,6 +408,13 @@ impl<'a> Bulk<'a> {
             | Kind::StandDown
             | Kind::Ack) => Err(WireError::Lane { kind }),
         }
+    }
+}
+
+impl Inbound {
+    /// Appends the message as a frame, as [`ToBackup::encode`] does.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        put_frame(out, Kind::Inbound, self);
     }
 }
 
@@ -438,6 +451,7 @@ impl Ack {
             kind @ (Kind::Hello
             | Kind::Heartbeat
             | Kind::Goodbye
+            | Kind::Inbound
             | Kind::Welcome
             | Kind::Refuse
             | Kind::HeartbeatAck

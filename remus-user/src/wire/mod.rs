@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!            control connection                      bulk connection
-//! primary ── Hello, Heartbeat, Goodbye ──►           ── Attach, BootPages* BootState, SyncPages*,
+//! primary ── Hello, Heartbeat, Inbound, Goodbye ──►  ── Attach, BootPages* BootState, SyncPages*,
 //!                                                       (Begin Pages* State End)* ──►
 //!         ◄─ Welcome | Refuse, HeartbeatAck,         ◄─ Ack*                                      ── backup
 //!            GoodbyeAck, StandDown ─
@@ -37,6 +37,7 @@ mod ack_to;
 mod chain;
 mod field;
 mod frame;
+mod inbound;
 mod message;
 mod names;
 mod timing;
@@ -50,6 +51,7 @@ pub use chain::Chain;
 pub use frame::{
     BODY_MAX, CONTROL_BODY_MAX, Frame, FrameBuffer, HEADER_LEN, Kind, Lane, WireError, head,
 };
+pub use inbound::{Inbound, InboundFrames};
 pub use message::{
     Ack, Attach, Begin, Bulk, End, Goodbye, GoodbyeAck, GoodbyeWhy, Heartbeat, HeartbeatAck, Hello,
     Refusal, Refuse, StandDown, ToBackup, ToPrimary, Welcome,

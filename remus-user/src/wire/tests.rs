@@ -7,8 +7,8 @@ use remus_abi::{Epoch, Term, ack::AckKey};
 
 use super::*;
 
-/// One frame a line, `name hex`, as version 4 has them.
-const GOLDEN: &str = include_str!("../../../tests/golden/wire-v4.txt");
+/// One frame a line, `name hex`, as version 5 has them.
+const GOLDEN: &str = include_str!("../../../tests/golden/wire-v5.txt");
 
 fn term(n: u32) -> Term {
     Term::new(n).unwrap()
@@ -40,7 +40,15 @@ fn to_backup() -> Vec<ToBackup> {
         }),
         ToBackup::Heartbeat(Heartbeat { term: term(3), seq: 77, sent: Moment(1_000_000) }),
         ToBackup::Goodbye(Goodbye { term: term(3), epoch: epoch(9), why: GoodbyeWhy::PowerOff }),
+        ToBackup::Inbound(Inbound { term: term(3), frames: inbound_frames() }),
     ]
+}
+
+fn inbound_frames() -> InboundFrames {
+    let mut frames = InboundFrames::default();
+    frames.push(epoch(9), &[1, 2, 3]);
+    frames.push(epoch(10), &[4; 5]);
+    frames
 }
 
 fn to_primary() -> Vec<ToPrimary> {

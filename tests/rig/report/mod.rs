@@ -55,6 +55,8 @@ pub struct Round {
     pub activate_ms: Option<f64>,
     /// From the first link that went down until the gate is open and the guest runs.
     pub service_back_ms: Option<f64>,
+    /// Frames that the primary had given to the guest in vain, and that the backup gave it again.
+    pub frames_given_again: u64,
     /// The longest time without a reply on any connection of the checking client.
     pub client_gap_ms: f64,
     /// The same for each connection.
@@ -152,6 +154,7 @@ pub struct Report {
     pub service_back_ms: Option<f64>,
     /// In how many rounds service was back within 200 ms of the death, before the client's first retry.
     pub service_back_within_200_ms: u64,
+    pub frames_given_again: u64,
     pub client_gap_ms: f64,
     pub client_gap_ms_p50: f64,
     pub connections_kept: u64,
@@ -217,6 +220,7 @@ impl Report {
             activate_ms: middle_of(|round| round.activate_ms),
             service_back_ms: middle_of(|round| round.service_back_ms),
             service_back_within_200_ms: rounds.iter().filter(soon).count() as u64,
+            frames_given_again: sum(|round| round.frames_given_again),
             client_gap_ms: worst_gap,
             client_gap_ms_p50: middle(|round| round.client_gap_ms),
             connections_kept: sum(|round| round.connections_kept),

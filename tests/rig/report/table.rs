@@ -48,6 +48,7 @@ impl Report {
                 "service back",
                 format!("{}, within 200 ms in {soon} of {rounds}", ms(self.service_back_ms)),
             );
+            row("frames given again", self.frames_given_again.to_string());
         }
         row(
             "client's longest gap",

@@ -31,6 +31,7 @@ use self::{ending::Ending, epoch::Worked, session::Link};
 use super::{
     control::Order,
     inbox::{Inbox, Input, Post},
+    relay::Relay,
     report::Report,
     sender::{Cargo, Shipment},
     sync::Sync,
@@ -81,6 +82,7 @@ pub(crate) struct Parts {
     pub(crate) post: Post,
     /// To the control task; `None` for a guest that has no backup to look for.
     pub(crate) orders: Option<UnboundedSender<Order>>,
+    pub(crate) relay: Option<Relay>,
 }
 
 /// Why an engine has stopped.
@@ -105,6 +107,7 @@ pub(crate) struct Engine {
     inbox: Inbox,
     post: Post,
     orders: Option<UnboundedSender<Order>>,
+    relay: Option<Relay>,
     lease: PrimaryLease,
     epoll: Epoll,
     book: DirtyBook,
@@ -162,6 +165,7 @@ impl Engine {
             inbox,
             post,
             orders,
+            relay,
         } = parts;
         // Lines that nobody would see are not written in the kernel either.
         gate.set_debug(tracing::enabled!(tracing::Level::DEBUG));
@@ -197,6 +201,7 @@ impl Engine {
             inbox,
             post,
             orders,
+            relay,
             epoll,
             book: DirtyBook::new(ram_pages),
             hot: HotSet::new(ram_pages, cool_after),
@@ -292,7 +297,19 @@ impl Engine {
 
     /// Serves the machine's devices.
     fn serve(&mut self) -> Result<()> {
-        let event = match self.machine.service() {
+        let epoch = self.brain.open();
+        // A backup that is there keeps what the guest is given.
+        let mut relay = self.relay.as_mut().filter(|_| self.link.is_some());
+        let mut given = |frame: &[u8]| {
+            if let Some(relay) = &mut relay {
+                relay.note(epoch, frame);
+            }
+        };
+        let served = self.machine.service(&mut given);
+        if let Some(relay) = relay {
+            relay.hand_over();
+        }
+        let event = match served {
             Ok(event) => event,
             Err(e) => return self.explain(e, boot_now()),
         };
@@ -412,6 +429,10 @@ impl Engine {
 
     fn publish(&mut self) -> Result<()> {
         self.report.gate(&self.gate)?;
+        if let Some(relay) = &mut self.relay {
+            relay.hand_over();
+            self.report.relayed(relay.counters());
+        }
         self.report_standing();
         Ok(())
     }

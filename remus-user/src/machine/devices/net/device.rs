@@ -5,6 +5,7 @@
 //! direction, an index that runs away) breaks the device, until the guest resets it. A frame that is unfit for
 //! the wire, or a header that lies about it, costs the guest that frame.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
@@ -48,6 +49,8 @@ pub struct NetCounters {
     /// Segments that were cut here out of longer frames, because the gate copies what those were.
     pub sent_segments: u64,
     pub received: u64,
+    /// Of those, frames that the guest had been given on another host, after the checkpoint that it went on from.
+    pub received_again: u64,
     /// Too long for the guest, or for its buffers.
     pub received_dropped: u64,
     /// How often a frame had to wait because the guest had no buffer.
@@ -71,6 +74,8 @@ pub(in crate::machine) struct Net {
     /// Bytes in `inward`, header included, that the guest has no buffers for yet. They are no state: like what
     /// is still in the tap they are lost with the host.
     waiting: Option<usize>,
+    /// Frames, each behind its header, that come before those in the tap.
+    again: VecDeque<Box<[u8]>>,
     /// Chains that the frame on its way in was put into.
     used: Box<[Used; QUEUE_MAX as usize]>,
     counters: NetCounters,
@@ -126,6 +131,7 @@ impl Net {
             segment: buffer(segment),
             inward: buffer(out + 1),
             waiting: None,
+            again: VecDeque::new(),
             used: Box::new([Used::default(); QUEUE_MAX as usize]),
             limit: LogLimit::default(),
             counters: NetCounters::default(),
@@ -145,7 +151,14 @@ impl Net {
         self.negotiated = Negotiated(self.transport.negotiated());
         // It was for the driver before, which may have understood it.
         self.waiting = None;
+        self.again.clear();
         self.tap.set_offloads(self.negotiated)
+    }
+
+    /// Has the guest given `frames` before what is in the tap: those that it was given on another host, each as
+    /// [`receive`](Self::receive) told of it there. They are forgotten with the driver they are for.
+    pub(in crate::machine) fn give_again(&mut self, frames: impl Iterator<Item = Box<[u8]>>) {
+        self.again.extend(frames);
     }
 
     /// Sends what the guest has put into its transmit queue.
@@ -162,7 +175,7 @@ impl Net {
         self.conclude(TRANSMIT, before, outcome, ram, interrupt).context("transmit")
     }
 
-    /// Hands frames from the tap to the guest.
+    /// Hands frames from the tap to the guest, and tells `given` of each that it was given, with its header before it.
     ///
     /// # Errors
     /// When the tap is gone or the interrupt cannot be raised.
@@ -170,9 +183,10 @@ impl Net {
         &mut self,
         ram: &Ram,
         interrupt: &Interrupt,
+        given: &mut dyn FnMut(&[u8]),
     ) -> Result<Progress> {
         let before = self.transport.queue(RECEIVE).next_used();
-        let outcome = self.receive_some(ram);
+        let outcome = self.receive_some(ram, given);
         self.conclude(RECEIVE, before, outcome, ram, interrupt).context("receive")
     }
 
@@ -246,7 +260,7 @@ impl Net {
         Ok(frames)
     }
 
-    fn receive_some(&mut self, ram: &Ram) -> Result<Progress, Stop> {
+    fn receive_some(&mut self, ram: &Ram, given: &mut dyn FnMut(&[u8])) -> Result<Progress, Stop> {
         if !self.transport.is_live() {
             return Ok(Progress::Starved);
         }
@@ -259,7 +273,7 @@ impl Net {
             }
             let length = match self.waiting {
                 Some(length) => length,
-                None => match self.tap.receive(&mut self.inward)? {
+                None => match self.next_inward()? {
                     None => return Ok(Progress::Idle),
                     Some(length) if self.admit(length) => length,
                     Some(_) => {
@@ -270,7 +284,10 @@ impl Net {
             };
             self.waiting = None;
             match self.deliver(ram, length)? {
-                Delivery::Done => self.counters.received += 1,
+                Delivery::Done => {
+                    self.counters.received += 1;
+                    given(&self.inward[..length]);
+                }
                 Delivery::TooLong => self.counters.received_dropped += 1,
                 Delivery::Short => {
                     self.waiting = Some(length);
@@ -280,6 +297,18 @@ impl Net {
             }
         }
         Ok(Progress::More)
+    }
+
+    /// The next header and frame, in `inward`; how long they are together.
+    fn next_inward(&mut self) -> io::Result<Option<usize>> {
+        let Some(frame) = self.again.pop_front() else {
+            return self.tap.receive(&mut self.inward);
+        };
+        self.counters.received_again += 1;
+        // As a read would: of one that is too long as much as there is room for, by which it is known.
+        let length = frame.len().min(self.inward.len());
+        self.inward[..length].copy_from_slice(&frame[..length]);
+        Ok(Some(length))
     }
 
     /// Whether the frame in `inward` is one for this driver; its header is made fit.

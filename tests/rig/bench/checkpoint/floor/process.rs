@@ -159,7 +159,7 @@ fn serve_for(machine: &mut Machine, time: Duration) -> Result<()> {
 }
 
 fn serve_devices(machine: &mut Machine) -> Result<()> {
-    match machine.service()? {
+    match machine.service(&mut |_| {})? {
         Event::Served => Ok(()),
         Event::Ended(end) => bail!("the guest has ended: {end:?}"),
     }

@@ -48,6 +48,8 @@ struct Guest {
     size: u16,
     features: u64,
     avail: [u16; 2],
+    /// What the device said that the guest was given.
+    given: Vec<Vec<u8>>,
 }
 
 /// Where queue `n` has its descriptors, available ring and used ring.
@@ -81,6 +83,7 @@ impl Guest {
             size,
             features: features | VERSION_1,
             avail: [0; 2],
+            given: Vec::new(),
         };
         guest.set_up();
         guest
@@ -170,7 +173,8 @@ impl Guest {
     }
 
     fn receive(&mut self) -> Progress {
-        self.net.receive(self.memory.ram(), &self.interrupt).unwrap()
+        let Self { net, memory, interrupt, given, .. } = self;
+        net.receive(memory.ram(), interrupt, &mut |frame| given.push(frame.to_vec())).unwrap()
     }
 
     fn put_on_wire(&mut self, header: &[u8; HEADER], frame: &[u8]) {

@@ -233,3 +233,45 @@ fn buffers_of_no_bytes_do_not_hold_the_device_up() {
     assert_eq!(guest.receive(), Progress::Idle);
     assert_eq!(guest.net.counters().received_dropped, 1);
 }
+
+#[test]
+fn what_the_guest_was_given_is_told_and_given_again_elsewhere_before_all_else() {
+    let features = ALL | 1 << VIRTIO_RING_F_EVENT_IDX;
+    let mut here = Guest::with(Offloads::Segmentation, features, 64);
+    offer_buffers(&mut here, 0, 64, 2048);
+    // One of another kind than the driver takes is not given.
+    here.put_on_wire(&UNCUT, &bytes(5000));
+    here.put_on_wire(&[9; HEADER], &bytes(60));
+    here.put_on_wire(&[0; HEADER], &bytes(70));
+    assert_eq!(here.receive(), Progress::Idle);
+    let lengths = |guest: &Guest| guest.given.iter().map(Vec::len).collect::<Vec<_>>();
+    assert_eq!(lengths(&here), [HEADER + 5000, HEADER + 70]);
+
+    let mut there = Guest::with(Offloads::Segmentation, features, 64);
+    offer_buffers(&mut there, 0, 64, 2048);
+    there.put_on_wire(&[0; HEADER], &bytes(80));
+    there.net.give_again(here.given.iter().map(|frame| frame.clone().into()));
+    assert_eq!(there.receive(), Progress::Idle);
+    assert_eq!(there.given[..2], here.given);
+    assert_eq!(there.given[2][HEADER..], bytes(80));
+    let ram = |guest: &Guest| guest.bytes_at(buffer(0), 4 * 0x1000);
+    assert!(ram(&here) == ram(&there), "to the guest it is the same");
+    let counters = there.net.counters();
+    assert_eq!((counters.received, counters.received_again), (3, 2));
+}
+
+#[test]
+fn frames_to_be_given_again_are_taken_as_strictly_as_those_of_the_tap() {
+    let mut guest = Guest::new();
+    offer_buffers(&mut guest, 0, 4, 2048);
+    let frame = |len: usize| [&[0; HEADER][..], &bytes(len)].concat().into_boxed_slice();
+    let bad: [Box<[u8]>; 4] = [Box::default(), frame(0), frame(FRAME_MAX + 1), frame(70_000)];
+    guest.net.give_again(bad.into_iter().chain([frame(FRAME_MAX)]));
+    assert_eq!(guest.receive(), Progress::Idle);
+    assert_eq!((guest.used(RECEIVE), guest.net.counters().received_dropped), (1, 4));
+    // They were for a driver that is no more.
+    guest.net.give_again([frame(100)].into_iter());
+    guest.set_up();
+    offer_buffers(&mut guest, 0, 4, 2048);
+    assert_eq!((guest.receive(), guest.given.len()), (Progress::Idle, 1));
+}
