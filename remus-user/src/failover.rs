@@ -3,10 +3,12 @@
 //! Everything slow was done when the primary connected ([`Standby`]). What is left, in this order:
 //! 1. The new term goes to disk: a host that crashes after it was heard must know, when it comes back, that it
 //!    spoke.
-//! 2. The state beside RAM is put into the machine, and what the guest was given after that, for it to be given again.
+//! 2. The state beside RAM is put into the machine.
 //! 3. The tap joins the bridge and goes up, behind its gate, which is still closed.
 //! 4. The gate opens; the network is told where the guest is now. The guest's own first frame might come late.
-//! 5. The guest runs: its engine's part.
+//! 5. The guest is to be given what the dead primary had given it in vain, then what came while nobody ran it. Not before:
+//!    until now frames may have come past the tap.
+//! 6. The guest runs: its engine's part.
 
 use anyhow::Result;
 use tracing::debug;
@@ -18,7 +20,7 @@ use crate::{
     store::{Record, Standing, Store},
 };
 
-/// Takes over.
+/// Takes over. How many frames came while nobody ran the guest.
 ///
 /// # Errors
 /// When a step fails; the gate may be open then, but no guest runs behind it.
@@ -28,12 +30,11 @@ pub(crate) fn take_over<'a>(
     given_again: impl Iterator<Item = &'a [u8]>,
     fenced: &Fenced,
     store: &Store,
-) -> Result<()> {
+) -> Result<usize> {
     let record = Record { term: fenced.term(), standing: Standing::Promoted, owner: None };
     store.write(&standby.plan().vm, record)?;
     debug!("the new term is on disk");
     standby.machine.restore(state)?;
-    standby.machine.give_again(given_again);
     debug!("the machine has its state");
     standby.wiring.connect()?;
     debug!("the tap is connected");
@@ -41,5 +42,8 @@ pub(crate) fn take_over<'a>(
     debug!("the gate is open");
     standby.wiring.announce();
     debug!("the guest is announced");
-    Ok(())
+    let overheard = standby.wiring.take_overheard();
+    standby.machine.give(given_again);
+    standby.machine.give(overheard.iter().map(Box::as_ref));
+    Ok(overheard.len())
 }

@@ -10,13 +10,13 @@ use std::{fs::File, io::Write, path::Path, thread, time::Duration};
 
 use anyhow::{Context, Result};
 use remus_abi::Term;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::{
     config::LinkName,
     gate::{self, Engine, Gate, Pinned},
     machine::{CpuProfile, MTU_BYTES_MAX, Offloads, Placement, Prepared, Shape},
-    net::{IfIndex, Links, Mac, Station, TapSpec, VNET_HEADER_BYTES, announce},
+    net::{IfIndex, Links, Mac, Overheard, Station, TapSpec, VNET_HEADER_BYTES, announce},
 };
 
 // The gate holds the longest frame that a guest may send: addresses, type and two VLAN tags beside the packet.
@@ -65,6 +65,8 @@ pub(crate) struct Wiring {
     mac: Mac,
     /// The guest's end of the tap, for announcements in its name.
     voice: File,
+    /// What comes for the guest while it runs elsewhere.
+    overheard: Option<Overheard>,
 }
 
 impl Standby {
@@ -102,7 +104,7 @@ impl Standby {
         };
         match built() {
             Ok((gate, machine, voice)) => {
-                let wiring = Wiring { links, tap: index, bridge, mac, voice };
+                let wiring = Wiring { links, tap: index, bridge, mac, voice, overheard: None };
                 Ok(Self { machine, gate, wiring, plan })
             }
             Err(e) => {
@@ -141,6 +143,41 @@ impl Wiring {
             self.links.join(self.tap, bridge)?;
         }
         self.links.up(self.tap)
+    }
+
+    /// Overhears from here on what comes for the guest to the ports of its bridge. Without it, or without a bridge, that is
+    /// lost until the guest runs here, as on a host that is away.
+    pub(crate) fn overhear(&mut self) {
+        let Some(bridge) = self.bridge else { return };
+        let listening = self.links.ports(bridge).and_then(|ports| {
+            if self.overheard.as_ref().is_none_or(|overheard| !overheard.is_at(&ports)) {
+                let overheard = Overheard::listen(&ports, self.mac);
+                let overheard = overheard.context("listen at the ports of the bridge")?;
+                if let Some(old) = self.overheard.replace(overheard) {
+                    close(old);
+                }
+                info!("frames for the guest are overheard at {} ports", ports.len());
+            }
+            Ok(())
+        });
+        if let Err(e) = listening {
+            warn!("frames that come for the guest before a takeover will be lost: {e:#}");
+        }
+    }
+
+    /// The primary lives: what was overheard so far, it has had.
+    pub(crate) fn forget_overheard(&self) {
+        if let Some(overheard) = &self.overheard {
+            overheard.forget();
+        }
+    }
+
+    /// What was overheard since, each behind its virtio-net header; nothing more will be.
+    pub(crate) fn take_overheard(&mut self) -> Vec<Box<[u8]>> {
+        let Some(overheard) = self.overheard.take() else { return Vec::new() };
+        let frames = overheard.take();
+        close(overheard);
+        frames
     }
 
     /// Takes the guest's address off this host's network, for whoever speaks for the guest now.
@@ -196,6 +233,13 @@ fn tell_what_is_left(pins: &Path) {
         held.frames,
         held.bytes
     );
+}
+
+/// The kernel waits for all its CPUs when such a socket is closed, once for each; nobody here does.
+fn close(overheard: Overheard) {
+    if let Err(e) = thread::Builder::new().name("close".to_owned()).spawn(move || drop(overheard)) {
+        warn!("the sockets that overheard were waited for: {e}");
+    }
 }
 
 fn remove_gate(gate: Gate) {

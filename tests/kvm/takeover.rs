@@ -113,6 +113,28 @@ fn requests_that_died_with_the_primary_are_answered_without_being_sent_again() {
     panic!("frames given again, and the longest gap in ns, of each life: {lives:?}");
 }
 
+/// Who asks for the guest while it runs nowhere is heard at the backup's host, to which the switch sends what is for an
+/// address that it has lost sight of. A connection is there before TCP asks for it again, a second later.
+#[test]
+fn who_asks_between_the_death_and_the_takeover_is_heard() {
+    with_hosts(async |pair| {
+        let (mut primary, mut backup) = pair.protected().await;
+        let client = pair.client(4).await;
+        let armed = pair.topology.primary.arm().await.unwrap();
+        pair.topology.primary.die(Death::Host, &armed, &mut primary.process).await.unwrap();
+        let asked = Instant::now();
+        let mut late = Connection::open(pair.topology.client.netns(), GUEST).await.unwrap();
+        let heard = asked.elapsed();
+        late.ask(&["PING"]).await.unwrap();
+        assert!(heard < Duration::from_secs(1), "{heard:?}");
+        promoted(&mut backup).await;
+        let failover = backup.status(None).await.unwrap().failover.unwrap();
+        assert!(failover.overheard > 0, "{failover:?}");
+        replies_more(&client, 100).await;
+        lost_nothing(client, 4).await;
+    });
+}
+
 #[test]
 fn every_mode_and_compression_loses_nothing() {
     for settings in [

@@ -3,11 +3,13 @@
 use std::{
     fs::{self, File},
     io::{Read, Write},
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
     time::{Duration, Instant},
 };
 
-use remus::net::{Kind, Link, Links, Mac, Tap, TapSpec, VNET_HEADER_BYTES, tap_alias};
+use remus::net::{
+    IfIndex, Kind, Link, Links, Mac, Overheard, Tap, TapSpec, VNET_HEADER_BYTES, tap_alias,
+};
 
 const MAC: Mac = Mac([0x52, 0x54, 0, 0x77, 0, 0x0a]);
 
@@ -229,4 +231,110 @@ fn frames_cross_a_bridge_as_soon_as_the_tap_is_joined_and_up() {
         let n = b.read(&mut got).unwrap();
         assert_eq!(got[VNET_HEADER_BYTES..n], frame[VNET_HEADER_BYTES..]);
     });
+}
+
+/// A frame of 60 bytes: addresses, type, and a number in its payload.
+fn frame_to(to: [u8; 6], from: [u8; 6], ethertype: u16, number: u8) -> [u8; 60] {
+    let mut frame = [number; 60];
+    frame[..6].copy_from_slice(&to);
+    frame[6..12].copy_from_slice(&from);
+    frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
+    frame
+}
+
+#[test]
+fn a_host_without_the_guest_overhears_what_is_for_it_and_nothing_else() {
+    in_namespace(|links| {
+        ip("link add br0 type bridge");
+        let bridge = links.bridge("br0").unwrap().index;
+        assert_eq!(links.ports(bridge).unwrap(), []);
+        // Far ends by which frames come in, as from a switch.
+        let wires = ["p0", "p1"].map(|name| {
+            ip(&format!("link add {name} type veth peer name far-{name}"));
+            ip(&format!("link set {name} master br0 up"));
+            ip(&format!("link set far-{name} up"));
+            PacketSocket::at(find(links, &format!("far-{name}")).index)
+        });
+        let ports = links.ports(bridge).unwrap();
+        assert_eq!(ports, ["p0", "p1"].map(|name| find(links, name).index));
+        let overheard = Overheard::listen(&ports, MAC).unwrap();
+        assert!(overheard.is_at(&ports) && !overheard.is_at(&ports[..1]));
+        let numbers = || {
+            let number = |frame: &[u8]| {
+                assert_eq!(frame.len(), VNET_HEADER_BYTES + 60);
+                assert_eq!(frame[..VNET_HEADER_BYTES], [0; VNET_HEADER_BYTES]);
+                frame[VNET_HEADER_BYTES + 59]
+            };
+            overheard.take().iter().map(|frame| number(frame)).collect::<Vec<_>>()
+        };
+
+        let (guest, other, all) = (MAC.0, [2, 0, 0, 0, 0, 9], [0xff; 6]);
+        let solicited = [0x33, 0x33, 0xff, 1, 2, 3];
+        let mut near = guest;
+        near[5] ^= 1;
+        for (number, (to, from, ethertype)) in (0..).zip([
+            (guest, other, 0x0800),
+            (near, other, 0x0800),
+            (all, other, 0x0806),
+            (all, other, 0x0800),
+            // Its own, as a switch floods it.
+            (all, guest, 0x0806),
+            (guest, near, 0x86dd),
+            (solicited, other, 0x86dd),
+            ([0x33, 0x33, 0, 0, 0, 1], other, 0x86dd),
+        ]) {
+            wires[usize::from(number % 2)].send(&frame_to(to, from, ethertype, number));
+        }
+        // Tagged: the tag is no part of what a packet socket gets.
+        let mut tagged = frame_to(guest, other, 0x8100, 7);
+        tagged[14..18].copy_from_slice(&[0, 5, 8, 0]);
+        wires[0].send(&tagged);
+        assert_eq!(numbers(), [0, 2, 6, 5], "port by port");
+        assert!(numbers().is_empty());
+
+        // What leaves by a port is not what comes for the guest.
+        PacketSocket::at(ports[0]).send(&frame_to(guest, other, 0x0800, 20));
+        wires[1].send(&frame_to(guest, other, 0x0800, 21));
+        overheard.forget();
+        wires[1].send(&frame_to(guest, other, 0x0800, 22));
+        assert_eq!(numbers(), [22], "what came before is forgotten");
+
+        // A flood costs memory only so far, and a link that is gone nothing.
+        (0..10_000).for_each(|_| wires[0].send(&frame_to(guest, other, 0x0800, 30)));
+        let kept = numbers().len();
+        assert!((200..4096).contains(&kept), "{kept}");
+        ip("link del p0");
+        wires[1].send(&frame_to(guest, other, 0x0800, 31));
+        assert_eq!(numbers(), [31]);
+        let gone = Overheard::listen(&[ports[0]], MAC).unwrap_err();
+        assert_eq!(gone.raw_os_error(), Some(libc::ENODEV));
+    });
+}
+
+/// Sends whole frames out of a link.
+struct PacketSocket(OwnedFd);
+
+impl PacketSocket {
+    fn at(link: IfIndex) -> Self {
+        // SAFETY: no pointers; protocol 0 receives nothing.
+        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0) };
+        assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+        // SAFETY: just made, and nobody else's.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: plain integers and bytes, for which zeros are values.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        address.sll_family = u16::try_from(libc::AF_PACKET).unwrap();
+        address.sll_ifindex = i32::try_from(link.0).unwrap();
+        let length = libc::socklen_t::try_from(size_of_val(&address)).unwrap();
+        // SAFETY: a whole sockaddr_ll.
+        let bound = unsafe { libc::bind(fd, std::ptr::from_ref(&address).cast(), length) };
+        assert_eq!(bound, 0, "{}", std::io::Error::last_os_error());
+        Self(socket)
+    }
+
+    fn send(&self, frame: &[u8]) {
+        // SAFETY: the kernel reads the frame's bytes.
+        let sent = unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+        assert_eq!(usize::try_from(sent).ok(), Some(frame.len()));
+    }
 }

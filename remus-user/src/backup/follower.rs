@@ -298,7 +298,8 @@ impl Follower {
             link::refuse(stream, Refuse::new(Refusal::NotReady, self.brain.newest(), text)).ok();
             return Ok(());
         }
-        let standby = self.standby.as_ref().expect("built before the welcome");
+        let standby = self.standby.as_mut().expect("built before the welcome");
+        standby.wiring.overhear();
         let vcpus = usize::from(standby.plan().shape.vcpus);
         let ram_pages = standby.machine.memory().layout().pages();
         let datagrams = hello.acks_to.and_then(|to| match AckDatagrams::beside(&stream, &to) {
@@ -367,9 +368,11 @@ impl Follower {
             return Ok(());
         };
         let Following { detector, control, bulk, datagrams, image, protected, .. } = following;
+        let mut is_heard = false;
         if let Some(control) = control {
             loop {
                 while let Some(frame) = control.frames.next_frame()? {
+                    is_heard = true;
                     let now = boot_now();
                     let answer = match ToBackup::decode(&frame)? {
                         ToBackup::Heartbeat(heartbeat) => {
@@ -401,6 +404,7 @@ impl Follower {
             // Not without end: heartbeats are to be answered while a primary sends as fast as this host reads.
             for _ in 0..READS_MAX {
                 while let Some(frame) = bulk.frames.next_frame()? {
+                    is_heard = true;
                     let ack = image.take(&frame, brain, memory, beside)?;
                     detector.handle_heard(boot_now(), BULK);
                     if let Some(ack) = ack {
@@ -425,6 +429,9 @@ impl Follower {
                     Arrived::End => bail!("the primary closed its bulk connection"),
                 }
             }
+        }
+        if is_heard {
+            standby.wiring.forget_overheard();
         }
         Ok(())
     }
@@ -462,7 +469,8 @@ impl Follower {
         let Beside { state, boot, kept } = beside;
         let boot = boot.context("a committed checkpoint without what the guest begins with")?;
         let given_again = kept.after(of, epoch);
-        failover::take_over(&mut standby, &state, given_again.clone(), &fenced, &store)?;
+        let overheard =
+            failover::take_over(&mut standby, &state, given_again.clone(), &fenced, &store)?;
         let open = boot_now();
 
         let term = fenced.term();
@@ -502,6 +510,7 @@ impl Follower {
             open_ns: open.0,
             epoch: epoch.get(),
             given_again: given_again.count() as u64,
+            overheard: overheard as u64,
         });
         info!(
             "VM {vm}: the guest runs here, {} us after the decision",

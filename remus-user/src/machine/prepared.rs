@@ -113,10 +113,11 @@ impl Prepared {
         Ok(())
     }
 
-    /// Has the guest given `frames` before all others: those that it was given after the checkpoint whose state was put
-    /// in, as [`Machine::service`] told of them.
-    pub fn give_again<'a>(&mut self, frames: impl Iterator<Item = &'a [u8]>) {
-        self.board.net.lock().give_again(frames.map(Box::from));
+    /// Has the guest given `frames`, each behind its virtio-net header, before what is in the tap and after what this was
+    /// told before: those that it was given after the checkpoint whose state was put in, as [`Machine::service`] told of
+    /// them, and others that did not come by the tap.
+    pub fn give<'a>(&mut self, frames: impl Iterator<Item = &'a [u8]>) {
+        self.board.net.lock().give(frames.map(Box::from));
     }
 
     /// Lets the guest run.

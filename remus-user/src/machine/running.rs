@@ -130,7 +130,7 @@ impl Machine {
     }
 
     /// Moves the frames that wait, up to some number, without blocking. `given` is told of each frame that the guest is
-    /// given, as [`Prepared::give_again`](super::Prepared::give_again) takes it.
+    /// given, as [`Prepared::give`](super::Prepared::give) takes it.
     ///
     /// To be called when the machine's descriptor ([`AsRawFd`]) is readable, and again for as long as it
     /// is. Never called in a pause: [`Paused`] holds the machine.

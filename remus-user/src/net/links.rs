@@ -131,6 +131,21 @@ impl Links {
         }
     }
 
+    /// The ports of `bridge`.
+    ///
+    /// # Errors
+    /// When the kernel refuses the question.
+    pub fn ports(&self, bridge: IfIndex) -> Result<Vec<IfIndex>> {
+        let all = self.handle.link().get().execute();
+        let all: Vec<LinkMessage> = self
+            .runtime
+            .block_on(all.try_collect())
+            .map_err(as_io)
+            .with_context(|| format!("list the ports of bridge {bridge}"))?;
+        let ports = all.iter().map(describe).filter(|link| link.controller == Some(bridge));
+        Ok(ports.map(|link| link.index).collect())
+    }
+
     /// Makes `link` a port of `bridge`. Attach the gate first.
     ///
     /// # Errors

@@ -95,12 +95,13 @@ pub fn render(s: &Status) -> String {
         line(
             "takeover",
             format!(
-                "from epoch {}: {:.0} ms of silence, {:.0} ms to run, {:.0} ms to open, {} frames given again",
+                "from epoch {}: {:.0} ms of silence, {:.0} ms to run, {:.0} ms to open; given {} frames again and {} that came meanwhile",
                 f.epoch,
                 ms(f.last_heard_ns, f.decided_ns),
                 ms(f.decided_ns, f.running_ns),
                 ms(f.running_ns, f.open_ns),
-                f.given_again
+                f.given_again,
+                f.overheard
             ),
         );
     }
@@ -168,13 +169,15 @@ mod tests {
             open_ns: ns(1112),
             epoch: 41,
             given_again: 3,
+            overheard: 2,
         });
         let text = render(&shared.status(None));
         assert!(text.starts_with(
             "demo: PROMOTED, unprotected (backup, term 2): no backup of its own yet\n"
         ));
         assert!(
-            text.contains("from epoch 41: 100 ms of silence, 10 ms to run, 2 ms to open, 3 frames given again\n"),
+            text.contains("from epoch 41: 100 ms of silence, 10 ms to run, 2 ms to open; given 3 frames again and 2 that came \
+                 meanwhile\n"),
             "{text}"
         );
         assert!(text.contains("  pause        -\n"), "{text}");

@@ -152,4 +152,6 @@ pub struct Failover {
     pub epoch: u64,
     /// Frames that the guest had been given after it, and was given again here.
     pub given_again: u64,
+    /// Frames that came for it after the primary's last sign of life, before it ran here, and that it was given then.
+    pub overheard: u64,
 }

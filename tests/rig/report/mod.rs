@@ -57,6 +57,8 @@ pub struct Round {
     pub service_back_ms: Option<f64>,
     /// Frames that the primary had given to the guest in vain, and that the backup gave it again.
     pub frames_given_again: u64,
+    /// Frames that came to the backup for the guest while it ran nowhere.
+    pub frames_overheard: u64,
     /// The longest time without a reply on any connection of the checking client.
     pub client_gap_ms: f64,
     /// The same for each connection.
@@ -155,6 +157,7 @@ pub struct Report {
     /// In how many rounds service was back within 200 ms of the death, before the client's first retry.
     pub service_back_within_200_ms: u64,
     pub frames_given_again: u64,
+    pub frames_overheard: u64,
     pub client_gap_ms: f64,
     pub client_gap_ms_p50: f64,
     pub connections_kept: u64,
@@ -221,6 +224,7 @@ impl Report {
             service_back_ms: middle_of(|round| round.service_back_ms),
             service_back_within_200_ms: rounds.iter().filter(soon).count() as u64,
             frames_given_again: sum(|round| round.frames_given_again),
+            frames_overheard: sum(|round| round.frames_overheard),
             client_gap_ms: worst_gap,
             client_gap_ms_p50: middle(|round| round.client_gap_ms),
             connections_kept: sum(|round| round.connections_kept),

@@ -9,7 +9,7 @@ impl Report {
     pub fn table(&self) -> String {
         let mut text = String::new();
         let mut row = |name: &str, value: String| {
-            writeln!(text, "  {name:<28} {value}").expect("a string takes any text");
+            writeln!(text, "  {name:<29} {value}").expect("a string takes any text");
         };
         let ms = |value: Option<f64>| value.map_or("-".into(), |ms| format!("{ms:.1} ms"));
         let spread = |p: &Percentiles, unit| {
@@ -48,7 +48,10 @@ impl Report {
                 "service back",
                 format!("{}, within 200 ms in {soon} of {rounds}", ms(self.service_back_ms)),
             );
-            row("frames given again", self.frames_given_again.to_string());
+            row(
+                "frames given again, overheard",
+                format!("{}, {}", self.frames_given_again, self.frames_overheard),
+            );
         }
         row(
             "client's longest gap",

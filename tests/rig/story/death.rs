@@ -142,12 +142,14 @@ impl RoundRun<'_> {
         let takeover = Takeover { died, after, failover, last_words };
         self.display.step(&format!(
             "the backup has taken over at epoch {}: decided {:.0} ms after the death, gate open {:.1} ms \
-             later, guest runs {:.1} ms later, is given {} frames again",
+             later, guest runs {:.1} ms later and is \
+             given {} frames again, {} that came meanwhile",
             failover.epoch,
             ms(failover.decided_ns, died.began_ns),
             ms(failover.open_ns, failover.decided_ns),
             ms(failover.running_ns, failover.decided_ns),
             failover.given_again,
+            failover.overheard,
         ));
         Ok(takeover)
     }
@@ -228,6 +230,7 @@ impl Takeover {
         round.activate_ms = Some(ms(failover.running_ns, failover.decided_ns));
         let serves_ns = failover.open_ns.max(failover.running_ns);
         round.frames_given_again = failover.given_again;
+        round.frames_overheard = failover.overheard;
         round.service_back_ms = Some(ms(serves_ns, *began_ns));
         count(round, last_words);
     }

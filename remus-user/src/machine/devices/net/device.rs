@@ -49,8 +49,8 @@ pub struct NetCounters {
     /// Segments that were cut here out of longer frames, because the gate copies what those were.
     pub sent_segments: u64,
     pub received: u64,
-    /// Of those, frames that the guest had been given on another host, after the checkpoint that it went on from.
-    pub received_again: u64,
+    /// Frames that did not come by the tap: [`Prepared::give`](crate::machine::Prepared::give).
+    pub received_ahead: u64,
     /// Too long for the guest, or for its buffers.
     pub received_dropped: u64,
     /// How often a frame had to wait because the guest had no buffer.
@@ -75,7 +75,7 @@ pub(in crate::machine) struct Net {
     /// is still in the tap they are lost with the host.
     waiting: Option<usize>,
     /// Frames, each behind its header, that come before those in the tap.
-    again: VecDeque<Box<[u8]>>,
+    ahead: VecDeque<Box<[u8]>>,
     /// Chains that the frame on its way in was put into.
     used: Box<[Used; QUEUE_MAX as usize]>,
     counters: NetCounters,
@@ -131,7 +131,7 @@ impl Net {
             segment: buffer(segment),
             inward: buffer(out + 1),
             waiting: None,
-            again: VecDeque::new(),
+            ahead: VecDeque::new(),
             used: Box::new([Used::default(); QUEUE_MAX as usize]),
             limit: LogLimit::default(),
             counters: NetCounters::default(),
@@ -151,14 +151,14 @@ impl Net {
         self.negotiated = Negotiated(self.transport.negotiated());
         // It was for the driver before, which may have understood it.
         self.waiting = None;
-        self.again.clear();
+        self.ahead.clear();
         self.tap.set_offloads(self.negotiated)
     }
 
-    /// Has the guest given `frames` before what is in the tap: those that it was given on another host, each as
-    /// [`receive`](Self::receive) told of it there. They are forgotten with the driver they are for.
-    pub(in crate::machine) fn give_again(&mut self, frames: impl Iterator<Item = Box<[u8]>>) {
-        self.again.extend(frames);
+    /// Has the guest given `frames`, each behind its header, before what is in the tap. They are forgotten with the
+    /// driver they are for.
+    pub(in crate::machine) fn give(&mut self, frames: impl Iterator<Item = Box<[u8]>>) {
+        self.ahead.extend(frames);
     }
 
     /// Sends what the guest has put into its transmit queue.
@@ -301,10 +301,10 @@ impl Net {
 
     /// The next header and frame, in `inward`; how long they are together.
     fn next_inward(&mut self) -> io::Result<Option<usize>> {
-        let Some(frame) = self.again.pop_front() else {
+        let Some(frame) = self.ahead.pop_front() else {
             return self.tap.receive(&mut self.inward);
         };
-        self.counters.received_again += 1;
+        self.counters.received_ahead += 1;
         // As a read would: of one that is too long as much as there is room for, by which it is known.
         let length = frame.len().min(self.inward.len());
         self.inward[..length].copy_from_slice(&frame[..length]);
@@ -320,6 +320,10 @@ impl Net {
         let Some(frame) = length.checked_sub(HEADER).filter(|length| *length < rest.len()) else {
             return false;
         };
+        if let Some((start, at)) = header::to_complete(header, frame, self.negotiated) {
+            segment::complete_checksum(&mut rest[..frame], start, at);
+            *header = [0; HEADER];
+        }
         let passed = header::for_guest(header, frame, self.negotiated, self.frame_max);
         passed.map(|passed| *header = passed).is_some()
     }

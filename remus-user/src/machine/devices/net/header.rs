@@ -125,6 +125,21 @@ fn written(gso: u8, headers: usize, size: usize, start: usize, at: usize) -> [u8
     header
 }
 
+/// Where the sum of a frame for the guest begins and where it is to be put, if the driver takes no frame whose checksum is
+/// not finished, and this is one. A tap finishes it by itself; what was taken elsewhere may not be finished.
+pub(super) fn to_complete(
+    header: &[u8; HEADER],
+    length: usize,
+    negotiated: Negotiated,
+) -> Option<(usize, usize)> {
+    let [flags, gso, ..] = *header;
+    let field = |at: usize| usize::from(u16::from_le_bytes([header[at], header[at + 1]]));
+    let (start, at) = (field(6), field(6) + field(8));
+    let is_unfinished =
+        flags & NEEDS_CHECKSUM != 0 && gso == GSO_NONE && !negotiated.guest_checksum();
+    (is_unfinished && start >= ETHERNET && at + 2 <= length).then_some((start, at))
+}
+
 /// The header for the guest of a frame that came behind `header` from the tap; `None` when the frame is not
 /// for this driver: of a kind that it did not negotiate. The kernel sends none but what waited in the tap when
 /// the driver changed.
