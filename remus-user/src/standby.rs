@@ -166,15 +166,15 @@ impl Wiring {
     }
 
     /// The primary lives: what was overheard so far, it has had.
-    pub(crate) fn forget_overheard(&self) {
-        if let Some(overheard) = &self.overheard {
+    pub(crate) fn forget_overheard(&mut self) {
+        if let Some(overheard) = &mut self.overheard {
             overheard.forget();
         }
     }
 
     /// What was overheard since, each behind its virtio-net header; nothing more will be.
     pub(crate) fn take_overheard(&mut self) -> Vec<Box<[u8]>> {
-        let Some(overheard) = self.overheard.take() else { return Vec::new() };
+        let Some(mut overheard) = self.overheard.take() else { return Vec::new() };
         let frames = overheard.take();
         close(overheard);
         frames

@@ -26,7 +26,7 @@ use super::{IfIndex, Mac, VNET_HEADER_BYTES};
 
 /// Bytes of frames, with what the kernel adds to each, that may wait on one port: some thousand small frames.
 const BUFFER_BYTES: c_int = 1 << 20;
-/// Frames that are taken from a port: more than fit into its buffer.
+/// Frames that are taken, of all ports: more than fit into the buffer of one.
 const FRAMES_MAX: usize = 4096;
 /// The longest frame that a socket may have for us: one that the kernel has put together for TCP.
 const FRAME_BYTES_MAX: usize = 65_536 + 64;
@@ -36,7 +36,11 @@ const HEADER_BYTES: usize = 10;
 /// The sockets, and what has come since they were last emptied.
 #[derive(Debug)]
 pub struct Overheard {
-    ports: Vec<(IfIndex, OwnedFd)>,
+    ports: Vec<IfIndex>,
+    /// One for each port.
+    sockets: Vec<OwnedFd>,
+    /// What the kernel is asked about each, made once.
+    polls: Vec<libc::pollfd>,
 }
 
 impl Overheard {
@@ -46,24 +50,34 @@ impl Overheard {
     /// When the kernel gives no such socket: it takes CAP_NET_RAW, and links that are there.
     pub fn listen(ports: &[IfIndex], guest: Mac) -> io::Result<Self> {
         let filter = filter(guest);
-        let open = |port: &IfIndex| Ok((*port, socket(*port, &filter)?));
-        Ok(Self { ports: ports.iter().map(open).collect::<io::Result<_>>()? })
+        let sockets: Vec<_> =
+            ports.iter().map(|port| socket(*port, &filter)).collect::<io::Result<_>>()?;
+        let polls = sockets.iter().map(|socket| libc::pollfd {
+            fd: socket.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        });
+        Ok(Self { ports: ports.to_vec(), polls: polls.collect(), sockets })
     }
 
     /// Whether it listens at just these links.
     pub fn is_at(&self, ports: &[IfIndex]) -> bool {
-        self.ports.iter().map(|(port, _)| port).eq(ports)
+        self.ports == ports
     }
 
     /// Drops what has come so far: whoever it was for has it.
-    pub fn forget(&self) {
+    pub fn forget(&mut self) {
         for port in self.ready() {
-            while receive(port, &mut [0; HEADER_BYTES]).is_some() {}
+            // Not without end: somebody may send as fast as this reads.
+            let mut left = FRAMES_MAX;
+            while left > 0 && receive(port, &mut [0; HEADER_BYTES]).is_some() {
+                left -= 1;
+            }
         }
     }
 
     /// Takes what has come, port by port, each behind a virtio-net header as a tap puts one before it.
-    pub fn take(&self) -> Vec<Box<[u8]>> {
+    pub fn take(&mut self) -> Vec<Box<[u8]>> {
         let mut buffer = vec![0; HEADER_BYTES + FRAME_BYTES_MAX];
         let mut frames = Vec::new();
         for port in self.ready() {
@@ -83,18 +97,12 @@ impl Overheard {
     }
 
     /// The sockets that have something.
-    fn ready(&self) -> impl Iterator<Item = &OwnedFd> {
-        let waits = |(_, fd): &(_, OwnedFd)| libc::pollfd {
-            fd: fd.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        let mut polls: Vec<_> = self.ports.iter().map(waits).collect();
-        let count = libc::nfds_t::try_from(polls.len()).expect("the ports of a bridge");
-        // SAFETY: `polls` has `count` entries, which the kernel reads and writes during the call, at once.
-        unsafe { libc::poll(polls.as_mut_ptr(), count, 0) };
-        let all = self.ports.iter().zip(polls);
-        all.filter_map(|((_, fd), poll)| (poll.revents != 0).then_some(fd))
+    fn ready(&mut self) -> impl Iterator<Item = &OwnedFd> {
+        let count = libc::nfds_t::try_from(self.polls.len()).expect("the ports of a bridge");
+        // SAFETY: as many entries as are said, which the kernel reads and writes during the call; it does not wait.
+        unsafe { libc::poll(self.polls.as_mut_ptr(), count, 0) };
+        let all = self.sockets.iter().zip(&self.polls);
+        all.filter_map(|(socket, poll)| (poll.revents != 0).then_some(socket))
     }
 }
 

@@ -23,8 +23,7 @@ const CAPABILITIES: &[(u32, &str, &str)] = &[
 
 pub(super) fn capabilities() -> Check {
     const NAME: &str = "privileges";
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let Some(effective) = effective_capabilities(&status) else {
+    let Some(effective) = own_capabilities() else {
         return Check::refused(NAME, "/proc/self/status has no CapEff", "mount /proc");
     };
     // Before 5.8 there was no CAP_BPF; CAP_SYS_ADMIN has always covered it.
@@ -42,6 +41,25 @@ pub(super) fn capabilities() -> Check {
         format!("missing: {}", missing.join(", ")),
         "run it as root (sudo), or from the systemd unit, which grants exactly these",
     )
+}
+
+/// Whether a backup hears what comes for a guest while nobody runs it. It takes over without.
+pub(super) fn overhearing() -> Check {
+    const NAME: &str = "overhearing";
+    const CAP_NET_RAW: u32 = 13;
+    match own_capabilities() {
+        Some(effective) if effective >> CAP_NET_RAW & 1 != 0 => Check::ok(NAME, "CAP_NET_RAW"),
+        Some(_) | None => Check::warning(
+            NAME,
+            "CAP_NET_RAW is missing: what clients send between the death of a host and the takeover is lost, and comes again \
+             when their timers say so",
+            "run it as root (sudo), or from the systemd unit, which grants it",
+        ),
+    }
+}
+
+fn own_capabilities() -> Option<u64> {
+    effective_capabilities(&fs::read_to_string("/proc/self/status").unwrap_or_default())
 }
 
 fn effective_capabilities(status: &str) -> Option<u64> {

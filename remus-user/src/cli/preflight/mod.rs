@@ -123,6 +123,7 @@ pub(super) fn primary(config: &Config) -> Report {
 /// What `backup` needs; the VM's own needs are checked when a primary announces it.
 pub(super) fn backup(options: &BackupOptions) -> Report {
     let mut checks = everywhere(None);
+    checks.push(host::overhearing());
     checks.push(host::run_dir(&options.run_dir));
     checks.push(host::placement(&options.placement));
     checks.push(network::listen(options.listen));
