@@ -96,6 +96,20 @@ fn a_misspelt_key_gets_the_right_one() {
 }
 
 #[test]
+fn devices_that_no_checkpoint_can_have_are_refused_by_name() {
+    assert_eq!(
+        message("[net]", "[vsock]\n[net]"),
+        "demo.toml:7:2: vsock: there is no such key\n  help: there is no vsock: what it keeps in the host's kernel, no \
+         checkpoint could have"
+    );
+    assert_eq!(
+        message("tap = ", "vhost_net = true\ntap = "),
+        "demo.toml:8:1: net.vhost_net: there is no such key\n  help: there is no vhost: what it keeps in the host's \
+         kernel, no checkpoint could have"
+    );
+}
+
+#[test]
 fn a_key_in_the_wrong_section_is_sent_to_its_own() {
     assert_eq!(
         message("[net]", "lease_ms = 60\n[net]"),

@@ -171,9 +171,14 @@ fn plain(key: &str) -> String {
     parts.fold(first, |plain, part| plain + part.split_once(']').map_or(part, |(_, rest)| rest))
 }
 
-/// What to do about an unknown key: the known key it may have been, wherever that belongs.
+/// What to do about an unknown key: the known key it may have been, wherever that belongs, or why there is none.
 fn suggestion(key: &str) -> String {
     let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
+    if let Some(absent) = ["vsock", "vhost"].iter().find(|device| name.starts_with(**device)) {
+        return format!(
+            "there is no {absent}: what it keeps in the host's kernel, no checkpoint could have"
+        );
+    }
     let section_of = |k: &'static str| k.rsplit_once('.').map_or("", |(s, _)| s);
     let name_of = |k: &'static str| k.rsplit_once('.').map_or(k, |(_, n)| n);
     let keys = || KEYS.iter().map(|(k, ..)| *k);
