@@ -43,7 +43,8 @@ pub(crate) fn take_over<'a>(
     standby.wiring.announce();
     debug!("the guest is announced");
     let overheard = standby.wiring.take_overheard();
-    standby.machine.give(given_again);
-    standby.machine.give(overheard.iter().map(Box::as_ref));
-    Ok(overheard.len())
+    let came = overheard.len();
+    standby.machine.give(given_again.map(Box::from));
+    standby.machine.give(overheard.into_iter());
+    Ok(came)
 }

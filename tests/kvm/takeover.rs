@@ -88,7 +88,8 @@ fn requests_that_died_with_the_primary_are_answered_without_being_sent_again() {
             on_primary(&pair, NO_CHECKPOINTS).await;
             let replies = loop {
                 let before = client.replies();
-                sleep(Duration::from_millis(10)).await;
+                // As long as an epoch: what was committed by then is said by now.
+                sleep(Duration::from_millis(25)).await;
                 if client.replies() == before {
                     break before;
                 }

@@ -376,21 +376,22 @@ impl Follower {
                     let now = boot_now();
                     let answer = match ToBackup::decode(&frame)? {
                         ToBackup::Heartbeat(heartbeat) => {
-                            ToPrimary::HeartbeatAck(brain.handle_heartbeat(now, &heartbeat)?)
+                            Some(ToPrimary::HeartbeatAck(brain.handle_heartbeat(now, &heartbeat)?))
                         }
                         ToBackup::Goodbye(goodbye) => {
-                            ToPrimary::GoodbyeAck(brain.handle_goodbye(&goodbye)?)
+                            Some(ToPrimary::GoodbyeAck(brain.handle_goodbye(&goodbye)?))
                         }
                         ToBackup::Inbound(inbound) => {
                             brain.handle_inbound(&inbound)?;
                             beside.kept.take(&inbound);
-                            detector.handle_heard(now, CONTROL);
-                            continue;
+                            None
                         }
                         ToBackup::Hello(_) => bail!("a second Hello"),
                     };
                     detector.handle_heard(now, CONTROL);
-                    control.send(|out| answer.encode(out)).context("answer the primary")?;
+                    if let Some(answer) = answer {
+                        control.send(|out| answer.encode(out)).context("answer the primary")?;
+                    }
                 }
                 match control.read() {
                     Arrived::Bytes => {}

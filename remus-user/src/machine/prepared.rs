@@ -116,8 +116,8 @@ impl Prepared {
     /// Has the guest given `frames`, each behind its virtio-net header, before what is in the tap and after what this was
     /// told before: those that it was given after the checkpoint whose state was put in, as [`Machine::service`] told of
     /// them, and others that did not come by the tap.
-    pub fn give<'a>(&mut self, frames: impl Iterator<Item = &'a [u8]>) {
-        self.board.net.lock().give(frames.map(Box::from));
+    pub fn give(&mut self, frames: impl Iterator<Item = Box<[u8]>>) {
+        self.board.net.lock().give(frames);
     }
 
     /// Lets the guest run.

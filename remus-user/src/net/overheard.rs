@@ -172,8 +172,7 @@ fn done(returned: c_int) -> io::Result<c_int> {
 fn filter(guest: Mac) -> [sock_filter; 19] {
     const LOAD: u32 = libc::BPF_LD | libc::BPF_ABS;
     const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
-    // SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT
-    const TAG_PRESENT: u32 = (-0x1000_i32 + 48).cast_unsigned();
+    const TAG_PRESENT: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_VLAN_TAG_PRESENT).cast_unsigned();
     const PASS: u8 = 17;
     const DROP: u8 = 18;
     let [a, b, c, d, e, f] = guest.0;

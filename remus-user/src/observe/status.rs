@@ -87,7 +87,7 @@ pub struct Distribution {
 }
 
 /// Frames that the guest was given while it had a backup, which keeps those of epochs that are not committed.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Inbound {
     pub passed_on: u64,
     /// More than an epoch has room for, or than the link took.

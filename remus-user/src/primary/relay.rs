@@ -19,7 +19,10 @@ use std::{
 use remus_abi::{Epoch, Term};
 use tokio::sync::Notify;
 
-use crate::wire::{Inbound, InboundFrames};
+use crate::{
+    observe::status,
+    wire::{Inbound, InboundFrames},
+};
 
 /// The engine's end.
 pub(crate) struct Relay {
@@ -29,15 +32,7 @@ pub(crate) struct Relay {
     epoch: Epoch,
     /// Bytes that the frames of `epoch` may still take.
     left: usize,
-    counters: RelayCounters,
-}
-
-/// Frames that the guest was given while it had a backup.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct RelayCounters {
-    pub(crate) passed_on: u64,
-    /// There was no room for them.
-    pub(crate) left_out: u64,
+    counters: status::Inbound,
 }
 
 /// The control task's end.
@@ -57,7 +52,7 @@ pub(super) fn relay(term: Term) -> (Relay, Relayed) {
     let room = || InboundFrames::with_capacity(InboundFrames::BYTES_MAX);
     let way = Arc::new(Way { ready: Mutex::new(room()), bell: Notify::new() });
     let relayed = Relayed { way: Arc::clone(&way), message: Inbound { term, frames: room() } };
-    let counters = RelayCounters::default();
+    let counters = status::Inbound::default();
     (Relay { way, noted: room(), epoch: Epoch::NONE, left: 0, counters }, relayed)
 }
 
@@ -99,7 +94,7 @@ impl Relay {
         self.way.bell.notify_one();
     }
 
-    pub(super) fn counters(&self) -> RelayCounters {
+    pub(super) fn counters(&self) -> status::Inbound {
         self.counters
     }
 }
@@ -150,7 +145,7 @@ mod tests {
         relay.note(epoch(2), &[0; 90]);
         relay.hand_over();
         assert_eq!(sent(&mut relayed), [(2, 90)]);
-        assert_eq!(relay.counters(), RelayCounters { passed_on: 4, left_out: 0 });
+        assert_eq!(relay.counters(), status::Inbound { passed_on: 4, left_out: 0 });
     }
 
     #[test]
@@ -169,7 +164,7 @@ mod tests {
         flood(&mut relay, 2);
         assert_eq!(sent(&mut relayed), vec![(2, 1500); first]);
         let passed_on = 2 * first as u64;
-        assert_eq!(relay.counters(), RelayCounters { passed_on, left_out: 3000 - passed_on });
+        assert_eq!(relay.counters(), status::Inbound { passed_on, left_out: 3000 - passed_on });
         relay.note(epoch(3), &[0; 65_535]);
         assert_eq!(relay.counters().left_out, 3001 - passed_on);
     }

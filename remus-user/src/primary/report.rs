@@ -9,10 +9,7 @@ use remus_abi::{
     gate::{COUNTERS, Counter},
 };
 
-use super::{
-    relay::RelayCounters,
-    sender::{Cargo, Shipment},
-};
+use super::sender::{Cargo, Shipment};
 use crate::{
     checkpoint::PAGE_SIZE,
     gate::Gate,
@@ -126,9 +123,8 @@ impl Report {
     }
 
     /// What the guest was given, for its backup to keep.
-    pub(crate) fn relayed(&self, counters: RelayCounters) {
-        let RelayCounters { passed_on, left_out } = counters;
-        self.shared.relayed(Inbound { passed_on, left_out });
+    pub(crate) fn relayed(&self, counters: Inbound) {
+        self.shared.relayed(counters);
     }
 
     pub(crate) fn gate(&self, gate: &Gate) -> Result<()> {

@@ -85,7 +85,7 @@ pub(super) fn judge(
         if !needs_checksum {
             return Ok(Job::Pass([0; HEADER]));
         }
-        if start < ETHERNET || at + 2 > frame.len() {
+        if !has_sum(frame.len(), start, at) {
             return Err(Unfit::Header);
         }
         return Ok(if is_untagged_ip(frame) {
@@ -113,6 +113,11 @@ pub(super) fn judge(
     })
 }
 
+/// Whether a frame of this length can have a sum from `start` on, at `at`.
+fn has_sum(length: usize, start: usize, at: usize) -> bool {
+    start >= ETHERNET && at + 2 <= length
+}
+
 /// A header for the tap that asks for a checksum, and for cutting unless `gso` is none.
 fn written(gso: u8, headers: usize, size: usize, start: usize, at: usize) -> [u8; HEADER] {
     let mut header = [0; HEADER];
@@ -137,7 +142,7 @@ pub(super) fn to_complete(
     let (start, at) = (field(6), field(6) + field(8));
     let is_unfinished =
         flags & NEEDS_CHECKSUM != 0 && gso == GSO_NONE && !negotiated.guest_checksum();
-    (is_unfinished && start >= ETHERNET && at + 2 <= length).then_some((start, at))
+    (is_unfinished && has_sum(length, start, at)).then_some((start, at))
 }
 
 /// The header for the guest of a frame that came behind `header` from the tap; `None` when the frame is not

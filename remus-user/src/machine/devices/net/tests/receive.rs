@@ -182,10 +182,15 @@ fn what_the_driver_did_not_take_does_not_reach_it() {
     let mut guest = Guest::with(Offloads::Segmentation, MERGEABLE, SIZE);
     offer_buffers(&mut guest, 0, SIZE, 2048);
     guest.put_on_wire(&UNCUT, &bytes(1400));
+    // It is finished instead.
+    guest.put_on_wire(&[1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0], &bytes(60));
     guest.put_on_wire(&[2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], &bytes(60));
     assert_eq!(guest.receive(), Progress::Idle);
-    assert_eq!(guest.net.counters().received_dropped, 1);
-    assert_eq!(guest.bytes_at(buffer(0), HEADER), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+    let counters = guest.net.counters();
+    assert_eq!((counters.received, counters.received_dropped), (2, 1));
+    for n in [0, 1] {
+        assert_eq!(guest.bytes_at(buffer(n), HEADER), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+    }
 }
 
 #[test]
