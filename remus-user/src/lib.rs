@@ -15,6 +15,7 @@ pub mod store;
 
 // The shells, which join them.
 pub mod backup;
+pub mod checks;
 mod failover;
 mod os;
 pub mod primary;

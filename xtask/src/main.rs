@@ -42,7 +42,7 @@ enum Verb {
     },
     /// Build, then run the tests: all, those of one folder of tests/, or those whose name contains FILTER
     Test {
-        /// `sim`, `netns`, `kvm`, a part of a test's name; or `lab`, for the tests of the lab in the lab
+        /// `sim`, `netns`, `kvm`, `faults`, a part of a test's name; or `lab`, for the tests of the lab in the lab
         filter: Option<String>,
         /// Of the lab's tests those whose name contains this
         #[arg(requires = "filter")]

@@ -31,7 +31,7 @@ pub(crate) fn run(tree: &Tree, toolchain: &Toolchain, filter: Option<&str>) -> R
     );
     match filter {
         Some("sim") => invoke::run(select(&mut runner.command(tree), filter)),
-        Some("netns" | "kvm") => {
+        Some("netns" | "kvm" | "faults") => {
             let mut command = runner.command(tree);
             invoke::run(select(command.arg(PRIVILEGED).env(raised, "sudo -E"), filter))
         }
@@ -39,7 +39,7 @@ pub(crate) fn run(tree: &Tree, toolchain: &Toolchain, filter: Option<&str>) -> R
             invoke::run(select(&mut runner.command(tree), filter))?;
             let mut command = runner.command(tree);
             command.arg(PRIVILEGED).env(raised, "sudo -E");
-            command.args(packages()).args(["--test=netns", "--test=kvm"]);
+            command.args(packages()).args(["--test=netns", "--test=kvm", "--test=faults"]);
             invoke::run(command.args(filter))
         }
     }
@@ -54,7 +54,7 @@ pub(crate) fn packages() -> [String; 5] {
 /// Which tests: those of a folder of tests/, or of all packages, those whose name contains the filter.
 fn select<'a>(command: &'a mut Command, filter: Option<&str>) -> &'a mut Command {
     match filter {
-        Some(folder @ ("sim" | "netns" | "kvm")) => {
+        Some(folder @ ("sim" | "netns" | "kvm" | "faults")) => {
             command.arg("--package=remus-tests").arg(format!("--test={folder}"))
         }
         filter => command.args(PACKAGES.map(|package| format!("--package={package}"))).args(filter),

@@ -15,8 +15,7 @@ use std::{fmt::Write as _, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-use crate::config::ConfigError;
-pub use preflight::{Check, Outcome, Report};
+use crate::{checks::Report, config::ConfigError};
 
 const EXIT_CODES: &str = "\
 Exit codes:

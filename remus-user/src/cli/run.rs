@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::{Failure, preflight};
+use super::Failure;
 use crate::{
+    checks,
     config::{Config, EXAMPLE},
     primary::{self, PrimaryOptions},
     terminal::Terminal,
@@ -29,7 +30,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     };
     let config = Config::load(&path)?;
     let terminal = args.console.then(Terminal::of_this_process).transpose()?;
-    let report = preflight::primary(&config);
+    let report = checks::primary(&config);
     report.log_warnings();
     if !report.passed() {
         return Err(Failure::Preflight(report));

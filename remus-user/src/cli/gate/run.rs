@@ -6,7 +6,8 @@ use remus_abi::gate::BUFFER_MIB_DEFAULT;
 
 use super::Where;
 use crate::{
-    cli::{Failure, preflight},
+    checks,
+    cli::Failure,
     config::{LinkName, VmName},
     gate::{Release, Settings},
     standalone::{self, AtExit, StandaloneOptions},
@@ -54,7 +55,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
             anyhow::anyhow!("{} cannot be a gate's name: give it one with --name", args.tap)
         })?,
     };
-    let report = preflight::gate(&args.place.run_dir);
+    let report = checks::gate(&args.place.run_dir);
     report.log_warnings();
     if !report.passed() {
         return Err(Failure::Preflight(report));

@@ -1,4 +1,4 @@
-//! `remus preflight`: what this machine must have, checked before anything is touched.
+//! What must hold for a VM to run, to be protected and to be taken over: one list of questions.
 //!
 //! A check is data: what was looked at, how it stands, what to do. [`Outcome::Refused`] stops `run` and
 //! `backup` with exit code 3; [`Outcome::Warning`] is logged and goes on. Nothing here changes the machine.
@@ -11,14 +11,10 @@ mod host;
 mod kvm;
 mod network;
 
-use std::{
-    fmt::Write as _,
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
 use serde::Serialize;
 
-use super::Failure;
 use crate::{backup::BackupOptions, config::Config, gate::Engine};
 
 /// How a check stands.
@@ -44,15 +40,23 @@ pub struct Check {
 }
 
 impl Check {
-    fn ok(name: &'static str, found: impl Into<String>) -> Self {
+    pub(crate) fn ok(name: &'static str, found: impl Into<String>) -> Self {
         Self { name, outcome: Outcome::Ok, found: found.into(), remedy: String::new() }
     }
 
-    fn warning(name: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub(crate) fn warning(
+        name: &'static str,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
         Self { name, outcome: Outcome::Warning, found: found.into(), remedy: remedy.into() }
     }
 
-    fn refused(name: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub(crate) fn refused(
+        name: &'static str,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
         Self { name, outcome: Outcome::Refused, found: found.into(), remedy: remedy.into() }
     }
 }
@@ -65,7 +69,7 @@ pub struct Report {
 }
 
 impl Report {
-    fn new(checks: Vec<Check>) -> Self {
+    pub(crate) fn new(checks: Vec<Check>) -> Self {
         let ready = checks.iter().all(|c| c.outcome != Outcome::Refused);
         Self { ready, checks }
     }
@@ -84,29 +88,10 @@ impl Report {
             tracing::warn!("{}: {}. {}", check.name, check.found, check.remedy);
         }
     }
-
-    fn table(&self) -> String {
-        let width = self.checks.iter().map(|c| c.name.len()).max().unwrap_or(0);
-        let mut text = String::new();
-        for check in &self.checks {
-            let mark = match check.outcome {
-                Outcome::Ok => "ok",
-                Outcome::Warning => "WARNING",
-                Outcome::Refused => "REFUSED",
-            };
-            writeln!(text, "{mark:<8} {:<width$}  {}", check.name, check.found)
-                .expect("a String takes it");
-            if !check.remedy.is_empty() {
-                writeln!(text, "{:<8} {:<width$}    -> {}", "", "", check.remedy)
-                    .expect("a String takes it");
-            }
-        }
-        text
-    }
 }
 
 /// What `run` needs for `config`.
-pub(super) fn primary(config: &Config) -> Report {
+pub(crate) fn primary(config: &Config) -> Report {
     let net = &config.net;
     let mut checks = everywhere(Some(config.gate.engine));
     checks.push(host::run_dir(&config.run_dir));
@@ -121,7 +106,7 @@ pub(super) fn primary(config: &Config) -> Report {
 }
 
 /// What `backup` needs; the VM's own needs are checked when a primary announces it.
-pub(super) fn backup(options: &BackupOptions) -> Report {
+pub(crate) fn backup(options: &BackupOptions) -> Report {
     let mut checks = everywhere(None);
     checks.push(host::overhearing());
     checks.push(host::run_dir(&options.run_dir));
@@ -132,13 +117,13 @@ pub(super) fn backup(options: &BackupOptions) -> Report {
 }
 
 /// What a gate needs that guards somebody else's tap; the tap itself is looked at when the gate is put on it.
-pub(super) fn gate(run_dir: &Path) -> Report {
+pub(crate) fn gate(run_dir: &Path) -> Report {
     let mut checks = Vec::from(for_a_gate());
     checks.push(host::run_dir(run_dir));
     Report::new(checks)
 }
 
-fn everywhere(engine: Option<Engine>) -> Vec<Check> {
+pub(crate) fn everywhere(engine: Option<Engine>) -> Vec<Check> {
     let mut checks = kvm::checks();
     checks.extend(for_a_gate());
     checks.extend([host::tun(), host::clocksource(), engines::check(engine)]);
@@ -147,53 +132,4 @@ fn everywhere(engine: Option<Engine>) -> Vec<Check> {
 
 fn for_a_gate() -> [Check; 3] {
     [host::capabilities(), host::kernel_version(), host::btf()]
-}
-
-#[derive(clap::Args)]
-#[command(after_help = super::EXIT_CODES)]
-pub(super) struct Args {
-    /// Check for this VM too
-    #[arg(value_name = "CONFIG.toml")]
-    config: Option<PathBuf>,
-    /// Print JSON: {"ready": bool, "checks": [{name, outcome, found, remedy}]}
-    #[arg(long)]
-    json: bool,
-}
-
-pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let report = match &args.config {
-        Some(path) => primary(&Config::load(path)?),
-        None => Report::new(everywhere(None)),
-    };
-    let text = if args.json {
-        let mut json = serde_json::to_string_pretty(&report).map_err(anyhow::Error::from)?;
-        json.push('\n');
-        json
-    } else {
-        report.table()
-    };
-    super::print(&text)?;
-    match report.refused().count() {
-        0 => Ok(()),
-        refusals => Err(Failure::Refusals(refusals)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_refusal_refuses_and_a_warning_does_not() {
-        let warned = Report::new(vec![Check::ok("a", "x"), Check::warning("b", "slow", "do")]);
-        assert!(warned.passed());
-        let refused =
-            Report::new(vec![Check::ok("a", "x"), Check::refused("b", "none", "get one")]);
-        assert!(!refused.passed());
-        assert_eq!(refused.table(), "ok       a  x\nREFUSED  b  none\n              -> get one\n");
-        assert_eq!(
-            Failure::Preflight(refused).message(),
-            "remus: error: this machine is not ready:\n  b: none\n    get one\n"
-        );
-    }
 }

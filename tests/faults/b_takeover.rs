@@ -1,0 +1,1 @@
+//! A takeover does not fail on what could have been known before.

@@ -1,0 +1,1 @@
+//! A refused message changes nothing.

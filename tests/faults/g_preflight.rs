@@ -1,0 +1,1 @@
+//! What preflight passes, `run` and `backup` take, and the other way round.

@@ -1,0 +1,1 @@
+//! A VM that starts is announced.

@@ -1,0 +1,1 @@
+//! Messages say what is, and what to do.

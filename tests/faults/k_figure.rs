@@ -1,0 +1,1 @@
+//! Figures that any machine of the kind gives.
