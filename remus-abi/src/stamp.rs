@@ -43,6 +43,11 @@ impl Term {
         assert!(self.0 < Self::MAX.0, "terms are used up");
         Self(self.0 + 1)
     }
+
+    /// The term before this one; [`Term::NONE`] stays.
+    pub const fn prev(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
 }
 
 impl Epoch {

@@ -23,6 +23,7 @@ pub mod standalone;
 mod standby;
 mod sysfs;
 pub mod terminal;
+mod watch;
 
 // What an operator touches.
 pub mod cli;

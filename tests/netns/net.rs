@@ -33,7 +33,9 @@ fn spec(name: &str) -> TapSpec<'_> {
 }
 
 fn new_tap(links: &Links) -> Tap {
-    links.ensure_tap(&spec("tap0"), |_| panic!("there is none to adopt")).unwrap()
+    let tap = links.ensure_tap(&spec("tap0"), |_| panic!("there is none to adopt")).unwrap();
+    tap.persist().unwrap();
+    tap
 }
 
 fn find(links: &Links, name: &str) -> Link {
@@ -164,6 +166,16 @@ fn a_tap_with_receive_packet_steering_is_refused() {
         assert!(mounted.success());
         let error = links.ensure_tap(&spec("tap0"), |_| true).unwrap_err().to_string();
         assert!(error.contains("receive packet steering on (rps_cpus = "), "{error}");
+    });
+}
+
+#[test]
+fn a_tap_without_a_gate_goes_with_its_process() {
+    in_namespace(|links| {
+        let tap = links.ensure_tap(&spec("tap0"), |_| panic!("there is none to adopt")).unwrap();
+        assert!(matches!(find(links, "tap0").kind, Kind::Tap { persistent: false, .. }));
+        drop(tap);
+        assert_eq!(links.find("tap0").unwrap(), None);
     });
 }
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     link::{self, Opening},
-    wire::{Attach, Hello, Refusal, Refuse, Session, VmName},
+    wire::{Attach, Hello, Refusal, Refuse, VmName},
 };
 
 /// Connections that may be between accepting and their first message.
@@ -29,13 +29,13 @@ const FOLLOWED_MAX: usize = 64;
 /// How long guests that run here have to end, once the daemon is told to.
 const END_WITHIN: Duration = Duration::from_secs(4);
 
-/// Who follows which VM, and the session that it was last asked for.
-pub(super) type Followers = BTreeMap<VmName, (Mailbox, Session)>;
+/// Who follows which VM.
+pub(super) type Followers = BTreeMap<VmName, Mailbox>;
 
 /// Ends the guests that run here, on purpose and in order.
 pub(super) async fn end_guests(followers: &Mutex<Followers>) {
-    let has_guests = || lock(followers).values().any(|(mailbox, _)| mailbox.has_guest());
-    lock(followers).values().for_each(|(mailbox, _)| mailbox.end_guest());
+    let has_guests = || lock(followers).values().any(Mailbox::has_guest);
+    lock(followers).values().for_each(Mailbox::end_guest);
     let until = tokio::time::Instant::now() + END_WITHIN;
     while has_guests() && tokio::time::Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -98,9 +98,9 @@ fn hand_over(
     match opening {
         Opening::Hello(hello) => greet(hello, stream, options, &mut followers),
         Opening::Attach(Attach { session }) => {
-            let (mailbox, _) = followers
+            let mailbox = followers
                 .values()
-                .find(|(_, asked)| *asked == session)
+                .find(|mailbox| mailbox.awaits_bulk_of(session))
                 .context("a bulk connection of a session that nobody asked for")?;
             mailbox.send(Letter::Attached { session, stream });
             Ok(())
@@ -114,25 +114,24 @@ fn greet(
     options: &Arc<BackupOptions>,
     followers: &mut Followers,
 ) -> Result<()> {
-    followers.retain(|_, (mailbox, _)| mailbox.is_open());
+    followers.retain(|_, mailbox| mailbox.is_open());
     let is_full = followers.len() >= FOLLOWED_MAX;
     let refuse = |stream, text: &str| {
         Ok(link::refuse(stream, Refuse::new(Refusal::NotReady, Term::NONE, text))?)
     };
-    let (mailbox, asked) = match followers.entry(hello.vm.clone()) {
+    let mailbox = match followers.entry(hello.vm.clone()) {
         Entry::Occupied(known) => known.into_mut(),
         Entry::Vacant(_) if is_full => {
             return refuse(stream, &format!("this backup follows {FOLLOWED_MAX} VMs already"));
         }
         Entry::Vacant(new) => match follower::start(hello.vm.clone(), Arc::clone(options)) {
-            Ok(mailbox) => new.insert((mailbox, hello.session)),
+            Ok(mailbox) => new.insert(mailbox),
             Err(e) => return refuse(stream, &format!("{e:#}")),
         },
     };
     if let Some(promoted) = mailbox.promoted() {
         return Ok(link::refuse(stream, promoted.refuse())?);
     }
-    *asked = hello.session;
     mailbox.send(Letter::Hello { hello, stream });
     Ok(())
 }

@@ -2,34 +2,29 @@
 
 use std::{io, os::fd::AsRawFd, path::PathBuf, sync::Arc, thread, time::Duration};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail};
 use remus_abi::{Stamp, Term};
 use tokio::task::AbortHandle;
 use tracing::{error, info, warn};
 
 use super::{
-    BackupOptions, disks,
+    BackupOptions,
     image::{Beside, Image},
     mailbox::{Letter, Letters, Mailbox, mailbox},
+    takeover::Delayed,
 };
 use crate::{
-    checkpoint::{EncoderSettings, QUIET_EPOCHS_DEFAULT},
-    config::LinkName,
-    failover,
-    link::{self, AckDatagrams, Arrived, Polled},
-    machine::{self, CpuProfile, Layout},
+    link::{AckDatagrams, Arrived, Polled},
     observe::{
         Shared, StatusSocket, VmDir,
-        status::{Failover, Protection, Role},
+        status::{Protection, Role},
     },
     os::{boot_now, fresh_instance},
-    primary::{Announced, Engine, Parts, Report, Stopped, decode_cpu, inbox},
-    replication::{
-        Backup, Detector, NotPromotable, Pipeline, Policy, Promotion, Readiness, Suspicion,
-    },
-    standby::{Plan, Standby, offloads_under},
+    replication::{Backup, Detector, NotPromotable, Readiness, Suspicion},
+    standby::Standby,
     store::{Record, Standing, Store},
-    wire::{Hello, Instance, Lane, Refusal, Refuse, Session, Timing, ToBackup, ToPrimary, VmName},
+    watch::{Found, Watch},
+    wire::{Attach, Instance, Lacks, Lane, Moment, Session, Timing, ToBackup, ToPrimary, VmName},
 };
 
 /// Numbers of the links, for the detector.
@@ -39,6 +34,8 @@ const BULK: u8 = 1;
 const READS_MAX: usize = 8;
 /// Without a session there is nothing to keep time for.
 const IDLE: Duration = Duration::from_secs(1);
+/// How often it is looked at what a takeover would lack.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Starts the thread that follows `vm`. Called within the daemon's runtime, which serves its status.
 ///
@@ -64,6 +61,12 @@ pub(super) fn start(vm: VmName, options: Arc<BackupOptions>) -> Result<Mailbox> 
         standby: None,
         session: None,
         beside: Beside::default(),
+        recorded: None,
+        delayed: None,
+        watch: None,
+        found: Found::default(),
+        lacks: String::new(),
+        next_look: boot_now(),
     };
     let run = move || {
         let vm = follower.vm.clone();
@@ -90,6 +93,8 @@ fn newest_known(vm: &str, record: Option<Record>) -> Result<(Term, Option<Instan
     let Some(Record { term, standing, owner }) = record else { return Ok((Term::NONE, None)) };
     match standing {
         Standing::Backup | Standing::Ended => Ok((term, owner)),
+        // It never spoke in that term.
+        Standing::Starting => Ok((term.prev(), None)),
         Standing::Unprotected | Standing::Protected | Standing::Promoted => bail!(
             "this host spoke for VM {vm} last, in term {term}: if no guest of it runs here any more, remove {vm}.json \
              from this host's state directory"
@@ -97,31 +102,42 @@ fn newest_known(vm: &str, record: Option<Record>) -> Result<(Term, Option<Instan
     }
 }
 
-struct Follower {
-    vm: VmName,
-    options: Arc<BackupOptions>,
-    pins: PathBuf,
-    letters: Letters,
-    store: Store,
-    shared: Arc<Shared>,
-    brain: Backup,
-    standby: Option<Standby>,
-    session: Option<Following>,
-    beside: Beside,
+pub(super) struct Follower {
+    pub(super) vm: VmName,
+    pub(super) options: Arc<BackupOptions>,
+    pub(super) pins: PathBuf,
+    pub(super) letters: Letters,
+    pub(super) store: Store,
+    pub(super) shared: Arc<Shared>,
+    pub(super) brain: Backup,
+    /// As long as there is a machine, and with it a watch, a whole image may be in it.
+    pub(super) standby: Option<Standby>,
+    pub(super) watch: Option<Watch>,
+    pub(super) session: Option<Following>,
+    pub(super) beside: Beside,
+    /// What is on disk for certain.
+    pub(super) recorded: Option<Record>,
+    pub(super) delayed: Option<Delayed>,
+    found: Found,
+    /// What a takeover would lack, in words.
+    lacks: String,
+    next_look: Moment,
 }
 
 /// A session, or what is left of it: the detector goes on until there is another.
-struct Following {
-    session: Session,
-    timing: Timing,
-    detector: Detector,
-    control: Option<Polled>,
-    bulk: Option<Polled>,
+pub(super) struct Following {
+    pub(super) session: Session,
+    pub(super) timing: Timing,
+    pub(super) detector: Detector,
+    pub(super) control: Option<Polled>,
+    pub(super) bulk: Option<Polled>,
     /// Acks go this way too, where the primary asked for it.
-    datagrams: Option<AckDatagrams>,
-    image: Image,
+    pub(super) datagrams: Option<AckDatagrams>,
+    pub(super) image: Image,
     /// A checkpoint of this session is committed.
-    protected: bool,
+    pub(super) protected: bool,
+    /// What the primary was told that a takeover would lack.
+    pub(super) told: String,
 }
 
 /// How the following of a VM goes on.
@@ -177,157 +193,18 @@ impl Follower {
 
     fn open(&mut self, letter: Letter) -> Result<()> {
         match letter {
-            Letter::Hello { hello, stream } => match self.welcome(&hello) {
-                Ok(welcome) => self.begin(&hello, stream, &welcome),
-                Err(refuse) => {
-                    warn!("VM {}: a primary is refused: {}", self.vm, refuse.text);
-                    // It will ask again.
-                    link::refuse(stream, refuse).ok();
-                    Ok(())
-                }
-            },
+            Letter::Hello { hello, stream } => self.greet(&hello, stream),
             Letter::Attached { session, stream } => {
                 let Some(following) = self.session.as_mut().filter(|f| f.session == session) else {
                     return Ok(());
                 };
-                match self.brain.handle_attach(&crate::wire::Attach { session }) {
+                match self.brain.handle_attach(&Attach { session }) {
                     Ok(()) => following.bulk = Some(Polled::new(stream, Lane::BulkToBackup)?),
                     Err(e) => warn!("VM {}: bulk connection: {e}", self.vm),
                 }
                 Ok(())
             }
         }
-    }
-
-    /// Judges a hello: what this host has, then what the brain says. The machine is built before the answer.
-    fn welcome(&mut self, hello: &Hello) -> Result<ToPrimary, Refuse> {
-        // Asked on a copy first: a primary that is refused must not cost this host the machine with its image.
-        self.brain.clone().handle_hello(hello)?;
-        let newest = self.brain.newest();
-        let refuse = |why, text: String| Refuse::new(why, newest, &text);
-        let announced = Announced::decode(&hello.shape)
-            .map_err(|e| refuse(Refusal::Shape, format!("{e:#}")))?;
-        let cpu = decode_cpu(&hello.cpu).map_err(|e| refuse(Refusal::Cpu, format!("{e:#}")))?;
-        let plan = self
-            .plan(announced, cpu, hello)
-            .map_err(|e| refuse(Refusal::Shape, format!("{e:#}")))?;
-        let host = CpuProfile::of_host().map_err(|e| refuse(Refusal::Cpu, format!("{e:#}")))?;
-        let lacks = host.lacks(&plan.cpu);
-        if !lacks.is_empty() {
-            return Err(refuse(
-                Refusal::Cpu,
-                format!("this host's CPU lacks what the guest has: {}", lacks.join(", ")),
-            ));
-        }
-        let ram_pages = Layout::of_mib(plan.shape.memory_mib).pages();
-        if hello.ram_pages != ram_pages {
-            let text = format!(
-                "{} pages of RAM are announced, the shape has {ram_pages}",
-                hello.ram_pages
-            );
-            return Err(refuse(Refusal::Shape, text));
-        }
-        if !self.standby.as_ref().is_some_and(|standby| standby.serves(&plan)) {
-            // The old one's memory goes before the new one's is asked for.
-            self.standby = None;
-            let needed = u64::from(plan.shape.memory_mib) << 20;
-            let free = available_memory().unwrap_or(u64::MAX);
-            if needed > free {
-                let text = format!(
-                    "the VM wants {} MiB, this host has {} MiB left",
-                    needed >> 20,
-                    free >> 20
-                );
-                return Err(refuse(Refusal::Memory, text));
-            }
-            let standby = Standby::prepare(plan, &self.pins)
-                .map_err(|e| refuse(Refusal::NotReady, format!("{e:#}")))?;
-            self.standby = Some(standby);
-        }
-        self.brain.handle_hello(hello).map(ToPrimary::Welcome)
-    }
-
-    fn plan(&self, announced: Announced, cpu: CpuProfile, hello: &Hello) -> Result<Plan> {
-        let Announced { state: _, shape, tap, bridge, gate } = announced;
-        shape.validate()?;
-        gate.validate()?;
-        ensure!(
-            shape.offloads == offloads_under(gate.engine),
-            "the primary's network device offers what its gate's engine cannot keep"
-        );
-        let name = |name: String| LinkName::new(&name).map_err(|e| anyhow!("{name}: {e}"));
-        let cpus = &self.options.placement;
-        let of = |n| cpus.of_vcpu(n).map(|cpu| cpu as usize);
-        let vcpu_cpus = (0..usize::from(shape.vcpus)).map_while(of).collect();
-        let device_cpus = cpus.io_cpus.iter().map(|cpu| *cpu as usize).collect();
-        for disk in &shape.disks {
-            disks::check(disk, self.options.disks.as_deref())?;
-        }
-        Ok(Plan {
-            vm: self.vm.as_str().to_owned(),
-            shape,
-            cpu,
-            placement: machine::Placement { vcpu_cpus, device_cpus },
-            tap: self.options.tap.clone().map_or_else(|| name(tap), Ok)?,
-            bridge: match (self.options.bridge.clone(), bridge) {
-                (Some(ours), _) => Some(ours),
-                (None, theirs) => theirs.map(name).transpose()?,
-            },
-            gate,
-            term: Term::new(hello.term.get() + 1).context("terms are used up")?,
-        })
-    }
-
-    /// A session begins; the one before, if there is one, is over.
-    fn begin(
-        &mut self,
-        hello: &Hello,
-        stream: std::net::TcpStream,
-        welcome: &ToPrimary,
-    ) -> Result<()> {
-        // On disk before it is answered: after a crash this host must not believe that it knows of no term.
-        let record = Record {
-            term: self.brain.newest(),
-            standing: Standing::Backup,
-            owner: self.brain.owner(),
-        };
-        if let Err(e) = self.store.write(self.vm.as_str(), record) {
-            self.brain.handle_session_lost();
-            warn!("VM {}: a primary is refused: {e:#}", self.vm);
-            let text = "this backup cannot write its record to disk";
-            link::refuse(stream, Refuse::new(Refusal::NotReady, self.brain.newest(), text)).ok();
-            return Ok(());
-        }
-        let standby = self.standby.as_mut().expect("built before the welcome");
-        standby.wiring.overhear();
-        let vcpus = usize::from(standby.plan().shape.vcpus);
-        let ram_pages = standby.machine.memory().layout().pages();
-        let datagrams = hello.acks_to.and_then(|to| match AckDatagrams::beside(&stream, &to) {
-            Ok(datagrams) => Some(datagrams),
-            Err(e) => {
-                warn!("VM {}: acks go by the bulk connection only: {e}", self.vm);
-                None
-            }
-        });
-        let mut control = Polled::new(stream, Lane::ControlToBackup)?;
-        if control.send(|out| welcome.encode(out)).is_err() {
-            self.brain.handle_session_lost();
-            return Ok(());
-        }
-        info!("VM {}: session {} in term {}", self.vm, hello.session, hello.term);
-        self.session = Some(Following {
-            session: hello.session,
-            timing: hello.timing,
-            detector: Detector::new(&hello.timing, 2, boot_now()),
-            control: Some(control),
-            bulk: None,
-            datagrams,
-            image: Image::new(ram_pages, vcpus, hello.session),
-            protected: false,
-        });
-        self.shared.begin_term(hello.term);
-        self.shared.stand(Protection::Syncing, "");
-        Ok(())
     }
 
     /// Hears all that was said, then judges the silence.
@@ -339,14 +216,19 @@ impl Follower {
         if self.brain.poll_readiness(now) == Readiness::Not(NotPromotable::GuestEnded) {
             return Ok(Next::End);
         }
+        if now >= self.next_look {
+            self.next_look = now + LOOK_EVERY;
+            self.look_around();
+        }
         let Some(following) = &mut self.session else { return Ok(Next::Follow) };
         let Some(suspicion) = following.detector.handle_tick(now) else { return Ok(Next::Follow) };
         match self.brain.poll_readiness(now) {
-            Readiness::Now => Ok(Next::TakeOver(suspicion)),
+            Readiness::Now if self.put_on_record(now) => Ok(Next::TakeOver(suspicion)),
+            Readiness::Now => Ok(Next::Follow),
             // The next tick suspects again, if it is still silent.
             Readiness::After(_) | Readiness::Not(NotPromotable::Lease(_)) => Ok(Next::Follow),
             Readiness::Not(why @ (NotPromotable::NoImage | NotPromotable::GuestEnded)) => {
-                self.lose(&format!("the primary is silent ({:?}), and {why}", suspicion.why()));
+                self.lose(&format!("{}, and {why}", suspicion.why()));
                 self.session = None;
                 Ok(Next::Follow)
             }
@@ -361,6 +243,7 @@ impl Follower {
             brain,
             beside,
             shared,
+            lacks,
             vm: _,
             ..
         } = self
@@ -420,7 +303,7 @@ impl Follower {
                         image.apply(memory, beside)?;
                         shared.applied(Stamp::new(ack.term, ack.epoch));
                         if !std::mem::replace(protected, true) {
-                            shared.stand(Protection::Protected, "");
+                            stand_protected(shared, lacks);
                         }
                     }
                 }
@@ -437,8 +320,43 @@ impl Follower {
         Ok(())
     }
 
+    /// Sees what a takeover would lack now; says so in the status, and to the primary.
+    fn look_around(&mut self) {
+        let (Some(standby), Some(watch)) = (&mut self.standby, &mut self.watch) else { return };
+        if let Some(found) = watch.news() {
+            if let Some(ports) = &found.ports
+                && self.session.is_some()
+            {
+                standby.wiring.overhear(Some(ports));
+            }
+            self.found = found;
+        }
+        let gate = standby.gate.verify().err().map(|lost| lost.to_string()).unwrap_or_default();
+        let may_be_swapped = match standby.machine.memory().may_be_swapped() {
+            true => "the guest's memory may be swapped out, and a takeover would wait for it",
+            false => "",
+        };
+        let all = [gate.as_str(), may_be_swapped, &self.found.refusals()];
+        let all: Vec<_> = all.into_iter().filter(|words| !words.is_empty()).collect();
+        let lacks = all.join("; ");
+        let has_changed = lacks != self.lacks;
+        self.lacks = lacks;
+        let Some(following) = &mut self.session else { return };
+        if has_changed && following.protected && following.control.is_some() {
+            stand_protected(&self.shared, &self.lacks);
+        }
+        if following.told != self.lacks
+            && let Some(control) = &mut following.control
+        {
+            following.told.clone_from(&self.lacks);
+            let lacks = Lacks::new(&self.lacks);
+            // A connection that is broken is found out by whoever reads it.
+            control.send(|out| ToPrimary::Lacks(lacks).encode(out)).ok();
+        }
+    }
+
     /// The session is over. The detector goes on: a primary that does not come back is taken over from.
-    fn lose(&mut self, why: &str) {
+    pub(super) fn lose(&mut self, why: &str) {
         let Some(following) = &mut self.session else { return };
         if following.control.is_none() && following.bulk.is_none() {
             return;
@@ -452,98 +370,13 @@ impl Follower {
         self.brain.handle_session_lost();
         self.shared.stand(Protection::Stalled, why);
     }
-
-    /// From here on this thread is the guest's engine.
-    fn take_over(self, suspicion: Suspicion) -> Result<()> {
-        let Self { vm, store, shared, brain, standby, session, beside, letters, .. } = self;
-        let decided = boot_now();
-        let Following { timing, control, .. } = session.expect("a detector suspected");
-        let promotion = brain.promote(decided, suspicion).map_err(|not| anyhow!("{}", not.why))?;
-        let Promotion { epoch, of, suspicion, fenced, promoted } = promotion;
-        warn!(
-            "VM {vm}: the primary is silent ({:?}): this host takes over from epoch {epoch} of term {of}, in term {}",
-            suspicion.why(),
-            fenced.term()
-        );
-        letters.set_promoted(promoted);
-        let mut standby = standby.expect("a session has one");
-        let Beside { state, boot, kept } = beside;
-        let boot = boot.context("a committed checkpoint without what the guest begins with")?;
-        let given_again = kept.after(of, epoch);
-        let overheard =
-            failover::take_over(&mut standby, &state, given_again.clone(), &fenced, &store)?;
-        let open = boot_now();
-
-        let term = fenced.term();
-        let (inbox, post) = inbox()?;
-        letters.set_engine(post.clone());
-        let policy = Policy::new(&timing);
-        let Standby { machine, gate, wiring, .. } = standby;
-        let engine = Engine::start(Parts {
-            vm: vm.as_str().to_owned(),
-            machine,
-            boot,
-            gate,
-            brain: Pipeline::start_unprotected(fenced, policy, decided),
-            lease: timing.lease,
-            depth: policy.depth,
-            // It has no backup to pause for.
-            pause_max: timing.epoch_max,
-            cool_after: QUIET_EPOCHS_DEFAULT,
-            encoding: EncoderSettings::default(),
-            store: store.clone(),
-            report: Report::new(Arc::clone(&shared)),
-            inbox,
-            post,
-            orders: None,
-            relay: None,
-        })?;
-        let running = boot_now();
-        // An old primary that only stood still reads this when it wakes.
-        if let Some(mut control) = control {
-            control.send(|out| ToPrimary::StandDown(promoted.stand_down()).encode(out)).ok();
-        }
-        shared.begin_term(term);
-        shared.took_over(Failover {
-            last_heard_ns: suspicion.last_heard().0,
-            decided_ns: decided.0,
-            running_ns: running.0,
-            open_ns: open.0,
-            epoch: epoch.get(),
-            given_again: given_again.count() as u64,
-            overheard: overheard as u64,
-        });
-        info!(
-            "VM {vm}: the guest runs here, {} us after the decision",
-            running.since(decided).as_micros()
-        );
-        match engine.run()? {
-            (Stopped::Ended(why), gate) => {
-                store
-                    .write(vm.as_str(), Record { term, standing: Standing::Ended, owner: None })?;
-                info!("VM {vm} has ended: {why:?}");
-                wiring.remove(gate)
-            }
-            (Stopped::StoodDown(newer), _) => {
-                bail!("another host speaks for it now, in term {newer}")
-            }
-        }
-    }
-
-    /// The guest ended on purpose.
-    fn end(self) -> Result<()> {
-        let Self { vm, store, brain, standby, .. } = self;
-        store.write(
-            vm.as_str(),
-            Record { term: brain.newest(), standing: Standing::Ended, owner: None },
-        )?;
-        standby.map_or(Ok(()), Standby::remove)
-    }
 }
 
-/// Bytes of memory that the host can give, as the kernel estimates (MemAvailable in /proc/meminfo).
-fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+/// Protected, as far as a takeover lacks nothing.
+fn stand_protected(shared: &Shared, lacks: &str) {
+    let protection = match lacks {
+        "" => Protection::Protected,
+        _ => Protection::Impaired,
+    };
+    shared.stand(protection, lacks);
 }

@@ -5,6 +5,7 @@ use std::{
     os::fd::{AsRawFd, RawFd},
     sync::{
         Arc, OnceLock, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
         mpsc::{self, Receiver, Sender},
     },
 };
@@ -33,6 +34,8 @@ pub(super) struct Mailbox {
     bell: Arc<EventFd>,
     promoted: Arc<OnceLock<Promoted>>,
     engine: Arc<OnceLock<Post>>,
+    /// The session whose bulk connection may come; 0 is none.
+    awaited: Arc<AtomicU64>,
     alive: Weak<()>,
 }
 
@@ -42,6 +45,7 @@ pub(super) struct Letters {
     bell: Arc<EventFd>,
     promoted: Arc<OnceLock<Promoted>>,
     engine: Arc<OnceLock<Post>>,
+    awaited: Arc<AtomicU64>,
     _alive: Arc<()>,
 }
 
@@ -49,16 +53,18 @@ pub(super) fn mailbox() -> Result<(Mailbox, Letters)> {
     let bell = Arc::new(EventFd::new(EFD_NONBLOCK).context("make an eventfd")?);
     let (sender, receiver) = mpsc::channel();
     let (promoted, engine) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
+    let awaited = Arc::new(AtomicU64::new(0));
     let alive = Arc::new(());
     let letters = Letters {
         letters: receiver,
         bell: Arc::clone(&bell),
         promoted: Arc::clone(&promoted),
         engine: Arc::clone(&engine),
+        awaited: Arc::clone(&awaited),
         _alive: Arc::clone(&alive),
     };
     Ok((
-        Mailbox { letters: sender, bell, promoted, engine, alive: Arc::downgrade(&alive) },
+        Mailbox { letters: sender, bell, promoted, engine, awaited, alive: Arc::downgrade(&alive) },
         letters,
     ))
 }
@@ -74,6 +80,11 @@ impl Mailbox {
     /// The guest runs here: whoever asks is refused by this, since the follower is busy being its engine.
     pub(super) fn promoted(&self) -> Option<Promoted> {
         self.promoted.get().copied()
+    }
+
+    /// Whether the bulk connection of `session` belongs here: the follower has welcomed that session.
+    pub(super) fn awaits_bulk_of(&self, session: Session) -> bool {
+        self.awaited.load(Relaxed) == session.get()
     }
 
     /// Ends the guest that runs here on purpose, if one does.
@@ -98,6 +109,11 @@ impl Letters {
     pub(super) fn next(&self) -> Option<Letter> {
         self.bell.read().ok();
         self.letters.try_recv().ok()
+    }
+
+    /// A session is about to be welcomed: its bulk connection is to come here.
+    pub(super) fn await_bulk_of(&self, session: Session) {
+        self.awaited.store(session.get(), Relaxed);
     }
 
     /// From now on this thread is the guest's engine, and hears this.

@@ -7,9 +7,11 @@
 mod daemon;
 mod disks;
 mod follower;
+mod greet;
 mod image;
 mod kept;
 mod mailbox;
+mod takeover;
 
 use std::{
     net::SocketAddr,

@@ -10,12 +10,19 @@ mod engines;
 mod host;
 mod kvm;
 mod network;
+pub(crate) mod wiring;
 
 use std::path::Path;
 
 use serde::Serialize;
 
-use crate::{backup::BackupOptions, config::Config, gate::Engine};
+use crate::{
+    backup::BackupOptions,
+    config::Config,
+    gate::{Engine, Release},
+};
+
+use self::wiring::Wanted;
 
 /// How a check stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -101,8 +108,19 @@ pub(crate) fn primary(config: &Config) -> Report {
     checks.push(host::placement(&config.placement));
     let (vm, mtu_bytes) = (Some(&config.name), Some(net.mtu_bytes));
     checks.extend(network::links(Some(&net.tap), net.bridge.as_ref(), vm, mtu_bytes));
+    checks.extend(wiring::before_start(&wanted(config)));
     checks.extend(network::trigger(config.trigger, config.protection.backup));
     Report::new(checks)
+}
+
+/// What the VM is to have of this host's network.
+pub(crate) fn wanted(config: &Config) -> Wanted {
+    let net = &config.net;
+    let uplink = match &config.gate.release {
+        Release::ReEntry => None,
+        Release::Uplink(uplink) => Some(uplink.clone()),
+    };
+    Wanted { tap: net.tap.clone(), bridge: net.bridge.clone(), mac: net.mac, uplink }
 }
 
 /// What `backup` needs; the VM's own needs are checked when a primary announces it.
@@ -113,6 +131,7 @@ pub(crate) fn backup(options: &BackupOptions) -> Report {
     checks.push(host::placement(&options.placement));
     checks.push(network::listen(options.listen));
     checks.extend(network::links(options.tap.as_ref(), options.bridge.as_ref(), None, None));
+    checks.extend(options.bridge.as_ref().map(wiring::carrier_before_start));
     Report::new(checks)
 }
 

@@ -169,6 +169,7 @@ mod tests {
             name: "br0".to_owned(),
             kind: Kind::Bridge { spanning_tree: false },
             up: true,
+            carrier: true,
             controller: None,
             mac: None,
             mtu_bytes: 1500,

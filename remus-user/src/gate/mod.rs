@@ -48,7 +48,7 @@ pub use self::{
     counters::{Counters, Residence},
     health::{Lost, Remedy},
     hook::HookKind,
-    nfqueue::{Support as QueueSupport, support as queue_support},
+    nfqueue::{Support as QueueSupport, forward_policy_drop, support as queue_support},
     pinned::{Attachment, Held, Pinned, View},
     settings::{Engine, Release, Settings},
     trigger::Trigger,
@@ -241,6 +241,20 @@ impl Gate {
     /// one that has died.
     pub fn guards(name: &str) -> bool {
         programs::is_guarded(name)
+    }
+
+    /// Begins `term` in a gate that has been closed since it was made, so that no frame and no word of another term is
+    /// in it.
+    ///
+    /// # Panics
+    /// When the gate is not closed, or holds something.
+    pub fn begin_term_closed(&mut self, term: Term) {
+        assert!(
+            self.mode() == Mode::Closed && self.held() == 0,
+            "a term begins in a gate that is not closed and empty"
+        );
+        self.control.set(Control::Committed as usize, Stamp::new(term, Epoch::NONE).bits());
+        self.control.set(Control::Open as usize, Stamp::new(term, Epoch::FIRST).bits());
     }
 
     /// The epoch that frames are stamped with now.

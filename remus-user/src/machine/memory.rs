@@ -63,6 +63,15 @@ impl Memory {
         Ok(Self { ram, mapping, layout, copier: PageCopier::detect() })
     }
 
+    /// Whether the kernel may swap it out, so that whoever touches it waits for a disk: it is not locked, since the limit
+    /// on that is lower (RLIMIT_MEMLOCK), and this host has swap.
+    pub fn may_be_swapped(&self) -> bool {
+        // One line of headings, and one for each place.
+        let has_swap =
+            || std::fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1);
+        !self.mapping.is_locked && has_swap()
+    }
+
     pub fn layout(&self) -> Layout {
         self.layout
     }
@@ -240,6 +249,8 @@ struct Mapping {
     bytes: usize,
     reserved: *mut libc::c_void,
     reserved_bytes: usize,
+    /// The kernel never swaps it out.
+    is_locked: bool,
 }
 
 // SAFETY: the pointers are addresses of memory that any thread may access; who accesses what is up to the
@@ -252,7 +263,7 @@ impl Mapping {
     /// From the operator's pool of huge pages, if it has enough left, and otherwise from wherever; the kernel may then
     /// still find huge ones.
     fn new(bytes: usize) -> io::Result<Self> {
-        let mapping = match Self::of_pool(bytes) {
+        let mut mapping = match Self::of_pool(bytes) {
             Ok(mapping) => mapping,
             Err(_) => Self::of_any(bytes)?,
         };
@@ -262,9 +273,13 @@ impl Mapping {
         mapping.advise(libc::MADV_HUGEPAGE).ok();
         match mapping.advise(libc::MADV_POPULATE_WRITE) {
             // A kernel before 5.14 cannot: pages come at their first touch.
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(mapping),
-            populated => populated.map(|()| mapping),
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
+            populated => populated?,
         }
+        // SAFETY: a range of our own mapping, whose content does not change by that.
+        let locked = unsafe { libc::mlock(mapping.start.cast(), mapping.bytes) };
+        mapping.is_locked = locked == 0;
+        Ok(mapping)
     }
 
     /// The kernel reserves all of it in the pool, or refuses at once.
@@ -273,7 +288,13 @@ impl Mapping {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let reserved = map(bytes, libc::MAP_HUGETLB | libc::MAP_HUGE_2MB)?;
-        Ok(Self { start: reserved.cast(), bytes, reserved, reserved_bytes: bytes })
+        Ok(Self {
+            start: reserved.cast(),
+            bytes,
+            reserved,
+            reserved_bytes: bytes,
+            is_locked: false,
+        })
     }
 
     fn of_any(bytes: usize) -> io::Result<Self> {
@@ -281,7 +302,7 @@ impl Mapping {
         let reserved = map(reserved_bytes, libc::MAP_NORESERVE)?;
         let start = reserved.cast::<u8>();
         let start = start.wrapping_add(start.align_offset(HUGE_PAGE));
-        Ok(Self { start, bytes, reserved, reserved_bytes })
+        Ok(Self { start, bytes, reserved, reserved_bytes, is_locked: false })
     }
 
     fn advise(&self, advice: libc::c_int) -> io::Result<()> {

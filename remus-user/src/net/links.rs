@@ -37,8 +37,10 @@ pub struct Link {
     pub index: IfIndex,
     pub name: String,
     pub kind: Kind,
-    /// Set up by an administrator; the carrier is another matter.
+    /// Set up by an administrator.
     pub up: bool,
+    /// Up, and with something at its far end: a cable to a host that is on, a process that has the tap open.
+    pub carrier: bool,
     /// The bridge (or bond, ...) that the link is a port of.
     pub controller: Option<IfIndex>,
     pub mac: Option<Mac>,
@@ -131,18 +133,24 @@ impl Links {
         }
     }
 
+    /// All links of the namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses the question.
+    pub fn all(&self) -> Result<Vec<Link>> {
+        let all = self.handle.link().get().execute();
+        let all: Vec<LinkMessage> =
+            self.runtime.block_on(all.try_collect()).map_err(as_io).context("list the links")?;
+        Ok(all.iter().map(describe).collect())
+    }
+
     /// The ports of `bridge`.
     ///
     /// # Errors
     /// When the kernel refuses the question.
     pub fn ports(&self, bridge: IfIndex) -> Result<Vec<IfIndex>> {
-        let all = self.handle.link().get().execute();
-        let all: Vec<LinkMessage> = self
-            .runtime
-            .block_on(all.try_collect())
-            .map_err(as_io)
-            .with_context(|| format!("list the ports of bridge {bridge}"))?;
-        let ports = all.iter().map(describe).filter(|link| link.controller == Some(bridge));
+        let all = self.all()?;
+        let ports = all.iter().filter(|link| link.controller == Some(bridge));
         Ok(ports.map(|link| link.index).collect())
     }
 
@@ -232,6 +240,7 @@ fn describe(message: &LinkMessage) -> Link {
         name: String::new(),
         kind: Kind::Other("physical link".into()),
         up: message.header.flags.contains(LinkFlags::Up),
+        carrier: message.header.flags.contains(LinkFlags::LowerUp),
         controller: None,
         mac: None,
         mtu_bytes: 0,

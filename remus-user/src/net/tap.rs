@@ -1,8 +1,9 @@
 //! The tap whose other end is the guest's network card.
 //!
-//! Made persistent, so that it outlives the process that made it with its gate still attached: a killed
-//! controller must leave a shut door, not a missing one. Made down and in no bridge: the caller attaches the
-//! gate, and only then calls [`Links::join`] and [`Links::up`]. At no moment can a frame pass ungated.
+//! Made down and in no bridge: the caller attaches the gate, and only then calls [`Tap::persist`], [`Links::join`]
+//! and [`Links::up`]. At no moment can a frame pass ungated. A persistent tap outlives the process that made it, with
+//! its gate still attached: a killed controller must leave a shut door, not a missing one. Until it has a gate it is
+//! not persistent: a process that is killed in between leaves nothing, rather than a tap that nobody knows for its own.
 //!
 //! Refused, since the gate's ring of slots takes one producer and trusts that a frame is stamped when
 //! `write()` returns: several queues, and receive packet steering (RPS). NAPI mode is switched off by
@@ -51,6 +52,16 @@ pub struct Tap {
     pub adopted: bool,
 }
 
+impl Tap {
+    /// From now on the tap outlives its descriptor. Attach the gate first.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn persist(&self) -> Result<()> {
+        tun_ioctl(&self.fd, libc::TUNSETPERSIST, 1).context("make the tap persistent")
+    }
+}
+
 /// The alias of a tap that was made for the VM `vm`. For people, and for a first guess: anybody may write one.
 pub fn tap_alias(vm: &str) -> String {
     format!("remus VM {vm}")
@@ -60,8 +71,8 @@ impl Links {
     /// Makes the tap, or adopts the existing one if `ours` says that it is (a tap that carries our own gate);
     /// `ours` is not asked about a tap that is made here.
     ///
-    /// Call it in the network namespace of this [`Links`]. A tap made here is deleted again when a later step
-    /// fails.
+    /// Call it in the network namespace of this [`Links`]. A tap made here goes with its descriptor, until
+    /// [`Tap::persist`] is called.
     ///
     /// # Errors
     /// Somebody else's link has the name; another process has the tap open; it has several queues or RPS; or
@@ -82,7 +93,6 @@ impl Links {
         }
         let adopted = before.is_some();
         let file = attach(spec.name, adopted)?;
-        let made = MadeTap { file: &file, keep: adopted };
         let link = self.find(spec.name)?.context("the tap is gone again")?;
         if before.is_some_and(|b| b.index != link.index) {
             bail!("tap {} was replaced by another while it was being adopted", spec.name);
@@ -94,10 +104,6 @@ impl Links {
             self.leave(index)?;
         }
         self.configure(&file, index, spec)?;
-        if !adopted {
-            tun_ioctl(&file, libc::TUNSETPERSIST, 1).context("make the tap persistent")?;
-        }
-        made.keep();
         Ok(Tap { fd: file.into(), index, adopted })
     }
 
@@ -125,28 +131,6 @@ impl Links {
             );
         }
         Ok(())
-    }
-}
-
-/// Deletes a tap that was made here, should anything fail before it is whole.
-struct MadeTap<'a> {
-    file: &'a File,
-    keep: bool,
-}
-
-impl MadeTap<'_> {
-    fn keep(mut self) {
-        self.keep = true;
-    }
-}
-
-impl Drop for MadeTap<'_> {
-    fn drop(&mut self) {
-        if !self.keep
-            && let Err(e) = tun_ioctl(self.file, libc::TUNSETPERSIST, 0)
-        {
-            tracing::warn!("a half-made tap may stay behind: {e}");
-        }
     }
 }
 
@@ -250,7 +234,7 @@ fn disable_ipv6(name: &str) -> Result<()> {
 }
 
 /// The tun ioctls that take their argument by value.
-fn tun_ioctl(file: &File, request: c_ulong, value: c_ulong) -> io::Result<()> {
+fn tun_ioctl(file: &impl AsRawFd, request: c_ulong, value: c_ulong) -> io::Result<()> {
     // SAFETY: TUNSETPERSIST and TUNSETOFFLOAD read `value` itself; no pointer is passed.
     if unsafe { libc::ioctl(file.as_raw_fd(), request, value) } == 0 {
         Ok(())

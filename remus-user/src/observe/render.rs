@@ -118,6 +118,7 @@ fn word(protection: Protection) -> &'static str {
         Protection::Waiting => "waiting",
         Protection::Syncing => "syncing",
         Protection::Protected => "protected",
+        Protection::Impaired => "IMPAIRED",
         Protection::Stalled => "stalled",
         Protection::Unprotected => "UNPROTECTED",
         Protection::Promoted => "PROMOTED, unprotected",

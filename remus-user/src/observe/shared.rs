@@ -330,6 +330,7 @@ impl Standing {
             Protection::Protected => self.protected_before + now.duration_since(self.since),
             Protection::Waiting
             | Protection::Syncing
+            | Protection::Impaired
             | Protection::Stalled
             | Protection::Unprotected
             | Protection::Promoted

@@ -24,6 +24,8 @@ pub enum Protection {
     /// The first whole checkpoint is on its way.
     Syncing,
     Protected,
+    /// Checkpoints are committed, and clients are not served, or would not be after a takeover: the reason says why.
+    Impaired,
     /// No acks: the gate is shut, the guest runs until the pipeline is full.
     Stalled,
     /// The guest runs with an open gate and no backup.

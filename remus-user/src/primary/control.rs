@@ -118,10 +118,10 @@ async fn make_session(
             Input::StandDown { newer: newer_than(term, refuse.newest) }
         }
         ToPrimary::Refuse(refuse) => {
-            Input::NoSession { why: format!("the backup refuses: {}", refuse.text) }
+            Input::Refused { why: refuse.why, text: format!("the backup refuses: {}", refuse.text) }
         }
         ToPrimary::StandDown(stand_down) => Input::StandDown { newer: stand_down.newer },
-        ToPrimary::HeartbeatAck(_) | ToPrimary::GoodbyeAck(_) => {
+        ToPrimary::HeartbeatAck(_) | ToPrimary::GoodbyeAck(_) | ToPrimary::Lacks(_) => {
             bail!("the backup said something out of place")
         }
     };
@@ -166,6 +166,7 @@ async fn keep_session(
                 }
                 // Of another term: as if it had never come.
                 ToPrimary::HeartbeatAck(_) => {}
+                ToPrimary::Lacks(lacks) => post.send(Input::BackupLacks { what: lacks.what }),
                 ToPrimary::StandDown(stand_down) => {
                     post.send(Input::StandDown { newer: stand_down.newer });
                 }
@@ -200,7 +201,7 @@ async fn say_goodbye(control: &mut Control, goodbye: Goodbye) -> Result<()> {
         loop {
             match control.receive().await? {
                 ToPrimary::GoodbyeAck(_) => return Ok(()),
-                ToPrimary::HeartbeatAck(_) => {}
+                ToPrimary::HeartbeatAck(_) | ToPrimary::Lacks(_) => {}
                 ToPrimary::Welcome(_) | ToPrimary::Refuse(_) | ToPrimary::StandDown(_) => {
                     bail!("the backup said something out of place")
                 }

@@ -7,6 +7,7 @@ use std::{
         Arc,
         mpsc::{self, Receiver, Sender},
     },
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -14,7 +15,7 @@ use remus_abi::{Epoch, Term};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::sender::Shipment;
-use crate::wire::{Ack, Digest, Moment, Session, Welcome};
+use crate::wire::{Ack, Digest, Moment, Refusal, Session, Welcome};
 
 /// Everything that happens to the engine from outside its own devices.
 pub(crate) enum Input {
@@ -24,6 +25,10 @@ pub(crate) enum Input {
     Lost { session: Session, why: String },
     /// No session could be made; the reason for people, and tried again.
     NoSession { why: String },
+    /// The backup refused a session, for now; what it said is for people.
+    Refused { why: Refusal, text: String },
+    /// What a takeover by the backup lacks, in words; nothing when they are empty.
+    BackupLacks { what: String },
     /// The backup answered a heartbeat that was sent at this moment.
     Answered { session: Session, sent: Moment },
     /// The sender has a checkpoint ready to send, with this digest; said before its last byte leaves.
@@ -43,6 +48,8 @@ pub(crate) enum Input {
 /// The engine's end.
 pub(crate) struct Inbox {
     inputs: Receiver<Input>,
+    /// Looked at, and not taken.
+    first: Option<Input>,
     bell: Arc<EventFd>,
 }
 
@@ -56,13 +63,28 @@ pub(crate) struct Post {
 pub(crate) fn inbox() -> Result<(Inbox, Post)> {
     let bell = Arc::new(EventFd::new(EFD_NONBLOCK).context("make an eventfd")?);
     let (sender, receiver) = mpsc::channel();
-    Ok((Inbox { inputs: receiver, bell: Arc::clone(&bell) }, Post { inputs: sender, bell }))
+    Ok((
+        Inbox { inputs: receiver, first: None, bell: Arc::clone(&bell) },
+        Post { inputs: sender, bell },
+    ))
 }
 
 impl Inbox {
     /// The next input, if there is one. Rings are taken first: an input posted meanwhile rings again.
-    pub(super) fn next(&self) -> Option<Input> {
-        self.inputs.try_recv().ok()
+    pub(super) fn next(&mut self) -> Option<Input> {
+        self.first.take().or_else(|| self.inputs.try_recv().ok())
+    }
+
+    /// Waits until there is an input, at most for so long.
+    pub(super) fn wait(&mut self, within: Duration) {
+        if self.first.is_none() {
+            self.first = self.inputs.recv_timeout(within).ok();
+        }
+    }
+
+    /// The input that was waited for, which [`next`](Self::next) takes later.
+    pub(super) fn peek(&self) -> Option<&Input> {
+        self.first.as_ref()
     }
 
     /// Takes the rings so far; to be called before the inputs are taken.

@@ -2,10 +2,12 @@
 //!
 //! The order of a start, and why:
 //! 1. The VM's directory is claimed: one instance on a host.
-//! 2. The record says in which term to run, and whether the gate may open before a backup has committed.
+//! 2. The record says in which term to run; that this is a start is noted, which spends no term yet.
 //! 3. Tap (down, in no bridge), then the gate on it, closed: no frame passes at any moment without a gate.
 //! 4. The machine, loaded. Then bridge and link: what the guest will say is the gate's to judge by then.
-//! 5. The engine's thread starts the guest; the control task looks for the backup.
+//! 5. The control task looks for the backup. Where the gate may open before a backup has a checkpoint, the backup's first
+//!    word is waited for a moment: it may know that another host speaks.
+//! 6. The engine's thread starts the guest.
 //!
 //! It ends when the guest does, or when another host speaks for it.
 
@@ -17,13 +19,11 @@ mod inbox;
 mod relay;
 mod report;
 mod sender;
+mod standing;
 mod start;
 mod sync;
 
-use std::{
-    fs::OpenOptions, net::SocketAddr, os::unix::fs::OpenOptionsExt, sync::Arc, thread,
-    time::Duration,
-};
+use std::{fs::OpenOptions, os::unix::fs::OpenOptionsExt, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 use remus_abi::Term;
@@ -31,37 +31,32 @@ use tokio::{
     runtime::{Builder, Runtime},
     select,
     signal::unix::{SignalKind, signal},
-    sync::{
-        mpsc::{self, UnboundedReceiver},
-        oneshot,
-    },
+    sync::{mpsc, oneshot},
+    task::spawn_blocking,
 };
 use tracing::{info, warn};
 
 pub(crate) use self::{
     announced::{Announced, decode_cpu, encode_cpu},
     engine::{Engine, Parts, Stopped},
-    inbox::{Input, Post, inbox},
+    inbox::{Inbox, Input, Post, inbox},
     report::Report,
 };
-use self::{
-    control::{Order, keep_sessions},
-    datagrams::Datagrams,
-    relay::{Relayed, relay},
-    start::Permission,
-};
+use self::{control::keep_sessions, datagrams::Datagrams, relay::relay, start::Permission};
 use crate::{
     checkpoint::{BootImage, HotSet, QUIET_EPOCHS_DEFAULT, STATE_VERSION},
+    checks::{self, wiring::Part},
     config::{Config, LEASE_MARGIN, ReleaseTrigger},
     gate::{Gate, Trigger},
     machine::{self, Console, CpuProfile, DiskShape, Shape, fault_cost},
     observe::{Shared, StatusSocket, VmDir, status::Role},
     os::{boot_now, fresh_instance, run_on},
-    replication::{Fenced, Pipeline, Policy},
+    replication::{Pipeline, Policy},
     standby::{Plan, Standby, Wiring, offloads_under},
     store::{Record, Standing, Store},
     terminal::{self, Terminal},
-    wire::{Hello, Session, Timing},
+    watch::{Subject, Watch},
+    wire::{Hello, Instance, Refusal, Session, Timing},
 };
 
 /// What it costs to copy a page in a pause and to compare it after that: some 0.35 and 0.2 us.
@@ -84,11 +79,15 @@ pub fn run(options: PrimaryOptions) -> Result<()> {
     let directory = VmDir::claim(&config.run_dir, &config.name)?;
     let store = Store::at(&config.state_dir)?;
     let vm = config.name.as_str();
-    let Permission { fenced, open } =
-        start::permission(vm, store.read(vm)?, config.protection.start)?;
-    let term = fenced.term();
+    let before = store.read(vm)?;
+    let permission = start::permission(vm, before, config.protection.start, fresh_instance)?;
+    let record = permission.record();
+    if before != Some(record) {
+        store.write(vm, record)?;
+    }
+    let term = permission.fenced.term();
 
-    let mut standby = Standby::prepare(plan_of(&config, term)?, &directory.path().join("bpf"))?;
+    let mut standby = Standby::prepare(plan_of(&config)?, term, &directory.path().join("bpf"))?;
     let begun = (|| {
         standby.machine.load(config.machine.software())?;
         let boot = standby.machine.boot_image()?;
@@ -104,24 +103,25 @@ pub fn run(options: PrimaryOptions) -> Result<()> {
             return Err(e);
         }
     };
-    if open {
-        // On disk before the guest is heard.
-        store.write(vm, Record { term, standing: Standing::Unprotected, owner: None })?;
-        standby.gate.open(&fenced);
-        standby.wiring.announce();
-    }
-    info!(
-        "VM {vm} runs in term {term}, its gate {}",
-        if open { "open until a backup is there" } else { "shut" }
-    );
-    let (stopped, gate, wiring) =
-        Shell::new(&config, &directory, &store, standby, boot, fenced, open)?.run()?;
+    let shell = Shell::new(&config, &directory, &store, standby, boot, permission)?;
+    let (stopped, gate, wiring) = shell.run()?;
     match stopped {
         Stopped::Ended(why) => {
-            store.write(vm, Record { term, standing: Standing::Ended, owner: None })?;
+            // A start that was accepted by nobody and heard by nobody has spent no term.
+            if store.read(vm)? != Some(record) {
+                store.write(vm, Record { term, standing: Standing::Ended, owner: None })?;
+            }
             wiring.remove(gate)?;
             info!("VM {vm} has ended: {why:?}");
             Ok(())
+        }
+        Stopped::EndedUnheard(why) => {
+            wiring.remove(gate)?;
+            bail!(
+                "VM {vm} has ended here ({why:?}), and its backup at {} has not acknowledged that: it may take the guest \
+                 over, or has. Look there (remus status); this host does not start the VM again by itself",
+                config.protection.backup
+            )
         }
         Stopped::StoodDown(newer) => {
             wiring.disconnect()?;
@@ -133,102 +133,130 @@ pub fn run(options: PrimaryOptions) -> Result<()> {
     }
 }
 
+/// How long a guest that may be heard without a backup waits for the backup's first word. It may be that another host
+/// speaks for the guest.
+const ASK_FIRST: Duration = Duration::from_millis(500);
+
 /// The threads of a primary and what goes between them.
-struct Shell {
+struct Shell<'a> {
+    config: &'a Config,
+    store: &'a Store,
     runtime: Runtime,
-    parts: Parts,
-    wiring: Wiring,
-    io_cpus: Vec<u32>,
+    standby: Standby,
+    boot: BootImage,
+    permission: Permission,
+    watch: Watch,
     socket: StatusSocket,
     shared: Arc<Shared>,
-    backup: SocketAddr,
-    hello: Hello,
-    datagrams: Datagrams,
+    inbox: Inbox,
     post: Post,
-    orders: UnboundedReceiver<Order>,
-    relayed: Relayed,
 }
 
-impl Shell {
+impl<'a> Shell<'a> {
     fn new(
-        config: &Config,
+        config: &'a Config,
         directory: &VmDir,
-        store: &Store,
+        store: &'a Store,
         standby: Standby,
         boot: BootImage,
-        fenced: Fenced,
-        open: bool,
+        permission: Permission,
     ) -> Result<Self> {
         let vm = config.name.as_str();
-        let (term, timing) = (fenced.term(), timing_of(config));
-        let hello = hello_of(config, &standby, term)?;
+        let shared = Shared::new(vm, Role::Primary, permission.fenced.term());
+        let (inbox, post) = inbox()?;
+        let subject = Subject {
+            vm: vm.to_owned(),
+            wanted: checks::wanted(config),
+            tap: standby.wiring.tap(),
+            store: store.clone(),
+        };
+        Ok(Self {
+            config,
+            store,
+            runtime: Builder::new_current_thread().enable_all().build().context("start tokio")?,
+            standby,
+            boot,
+            permission,
+            watch: Watch::start(subject, Part::Speaks)?,
+            socket: StatusSocket::bind(directory)?,
+            shared,
+            inbox,
+            post,
+        })
+    }
+
+    /// Looks for the backup, starts the engine, and is the control thread until that has stopped.
+    fn run(self) -> Result<(Stopped, Gate, Wiring)> {
+        let Self {
+            config,
+            store,
+            runtime,
+            standby,
+            boot,
+            permission: Permission { fenced, instance, open },
+            watch,
+            socket,
+            shared,
+            mut inbox,
+            post,
+        } = self;
+        let (vm, term, timing) = (config.name.as_str(), fenced.term(), timing_of(config));
+        let io_cpus = &config.placement.io_cpus;
+        let hello = hello_of(config, &standby, term, instance)?;
+        let datagrams = Datagrams::new(trigger_of(config, &standby.gate), timing.lease);
+        let (orders_out, orders) = mpsc::unbounded_channel();
+        let (relay, relayed) = relay(term);
+        let backup = config.protection.backup;
+        runtime.spawn(socket.serve(Arc::clone(&shared)));
+        runtime.spawn(keep_sessions(backup, hello, datagrams, relayed, post.clone(), orders));
+
+        let Standby { machine, mut gate, wiring, mut announcer, .. } = standby;
+        if open {
+            let (asked, why) = runtime.block_on(another_speaks(inbox))?;
+            inbox = asked;
+            if let Some(why) = why {
+                wiring.remove(gate)?;
+                bail!("VM {vm} is not started: {why}");
+            }
+            // On disk before the guest is heard.
+            store.write(vm, Record { term, standing: Standing::Unprotected, owner: None })?;
+            gate.open(&fenced);
+            announcer.poll(boot_now());
+        }
+        info!(
+            "VM {vm} runs in term {term}, its gate {}",
+            if open { "open until a backup is there" } else { "shut" }
+        );
         let policy = Policy {
             tempo: config.protection.tempo,
             depth: config.protection.depth,
             ..Policy::new(&timing)
         };
-        let cool_after = cool_after_on(&standby.plan().cpu);
         let brain = if open {
             Pipeline::start_unprotected(fenced, policy, boot_now())
         } else {
             Pipeline::start_shut(fenced, policy, boot_now())
         };
-        let shared = Shared::new(vm, Role::Primary, term);
-        let (inbox, post) = inbox()?;
-        let (orders_out, orders) = mpsc::unbounded_channel();
-        let (relay, relayed) = relay(term);
-        let Standby { machine, gate, wiring, .. } = standby;
-        let datagrams = Datagrams::new(trigger_of(config, &gate), timing.lease);
         let parts = Parts {
             vm: vm.to_owned(),
+            cool_after: cool_after_on(&CpuProfile::of_host()?),
             machine,
             boot,
             gate,
+            announcer,
+            watch: Some(watch),
             brain,
             lease: timing.lease,
             depth: policy.depth,
             pause_max: config.protection.pause_max,
-            cool_after,
             encoding: config.protection.encoding,
             store: store.clone(),
-            report: Report::new(Arc::clone(&shared)),
+            report: Report::new(shared),
             inbox,
             post: post.clone(),
             orders: Some(orders_out),
             relay: Some(relay),
         };
-        Ok(Self {
-            runtime: Builder::new_current_thread().enable_all().build().context("start tokio")?,
-            parts,
-            wiring,
-            io_cpus: config.placement.io_cpus.clone(),
-            socket: StatusSocket::bind(directory)?,
-            shared,
-            backup: config.protection.backup,
-            hello,
-            datagrams,
-            post,
-            orders,
-            relayed,
-        })
-    }
-
-    /// Starts the engine, and is the control thread until that has stopped.
-    fn run(self) -> Result<(Stopped, Gate, Wiring)> {
-        let Self {
-            runtime,
-            parts,
-            wiring,
-            io_cpus,
-            socket,
-            shared,
-            backup,
-            hello,
-            datagrams,
-            post,
-            orders,
-            relayed,
-        } = self;
         let (ended_in, mut ended) = oneshot::channel();
         let engine_cpus = io_cpus.clone();
         let engine = move || {
@@ -244,11 +272,8 @@ impl Shell {
             .name("engine".to_owned())
             .spawn(engine)
             .context("start the engine")?;
-        run_on(&io_cpus).context("place the control thread")?;
+        run_on(io_cpus).context("place the control thread")?;
         let result = runtime.block_on(async {
-            tokio::spawn(socket.serve(shared));
-            let sessions = keep_sessions(backup, hello, datagrams, relayed, post.clone(), orders);
-            tokio::spawn(sessions);
             let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
             let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
             loop {
@@ -266,7 +291,25 @@ impl Shell {
     }
 }
 
-fn plan_of(config: &Config, term: Term) -> Result<Plan> {
+/// Whether the backup's first word is that another host speaks for the guest: why, if so. Nobody is waited for longer than
+/// [`ASK_FIRST`]: a backup that is away says nothing.
+async fn another_speaks(mut inbox: Inbox) -> Result<(Inbox, Option<String>)> {
+    let waited = spawn_blocking(move || {
+        inbox.wait(ASK_FIRST);
+        inbox
+    });
+    let inbox = waited.await.context("wait for the backup")?;
+    let why = match inbox.peek() {
+        Some(Input::Refused { why: Refusal::OtherPrimary, text }) => Some(text.clone()),
+        Some(Input::StandDown { newer }) => Some(format!(
+            "another host speaks for it, in term {newer}. Let it run there, or end it there first"
+        )),
+        Some(_) | None => None,
+    };
+    Ok((inbox, why))
+}
+
+fn plan_of(config: &Config) -> Result<Plan> {
     let vcpus = u8::try_from(config.machine.vcpus).context("machine.vcpus is too many")?;
     Ok(Plan {
         vm: config.name.as_str().to_owned(),
@@ -283,7 +326,6 @@ fn plan_of(config: &Config, term: Term) -> Result<Plan> {
         tap: config.net.tap.clone(),
         bridge: config.net.bridge.clone(),
         gate: config.gate.clone(),
-        term,
     })
 }
 
@@ -308,7 +350,7 @@ fn attach_console(
     terminal.map(|terminal| terminal.attach(console.clone(), name)).transpose()
 }
 
-fn hello_of(config: &Config, standby: &Standby, term: Term) -> Result<Hello> {
+fn hello_of(config: &Config, standby: &Standby, term: Term, primary: Instance) -> Result<Hello> {
     let Plan { shape, cpu, tap, bridge, gate, .. } = standby.plan();
     let announced = Announced {
         state: STATE_VERSION,
@@ -320,7 +362,7 @@ fn hello_of(config: &Config, standby: &Standby, term: Term) -> Result<Hello> {
     Ok(Hello {
         vm: config.name.clone(),
         session: Session::new(1).expect("a template; each session gets its own"),
-        primary: fresh_instance(),
+        primary,
         term,
         ram_pages: standby.machine.memory().layout().pages(),
         timing: timing_of(config),

@@ -9,7 +9,10 @@ use remus_abi::{
     gate::{COUNTERS, Counter},
 };
 
-use super::sender::{Cargo, Shipment};
+use super::{
+    sender::{Cargo, Shipment},
+    standing::Evidence,
+};
 use crate::{
     checkpoint::PAGE_SIZE,
     gate::Gate,
@@ -17,73 +20,88 @@ use crate::{
         GateReading, PauseParts, Shared,
         status::{Distribution, Inbound, Protection},
     },
-    replication::{FencedBy, Pipeline, Standing},
+    replication::Pipeline,
+    watch::Found,
     wire::Moment,
 };
 
 pub(crate) struct Report {
     shared: Arc<Shared>,
-    standing: Option<Protection>,
-    reason: String,
+    stands: Option<Protection>,
+    /// Something was heard that the reason tells.
+    has_news: bool,
+    said: String,
+    refusals: String,
+    warnings: String,
+    backup_lacks: String,
 }
 
 impl Report {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, standing: None, reason: String::new() }
+        Self {
+            shared,
+            stands: None,
+            has_news: false,
+            said: String::new(),
+            refusals: String::new(),
+            warnings: String::new(),
+            backup_lacks: String::new(),
+        }
     }
 
-    /// How the VM stands, if that has changed.
+    /// How the VM stands, if that or its reason has changed. `unacked` is how long the oldest checkpoint that is not
+    /// committed has been on its way.
     /// Protected means now: a backup that has not answered for a lease may be gone, whatever TCP thinks.
-    pub(crate) fn standing(&mut self, brain: &Pipeline, lease_holds: bool) {
-        let protection = match brain.standing() {
-            Standing::Waiting => Protection::Waiting,
-            Standing::Syncing => Protection::Syncing,
-            Standing::Protected if !lease_holds => Protection::Stalled,
-            Standing::Protected | Standing::Ending => Protection::Protected,
-            Standing::Stalled => Protection::Stalled,
-            Standing::Unprotected => match brain.fenced_by() {
-                FencedBy::Takeover => Protection::Promoted,
-                FencedBy::FirstStart
-                | FencedBy::Restart
-                | FencedBy::Operator
-                | FencedBy::Checkpointer => Protection::Unprotected,
-            },
-            Standing::Stopped => Protection::Stopped,
+    pub(crate) fn standing(
+        &mut self,
+        brain: &Pipeline,
+        lease_holds: bool,
+        unacked: Option<Duration>,
+    ) {
+        let evidence = Evidence {
+            standing: brain.standing(),
+            fenced_by: brain.fenced_by(),
+            lease_holds,
+            unacked,
+            said: &self.said,
+            refusals: &self.refusals,
+            warnings: &self.warnings,
+            backup_lacks: &self.backup_lacks,
         };
-        if self.standing != Some(protection) {
-            self.standing = Some(protection);
-            match protection {
-                Protection::Protected => self.reason.clear(),
-                Protection::Stalled if self.reason.is_empty() => {
-                    "the backup does not answer".clone_into(&mut self.reason)
-                }
-                Protection::Waiting
-                | Protection::Syncing
-                | Protection::Stalled
-                | Protection::Unprotected
-                | Protection::Promoted
-                | Protection::GateLost
-                | Protection::Stopped => {}
+        let protection = evidence.protection();
+        if self.stands != Some(protection) || self.has_news {
+            self.shared.stand(protection, &evidence.reason());
+            (self.stands, self.has_news) = (Some(protection), false);
+            if matches!(protection, Protection::Protected | Protection::Impaired) {
+                self.said.clear();
             }
-            self.shared.stand(protection, &self.reason);
         }
     }
 
     /// The guest is paused because its gate is lost.
     pub(crate) fn gate_lost(&mut self, why: &str) {
-        self.standing = Some(Protection::GateLost);
-        why.clone_into(&mut self.reason);
         self.shared.stand(Protection::GateLost, why);
+        self.stands = Some(Protection::GateLost);
     }
 
-    /// Why protection is not what it should be; said with the standing as it is.
+    /// Why there is no session, or why it ended.
     pub(crate) fn reason(&mut self, why: &str) {
-        if self.reason != why {
-            why.clone_into(&mut self.reason);
-            if let Some(standing) = self.standing {
-                self.shared.stand(standing, why);
-            }
+        if self.said != why {
+            why.clone_into(&mut self.said);
+            self.has_news = true;
         }
+    }
+
+    /// Whether clients reach the guest.
+    pub(crate) fn clients(&mut self, found: &Found) {
+        (self.refusals, self.warnings) = (found.refusals(), found.warnings());
+        self.has_news = true;
+    }
+
+    /// What a takeover by the backup lacks: nothing when `what` is empty, or there is no backup.
+    pub(crate) fn backup_lacks(&mut self, what: String) {
+        self.has_news |= self.backup_lacks != what;
+        self.backup_lacks = what;
     }
 
     /// `marks`: when each part of the pause began, and when the last ended.

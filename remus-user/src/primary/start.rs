@@ -6,41 +6,62 @@ use crate::{
     config::Start,
     replication::Fenced,
     store::{Record, Standing},
+    wire::Instance,
 };
 
 /// Permission to start.
+#[derive(Debug)]
 pub(super) struct Permission {
     pub(super) fenced: Fenced,
-    /// The gate opens at once.
+    /// Who this host is in that term. The same for every attempt at one start: a backup that accepted an attempt, of
+    /// which this host died before it could note that, knows the next one for the same.
+    pub(super) instance: Instance,
+    /// The gate opens before a backup has a checkpoint.
     pub(super) open: bool,
+}
+
+impl Permission {
+    /// What is on disk before anybody is asked. A start of which nothing else is written has spent no term.
+    pub(super) fn record(&self) -> Record {
+        let Self { fenced, instance, open: _ } = self;
+        Record { term: fenced.term(), standing: Standing::Starting, owner: Some(*instance) }
+    }
 }
 
 /// Judges by what this host knows, its record of the VM, and what the config asks for.
 ///
-/// A record that says `Protected` is a host that died as a primary: its backup may have taken over. Only the
-/// backup knows, so nothing starts here until an operator has looked.
+/// A record that says `Protected` is a host that died as a primary, or ended without a word to its backup, which may
+/// have taken over. Only the backup knows, so nothing starts here until an operator has looked.
 ///
 /// # Errors
 /// When another host may speak for the guest; with what to do.
-pub(super) fn permission(vm: &str, record: Option<Record>, start: Start) -> Result<Permission> {
-    let fenced = match record {
-        None => Fenced::first_start(),
+pub(super) fn permission(
+    vm: &str,
+    record: Option<Record>,
+    start: Start,
+    fresh: impl Fn() -> Instance,
+) -> Result<Permission> {
+    let (fenced, instance) = match record {
+        None => (Fenced::first_start(), fresh()),
+        Some(Record { term, standing: Standing::Starting, owner }) => {
+            (Fenced::start_again(term), owner.unwrap_or_else(fresh))
+        }
         Some(Record {
             term,
             standing: Standing::Ended | Standing::Unprotected | Standing::Promoted,
             ..
-        }) => Fenced::restart(term),
+        }) => (Fenced::restart(term), fresh()),
         Some(Record { term, standing: Standing::Protected, .. }) => bail!(
-            "VM {vm} last ran here protected by a backup, in term {term}, and did not end on purpose: the backup \
-             may have taken over. Look there (remus status); if it has not, and is not running it, remove {vm}.json \
-             from the state directory to start the VM anew here"
+            "VM {vm} last ran here protected by a backup, in term {term}, and that backup never acknowledged its end: \
+             the backup may have taken over. Look there (remus status); if it has not, and is not running it, remove \
+             {vm}.json from the state directory to start the VM anew here"
         ),
         Some(Record { term, standing: Standing::Backup, .. }) => bail!(
             "another host spoke for VM {vm} last, in term {term}. End it there first, then remove {vm}.json from \
              the state directory to start it here"
         ),
     };
-    Ok(Permission { fenced, open: start == Start::Unprotected })
+    Ok(Permission { fenced, instance, open: start == Start::Unprotected })
 }
 
 #[cfg(test)]
@@ -49,17 +70,23 @@ mod tests {
 
     use super::*;
 
+    fn fresh() -> Instance {
+        Instance::new(7).unwrap()
+    }
+
     fn after(standing: Standing) -> Result<Permission> {
+        let owner = Instance::new(5);
         permission(
             "a",
-            Some(Record { term: Term::FIRST, standing, owner: None }),
+            Some(Record { term: Term::FIRST, standing, owner }),
             Start::Unprotected,
+            fresh,
         )
     }
 
     #[test]
     fn a_host_that_died_as_a_protected_primary_does_not_start_by_itself() {
-        let error = after(Standing::Protected).err().unwrap().to_string();
+        let error = after(Standing::Protected).unwrap_err().to_string();
         assert!(error.contains("may have taken over"), "{error}");
         assert!(after(Standing::Backup).is_err());
     }
@@ -67,13 +94,23 @@ mod tests {
     #[test]
     fn a_run_that_is_known_to_be_over_is_followed_by_the_next_term() {
         for standing in [Standing::Ended, Standing::Unprotected, Standing::Promoted] {
-            assert_eq!(after(standing).unwrap().fenced.term(), Term::FIRST.next());
+            let Permission { fenced, instance, .. } = after(standing).unwrap();
+            assert_eq!((fenced.term(), instance), (Term::FIRST.next(), fresh()));
         }
     }
 
     #[test]
+    fn a_start_that_came_to_nothing_spends_no_term_and_is_made_again_by_the_same_host() {
+        let first = permission("a", None, Start::Protected, fresh).unwrap();
+        let Record { term, standing, owner } = first.record();
+        assert_eq!((term, standing, owner), (Term::FIRST, Standing::Starting, Some(fresh())));
+        let again = after(Standing::Starting).unwrap();
+        assert_eq!((again.fenced.term(), again.instance), (Term::FIRST, Instance::new(5).unwrap()));
+    }
+
+    #[test]
     fn the_gate_opens_at_the_start_only_where_the_config_says_so() {
-        assert!(permission("a", None, Start::Unprotected).unwrap().open);
-        assert!(!permission("a", None, Start::Protected).unwrap().open);
+        assert!(permission("a", None, Start::Unprotected, fresh).unwrap().open);
+        assert!(!permission("a", None, Start::Protected, fresh).unwrap().open);
     }
 }

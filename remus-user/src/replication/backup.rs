@@ -7,6 +7,8 @@
 //!   [`Promoted`], which is left, has no method that makes one.
 //! - Only a whole image of the newest term ever heard is promoted, and only when the lease is over. Accepting a
 //!   newer term voids the old image before anything is answered.
+//! - A stranger's word voids nothing: while a primary is followed, or its whole image is here, a newer term is
+//!   accepted from that very primary alone. Anybody can start a VM under a known name and count terms.
 //!
 //! The image survives the loss of a session and the greeting of the next, until the first page of that next
 //! session arrives: those pages overwrite it.
@@ -184,6 +186,11 @@ impl Backup {
             return refuse(Refusal::OtherPrimary, "another primary speaks in this term");
         }
         if *term > self.newest {
+            if self.owner != Some(*primary)
+                && let Some(kept) = self.kept()
+            {
+                return refuse(Refusal::OtherPrimary, kept);
+            }
             self.newest = *term;
             self.image = Image::Void;
         }
@@ -191,6 +198,19 @@ impl Backup {
         self.following =
             Following::Somebody { session: *session, timing: *timing, course: Course::Greeted };
         Ok(Welcome { session: *session, backup: self.me, newest: self.newest })
+    }
+
+    /// What a stranger must not take from the primary that is followed, in words; `None` when there is nothing.
+    fn kept(&self) -> Option<&'static str> {
+        match (&self.following, self.image) {
+            (Following::Somebody { .. }, _) => {
+                Some("another primary speaks for this VM: this host follows it")
+            }
+            (Following::Nobody, Image::Whole { .. }) => {
+                Some("another primary spoke for this VM: this host keeps its guest, to take over")
+            }
+            (Following::Nobody, Image::Void | Image::Ended) => None,
+        }
     }
 
     /// The bulk connection of the session is here.

@@ -11,7 +11,7 @@
 //!
 //! Deliberately absent: adaptive (phi) detection; a heartbeat every 10 ms on a direct link wants a constant.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use crate::wire::{Moment, Timing};
 
@@ -88,6 +88,15 @@ impl Detector {
             return None;
         };
         Some(Suspicion { why, last_heard: self.since })
+    }
+}
+
+impl fmt::Display for SuspicionWhy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Silent => f.write_str("no word from the primary on any connection"),
+            Self::Closed => f.write_str("the primary's connections are closed"),
+        }
     }
 }
 

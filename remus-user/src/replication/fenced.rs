@@ -41,6 +41,12 @@ impl Fenced {
         Self { term: ended.next(), by: FencedBy::Restart }
     }
 
+    /// For a start in `term` that is made again: the last attempt was accepted by no backup and heard by nobody, so
+    /// that it has spent nothing.
+    pub fn start_again(term: Term) -> Self {
+        Self { term, by: FencedBy::Restart }
+    }
+
     /// On the word of an operator that `host_off` is off and stays off; the newest term known here ends.
     ///
     /// # Panics

@@ -75,6 +75,8 @@ pub struct Pipeline {
     released: Epoch,
     /// The backup that may hold a checkpoint of this term. No other is taken: it could be promoted beside us.
     bound: Option<Instance>,
+    /// That backup knows that the guest has ended.
+    end_is_heard: bool,
     cadence: Cadence,
     policy: Policy,
     phase: Phase,
@@ -204,6 +206,7 @@ impl Pipeline {
             acked: Epoch::NONE,
             released: Epoch::NONE,
             bound: None,
+            end_is_heard: false,
             cadence: Cadence::new(policy.tempo, now),
             policy,
             phase,
@@ -476,7 +479,14 @@ impl Pipeline {
     pub fn handle_goodbye_answered(&mut self) {
         if self.poll_goodbye().is_some() {
             self.phase = Phase::Stopped;
+            self.end_is_heard = true;
         }
+    }
+
+    /// Whether the end of the guest is one for everybody: no backup holds a checkpoint that it could go on from, or
+    /// that backup has acknowledged the end. Otherwise the guest may live on there, as after a crash of this host.
+    pub fn end_counts(&self) -> bool {
+        self.bound.is_none() || self.end_is_heard
     }
 
     pub fn standing(&self) -> Standing {

@@ -3,14 +3,19 @@
 //! Starting a VM is a change of role. A host that crashed as a primary and comes back must not start its
 //! guest as if nothing had happened: a backup may have taken over. What tells it so is this record, written
 //! before anything that depends on it becomes visible outside:
+//! - `Starting` before a backup is asked: until one of the next two is written, the start has left no trace, and the
+//!   next one is the same start again,
+//! - `Unprotected` before a gate first opens without a backup,
 //! - `Protected` before the first frame is held, so that a restart knows of the backup,
 //! - the new term before a promoted gate first opens in it.
 //!
 //! One small JSON file a VM, replaced whole: written aside, synced, renamed, directory synced.
 
 use std::{
+    ffi::CString,
     fs::{self, File},
     io::{self, Write},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
@@ -24,8 +29,10 @@ use crate::wire::Instance;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Standing {
-    /// The guest ended on purpose: the next start is a first start again.
+    /// The guest ended on purpose, and whoever could have taken over knows: the next start is in the next term.
     Ended,
+    /// A start in this term began, and was neither accepted by a backup nor heard by anybody.
+    Starting,
     /// It ran here, with no backup that could have taken over.
     Unprotected,
     /// It ran here as a primary with a backup that may have taken over since.
@@ -40,7 +47,7 @@ pub enum Standing {
 pub struct Record {
     pub term: Term,
     pub standing: Standing,
-    /// For a backup: the primary that speaks in this term.
+    /// For a backup: the primary that speaks in this term. For a start: who this host is in it.
     pub owner: Option<Instance>,
 }
 
@@ -89,9 +96,54 @@ impl Store {
     /// # Errors
     /// When it may not be on disk; the old record is then still whole.
     pub fn write(&self, vm: &str, record: Record) -> Result<()> {
-        let Record { term, standing, owner } = record;
-        let on_disk = OnDisk { term: term.get(), standing, owner: owner.map(Instance::get) };
-        self.replace(&self.path(vm), &serde_json::to_vec(&on_disk).context("a record as JSON")?)
+        self.replace(&self.path(vm), &encode(record)?)
+    }
+
+    /// Keeps `record` on disk beside the record of `vm`, so that [`Store::take_reserved`] needs no room and little time to
+    /// put it in force: writes it where it is not there, with its directory. Cheap when it is, to be called each second.
+    ///
+    /// # Errors
+    /// When it may not be on disk, or could not be put in force; says what is in the way.
+    pub fn keep_reserved(&self, vm: &str, record: Record) -> Result<()> {
+        let (path, text) = (self.reserved(vm), encode(record)?);
+        let shown = self.dir.display();
+        if fs::read(&path).is_ok_and(|found| found == text) {
+            let directory = CString::new(self.dir.as_os_str().as_bytes()).context("an odd path")?;
+            // SAFETY: a terminated path that lives during the call. Tells a file system that is mounted read-only, too.
+            if unsafe { libc::access(directory.as_ptr(), libc::W_OK) } != 0 {
+                return Err(io::Error::last_os_error())
+                    .with_context(|| format!("the state directory {shown} cannot be written"));
+            }
+            return Ok(());
+        }
+        let made = fs::create_dir_all(&self.dir).map_err(anyhow::Error::from);
+        made.and_then(|()| self.put(&path, &text))
+            .with_context(|| format!("the state directory {shown} cannot be written"))
+    }
+
+    /// Puts `record`, which was reserved, in force; it is on disk when this returns. Writes it anew, and its directory,
+    /// where the reserved one is gone.
+    ///
+    /// # Errors
+    /// When it may not be on disk; to be tried again.
+    pub fn take_reserved(&self, vm: &str, record: Record) -> Result<()> {
+        let (reserved, path) = (self.reserved(vm), self.path(vm));
+        if fs::read(&reserved).is_ok_and(|found| encode(record).is_ok_and(|text| found == text)) {
+            let put = || -> io::Result<()> {
+                fs::rename(&reserved, &path)?;
+                File::open(&self.dir)?.sync_all()
+            };
+            return put().with_context(|| format!("write {}", path.display()));
+        }
+        fs::create_dir_all(&self.dir)
+            .with_context(|| format!("make {} again", self.dir.display()))?;
+        self.write(vm, record)
+    }
+
+    /// Gives up what was reserved. No error where there is nothing.
+    pub fn forget_reserved(&self, vm: &str) {
+        // What stays is overwritten by the next reservation, and read by nobody.
+        fs::remove_file(self.reserved(vm)).ok();
     }
 
     /// Who this host is, to primaries: the same for as long as the records are there. A primary takes no other
@@ -117,19 +169,38 @@ impl Store {
 
     fn replace(&self, path: &Path, text: &[u8]) -> Result<()> {
         let aside = path.with_extension("new");
+        self.put(&aside, text)?;
+        let replace = || -> io::Result<()> {
+            fs::rename(&aside, path)?;
+            File::open(&self.dir)?.sync_all()
+        };
+        replace().with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Writes a file whole; it is on disk when this returns.
+    fn put(&self, path: &Path, text: &[u8]) -> Result<()> {
         let write = || -> io::Result<()> {
-            let mut file = File::create(&aside)?;
+            let mut file = File::create(path)?;
             file.write_all(text)?;
             file.sync_all()?;
-            fs::rename(&aside, path)?;
             File::open(&self.dir)?.sync_all()
         };
         write().with_context(|| format!("write {}", path.display()))
     }
 
+    fn reserved(&self, vm: &str) -> PathBuf {
+        self.dir.join(format!("{vm}.takeover"))
+    }
+
     fn path(&self, vm: &str) -> PathBuf {
         self.dir.join(format!("{vm}.json"))
     }
+}
+
+fn encode(record: Record) -> Result<Vec<u8>> {
+    let Record { term, standing, owner } = record;
+    let on_disk = OnDisk { term: term.get(), standing, owner: owner.map(Instance::get) };
+    serde_json::to_vec(&on_disk).context("a record as JSON")
 }
 
 fn damaged(path: &Path) -> String {
@@ -158,6 +229,27 @@ mod tests {
         }
         assert_eq!(store.read("b").unwrap(), None);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left aside");
+    }
+
+    #[test]
+    fn a_reserved_record_is_put_in_force_whole_and_again_where_somebody_tidied_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, kept) = (dir.path().join("state"), dir.path().join("kept"));
+        let store = Store::at(&state).unwrap();
+        let promoted = Record { term: Term::MAX, standing: Standing::Promoted, owner: None };
+        store.keep_reserved("a", promoted).unwrap();
+        store.keep_reserved("a", promoted).unwrap();
+        assert_eq!(store.read("a").unwrap(), None, "not in force yet");
+        store.take_reserved("a", promoted).unwrap();
+        assert_eq!(store.read("a").unwrap(), Some(promoted));
+        store.keep_reserved("a", promoted).unwrap();
+        fs::rename(&state, kept).unwrap();
+        store.take_reserved("a", promoted).unwrap();
+        assert_eq!(store.read("a").unwrap(), Some(promoted));
+        // Another term's is not put in force.
+        store.keep_reserved("a", Record { term: Term::FIRST, ..promoted }).unwrap();
+        store.take_reserved("a", promoted).unwrap();
+        assert_eq!(store.read("a").unwrap(), Some(promoted));
     }
 
     #[test]

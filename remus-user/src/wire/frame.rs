@@ -30,6 +30,7 @@ pub enum Kind {
     HeartbeatAck = 18,
     GoodbyeAck = 19,
     StandDown = 20,
+    Lacks = 21,
 
     Attach = 32,
     SyncPages = 33,
@@ -103,6 +104,7 @@ impl Kind {
             18 => Self::HeartbeatAck,
             19 => Self::GoodbyeAck,
             20 => Self::StandDown,
+            21 => Self::Lacks,
             32 => Self::Attach,
             33 => Self::SyncPages,
             34 => Self::Begin,
@@ -124,7 +126,8 @@ impl Kind {
             | Self::Refuse
             | Self::HeartbeatAck
             | Self::GoodbyeAck
-            | Self::StandDown => Lane::ControlToPrimary,
+            | Self::StandDown
+            | Self::Lacks => Lane::ControlToPrimary,
             Self::Attach
             | Self::BootPages
             | Self::BootState

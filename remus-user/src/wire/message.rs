@@ -26,6 +26,7 @@ pub enum ToPrimary {
     HeartbeatAck(HeartbeatAck),
     GoodbyeAck(GoodbyeAck),
     StandDown(StandDown),
+    Lacks(Lacks),
 }
 
 /// What the primary says on the bulk connection. Bodies of pages are still encoded: `checkpoint::batch`.
@@ -148,6 +149,13 @@ pub struct StandDown {
     pub newer: Term,
 }
 
+/// What a takeover by this backup lacks: said when it changes.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Lacks {
+    /// For people, at most [`Lacks::TEXT_MAX`] bytes; empty when nothing is lacking.
+    pub what: String,
+}
+
 /// Joins a bulk connection to the session that was welcomed on a control connection.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Attach {
@@ -224,6 +232,16 @@ impl Refuse {
     }
 }
 
+impl Lacks {
+    pub const TEXT_MAX: usize = Refuse::TEXT_MAX;
+
+    /// Shortens `what` to what a frame takes.
+    pub fn new(what: &str) -> Self {
+        let end = what.floor_char_boundary(Self::TEXT_MAX);
+        Self { what: what[..end].to_owned() }
+    }
+}
+
 impl Field for Hello {
     fn put(&self, out: &mut Vec<u8>) {
         let Self { vm, session, primary, term, ram_pages, timing, acks_to, shape, cpu } = self;
@@ -266,11 +284,24 @@ impl Field for Refuse {
 
     fn take(body: &mut Reader<'_>) -> Result<Self, WireError> {
         let (why, newest) = (Field::take(body)?, Field::take(body)?);
-        let text = String::from_utf8_lossy(body.run(Self::TEXT_MAX)?);
-        // It ends up on a terminal, and a stranger may have written it.
-        let text = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        Ok(Self { why, newest, text })
+        Ok(Self { why, newest, text: for_people(body.run(Self::TEXT_MAX)?) })
     }
+}
+
+impl Field for Lacks {
+    fn put(&self, out: &mut Vec<u8>) {
+        put_run(out, self.what.as_bytes(), Self::TEXT_MAX);
+    }
+
+    fn take(body: &mut Reader<'_>) -> Result<Self, WireError> {
+        Ok(Self { what: for_people(body.run(Self::TEXT_MAX)?) })
+    }
+}
+
+/// A text ends up on a terminal, and a stranger may have written it.
+fn for_people(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 impl Field for Refusal {
@@ -333,6 +364,7 @@ impl ToBackup {
             | Kind::HeartbeatAck
             | Kind::GoodbyeAck
             | Kind::StandDown
+            | Kind::Lacks
             | Kind::Attach
             | Kind::BootPages
             | Kind::BootState
@@ -355,6 +387,7 @@ impl ToPrimary {
             Self::HeartbeatAck(m) => put_frame(out, Kind::HeartbeatAck, m),
             Self::GoodbyeAck(m) => put_frame(out, Kind::GoodbyeAck, m),
             Self::StandDown(m) => put_frame(out, Kind::StandDown, m),
+            Self::Lacks(m) => put_frame(out, Kind::Lacks, m),
         };
     }
 
@@ -367,6 +400,7 @@ impl ToPrimary {
             Kind::HeartbeatAck => whole(frame.body).map(Self::HeartbeatAck),
             Kind::GoodbyeAck => whole(frame.body).map(Self::GoodbyeAck),
             Kind::StandDown => whole(frame.body).map(Self::StandDown),
+            Kind::Lacks => whole(frame.body).map(Self::Lacks),
             kind @ (Kind::Hello
             | Kind::Heartbeat
             | Kind::Goodbye
@@ -406,6 +440,7 @@ impl<'a> Bulk<'a> {
             | Kind::HeartbeatAck
             | Kind::GoodbyeAck
             | Kind::StandDown
+            | Kind::Lacks
             | Kind::Ack) => Err(WireError::Lane { kind }),
         }
     }
@@ -457,6 +492,7 @@ impl Ack {
             | Kind::HeartbeatAck
             | Kind::GoodbyeAck
             | Kind::StandDown
+            | Kind::Lacks
             | Kind::Attach
             | Kind::BootPages
             | Kind::BootState

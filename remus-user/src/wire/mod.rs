@@ -8,7 +8,7 @@
 //! primary ── Hello, Heartbeat, Inbound, Goodbye ──►  ── Attach, BootPages* BootState, SyncPages*,
 //!                                                       (Begin Pages* State End)* ──►
 //!         ◄─ Welcome | Refuse, HeartbeatAck,         ◄─ Ack*                                      ── backup
-//!            GoodbyeAck, StandDown ─
+//!            GoodbyeAck, StandDown, Lacks ─
 //! ```
 //!
 //! Every frame, both ways, little-endian:
@@ -54,7 +54,7 @@ pub use frame::{
 pub use inbound::{Inbound, InboundFrames};
 pub use message::{
     Ack, Attach, Begin, Bulk, End, Goodbye, GoodbyeAck, GoodbyeWhy, Heartbeat, HeartbeatAck, Hello,
-    Refusal, Refuse, StandDown, ToBackup, ToPrimary, Welcome,
+    Lacks, Refusal, Refuse, StandDown, ToBackup, ToPrimary, Welcome,
 };
 pub use names::{Digest, Instance, Moment, NameError, Session, VmName};
 pub use timing::{Timing, TimingError};

@@ -7,8 +7,8 @@ use remus_abi::{Epoch, Term, ack::AckKey};
 
 use super::*;
 
-/// One frame a line, `name hex`, as version 5 has them.
-const GOLDEN: &str = include_str!("../../../tests/golden/wire-v5.txt");
+/// One frame a line, `name hex`, as this version has them.
+const GOLDEN: &str = include_str!("../../../tests/golden/wire-v6.txt");
 
 fn term(n: u32) -> Term {
     Term::new(n).unwrap()
@@ -62,6 +62,7 @@ fn to_primary() -> Vec<ToPrimary> {
         ToPrimary::HeartbeatAck(HeartbeatAck { term: term(3), seq: 77, sent: Moment(1_000_000) }),
         ToPrimary::GoodbyeAck(GoodbyeAck { term: term(3), epoch: epoch(9) }),
         ToPrimary::StandDown(StandDown { newer: term(4) }),
+        ToPrimary::Lacks(Lacks::new("br0 is not there")),
     ]
 }
 

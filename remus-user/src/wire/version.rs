@@ -4,7 +4,7 @@
 ///
 /// Both hosts must speak the same one. A peer of another version is told so by a `Refuse`, whose header and
 /// body are frozen and understood by every version.
-pub const WIRE_VERSION: u16 = 5;
+pub const WIRE_VERSION: u16 = 6;
 
 /// Whether a frame of `version` and of kind number `kind` may be decoded here.
 pub(super) const fn understands(version: u16, kind: u16) -> bool {

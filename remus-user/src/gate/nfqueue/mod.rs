@@ -31,7 +31,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use remus_abi::{Stamp, queue};
 
-pub use self::support::{Support, support};
+pub use self::support::{Support, forward_policy_drop, support};
 use self::{
     ledger::Ledger,
     message::{Event, FrameId, QueueNumber, Verdict},

@@ -72,7 +72,13 @@ const OWNED: u32 = 2;
 const OUTLIVES_OWNER: u32 = 4;
 
 const VERDICT_DROP: u32 = 0;
+const POLICY_DROP: u32 = 0;
 const POLICY_ACCEPT: u32 = 1;
+/// NFPROTO_INET, NFPROTO_IPV4.
+const FAMILY_INET: u8 = 1;
+const FAMILY_IPV4: u8 = 2;
+/// NF_INET_FORWARD.
+const FORWARD: u32 = 2;
 const VERDICT_REGISTER: u32 = 0;
 /// A register of 16 bytes.
 const REGISTER: u32 = 1;
@@ -213,20 +219,56 @@ pub(super) struct Earlier {
 
 /// The chain in a dump that comes before those of any gate.
 pub(super) fn earlier_in(reply: &Reply<'_>) -> Option<Earlier> {
-    let Reply::Data { kind: found, attributes: bytes, .. } = reply else { return None };
-    if *found != kind(NEW_CHAIN) {
+    let chain = BaseChain::in_dump(reply)?;
+    let BaseChain { hook, priority, .. } = chain;
+    let earlier = Earlier { table: chain.text(TABLE)?, chain: chain.text(CHAIN_NAME)?, priority };
+    let ours = earlier.table.starts_with(TABLE_PREFIX) && priority == FIRST_PRIORITY;
+    (hook == PREROUTING && priority <= FIRST_PRIORITY && !ours).then_some(earlier)
+}
+
+/// The chain in a dump that drops whatever IPv4 packet is forwarded and no rule of its own accepts: its table's name and
+/// its own.
+pub(super) fn forward_drop_in(reply: &Reply<'_>) -> Option<String> {
+    let chain = BaseChain::in_dump(reply)?;
+    let is_asked = matches!(chain.family, FAMILY_INET | FAMILY_IPV4) && chain.hook == FORWARD;
+    let policy = u32::from_be_bytes(chain.value(CHAIN_POLICY)?.try_into().ok()?);
+    if !is_asked || policy != POLICY_DROP {
         return None;
     }
-    let of = |wanted: u16| attributes(bytes).find(|(it, _)| *it == wanted).map(|(_, value)| value);
-    let in_hook = |wanted: u16| {
-        let (_, value) = attributes(of(CHAIN_HOOK)?).find(|(it, _)| *it == wanted)?;
-        Some(u32::from_be_bytes(value.try_into().ok()?))
-    };
-    let priority = in_hook(HOOK_PRIORITY)?.cast_signed();
-    let text = |wanted| Some(String::from_utf8_lossy(of(wanted)?.strip_suffix(&[0])?).into_owned());
-    let earlier = Earlier { table: text(TABLE)?, chain: text(CHAIN_NAME)?, priority };
-    let ours = earlier.table.starts_with(TABLE_PREFIX) && priority == FIRST_PRIORITY;
-    (in_hook(HOOK_NUMBER)? == PREROUTING && priority <= FIRST_PRIORITY && !ours).then_some(earlier)
+    Some(format!("table {}, chain {}", chain.text(TABLE)?, chain.text(CHAIN_NAME)?))
+}
+
+/// A chain in a dump that netfilter calls by itself.
+struct BaseChain<'a> {
+    family: u8,
+    hook: u32,
+    priority: i32,
+    attributes: &'a [u8],
+}
+
+impl<'a> BaseChain<'a> {
+    fn in_dump(reply: &Reply<'a>) -> Option<Self> {
+        let Reply::Data { kind: found, family, attributes, .. } = *reply else { return None };
+        if found != kind(NEW_CHAIN) {
+            return None;
+        }
+        let chain = Self { family, hook: 0, priority: 0, attributes };
+        let hook = chain.value(CHAIN_HOOK)?;
+        let in_hook = |wanted: u16| {
+            let (_, value) = self::attributes(hook).find(|(it, _)| *it == wanted)?;
+            Some(u32::from_be_bytes(value.try_into().ok()?))
+        };
+        let priority = in_hook(HOOK_PRIORITY)?.cast_signed();
+        Some(Self { hook: in_hook(HOOK_NUMBER)?, priority, ..chain })
+    }
+
+    fn value(&self, wanted: u16) -> Option<&'a [u8]> {
+        attributes(self.attributes).find(|(it, _)| *it == wanted).map(|(_, value)| value)
+    }
+
+    fn text(&self, wanted: u16) -> Option<String> {
+        Some(String::from_utf8_lossy(self.value(wanted)?.strip_suffix(&[0])?).into_owned())
+    }
 }
 
 const TABLE_PREFIX: &str = "remus-";

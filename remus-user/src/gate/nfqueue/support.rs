@@ -48,6 +48,21 @@ pub fn support() -> Result<Support> {
     thread::scope(|scope| scope.spawn(try_out).join().expect("the trial does not panic"))
 }
 
+/// The chain by which netfilter drops what this host forwards, unless a rule accepts it: its table and its name. `None`
+/// where there is none, or nf_tables cannot be asked.
+pub fn forward_policy_drop() -> Option<String> {
+    let [_, chains, _] = rules::dumps();
+    let mut found = None;
+    let asked = Socket::open().and_then(|socket| {
+        socket.ask(&chains, |reply| {
+            if found.is_none() {
+                found = rules::forward_drop_in(reply);
+            }
+        })
+    });
+    asked.ok().and(found)
+}
+
 fn try_out() -> Result<Support> {
     // SAFETY: concerns this thread alone, which ends with this function.
     if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {

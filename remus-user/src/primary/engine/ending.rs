@@ -63,13 +63,13 @@ impl Engine {
             return Some(Stopped::StoodDown(newer));
         }
         let ending = self.ending.as_ref()?;
-        if self.brain.standing() == Standing::Stopped {
+        if self.brain.standing() != Standing::Stopped && now < ending.give_up {
+            return None;
+        }
+        if self.brain.end_counts() {
             return Some(Stopped::Ended(ending.why));
         }
-        if now >= ending.give_up {
-            warn!("the backup did not hear the goodbye: it will take over");
-            return Some(Stopped::Ended(ending.why));
-        }
-        None
+        warn!("the backup has not acknowledged the end of the guest: it may take over");
+        Some(Stopped::EndedUnheard(ending.why))
     }
 }

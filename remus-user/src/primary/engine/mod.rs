@@ -22,7 +22,7 @@ mod session;
 use std::{collections::VecDeque, io, os::fd::AsRawFd, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use remus_abi::{Stamp, Term};
+use remus_abi::{Stamp, Term, gate::Mode};
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, info, warn};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -42,7 +42,9 @@ use crate::{
     machine::{End, Event, Machine, Prepared},
     os::boot_now,
     replication::{Pipeline, PrimaryLease, SealWhen},
+    standby::Announcer,
     store::{self, Record, Store},
+    watch::Watch,
     wire::{GoodbyeWhy, Moment},
 };
 
@@ -67,6 +69,9 @@ pub(crate) struct Parts {
     /// What its guest begins with after a reset.
     pub(crate) boot: BootImage,
     pub(crate) gate: Gate,
+    pub(crate) announcer: Announcer,
+    /// Sees whether clients reach the guest; a guest without it is not doubted.
+    pub(crate) watch: Option<Watch>,
     pub(crate) brain: Pipeline,
     /// How long an answer of the backup lets the gate release.
     pub(crate) lease: Duration,
@@ -88,8 +93,10 @@ pub(crate) struct Parts {
 /// Why an engine has stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Stopped {
-    /// The guest ended, or the operator ended it, and the backup knows.
+    /// The guest ended, or the operator ended it, and no backup can go on with it.
     Ended(GoodbyeWhy),
+    /// The same, but the backup that may hold a checkpoint has not acknowledged that: it may go on with the guest.
+    EndedUnheard(GoodbyeWhy),
     /// Another host speaks for the guest, in this term.
     StoodDown(Term),
 }
@@ -99,6 +106,10 @@ pub(crate) struct Engine {
     machine: Machine,
     boot: Arc<BootImage>,
     gate: Gate,
+    announcer: Announcer,
+    watch: Option<Watch>,
+    /// How often the tap has joined its bridge again.
+    joined: u32,
     brain: Pipeline,
     depth: usize,
     encoding: EncoderSettings,
@@ -154,6 +165,8 @@ impl Engine {
             machine,
             boot,
             mut gate,
+            announcer,
+            watch,
             brain,
             lease,
             depth,
@@ -193,6 +206,9 @@ impl Engine {
             machine,
             boot: Arc::new(boot),
             gate,
+            announcer,
+            watch,
+            joined: 0,
             brain,
             depth,
             encoding,
@@ -359,8 +375,12 @@ impl Engine {
                 self.lost(session, &why);
                 Ok(())
             }
-            Input::NoSession { why } => {
+            Input::NoSession { why } | Input::Refused { why: _, text: why } => {
                 self.report.reason(&why);
+                Ok(())
+            }
+            Input::BackupLacks { what } => {
+                self.report.backup_lacks(what);
                 Ok(())
             }
             Input::Answered { session, sent } => self.answered(session, sent),
@@ -423,8 +443,22 @@ impl Engine {
     fn tick(&mut self, now: Moment) -> Result<()> {
         self.next_tick = now + TICK;
         self.look_after_gate(now)?;
+        self.look_around();
+        if self.gate.mode() != Mode::Closed {
+            self.announcer.poll(now);
+        }
         self.gate.drain_log();
         self.publish()
+    }
+
+    /// Hears from the watch whether clients reach the guest.
+    fn look_around(&mut self) {
+        let Some(found) = self.watch.as_mut().and_then(Watch::news) else { return };
+        if found.joined != self.joined {
+            self.joined = found.joined;
+            self.announcer.again();
+        }
+        self.report.clients(&found);
     }
 
     fn publish(&mut self) -> Result<()> {
@@ -438,7 +472,9 @@ impl Engine {
     }
 
     fn report_standing(&mut self) {
-        self.report.standing(&self.brain, self.lease.holds(boot_now()));
+        let now = boot_now();
+        let unacked = self.sealed_at.front().map(|(_, sealed)| now.since(*sealed));
+        self.report.standing(&self.brain, self.lease.holds(now), unacked);
     }
 
     fn order(&self, order: Order) {

@@ -91,8 +91,9 @@ impl Engine {
         self.sync = None;
         self.sealed_at.clear();
         self.order(Order::Drop(session));
-        self.report_standing();
+        self.report.backup_lacks(String::new());
         self.report.reason(why);
+        self.report_standing();
     }
 
     /// The next pages of the live sync, if there is a buffer to put them into.

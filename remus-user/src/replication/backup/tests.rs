@@ -118,9 +118,9 @@ fn the_image_survives_a_new_greeting_but_not_its_first_page() {
 }
 
 #[test]
-fn a_newer_term_voids_the_image_before_it_is_answered() {
+fn a_newer_term_of_the_primary_voids_the_image_before_it_is_answered() {
     let mut backup = following(Moment(0));
-    let welcome = backup.handle_hello(&hello(2, 6, 2)).unwrap();
+    let welcome = backup.handle_hello(&hello(2, 5, 2)).unwrap();
     assert_eq!((welcome.newest.get(), backup.committed()), (2, None));
     let outdated = backup.handle_hello(&hello(3, 5, 1)).unwrap_err();
     assert_eq!((outdated.why, outdated.newest.get()), (Refusal::OutdatedTerm, 2));
@@ -132,6 +132,25 @@ fn a_second_primary_of_the_same_term_is_refused_even_after_the_first_is_gone() {
     backup.handle_session_lost();
     assert_eq!(backup.handle_hello(&hello(2, 6, 1)).unwrap_err().why, Refusal::OtherPrimary);
     assert!(backup.committed().is_some());
+}
+
+#[test]
+fn a_strangers_newer_term_takes_neither_a_session_nor_an_image() {
+    let mut backup = following(Moment(0));
+    let before = backup.clone();
+    assert_eq!(backup.handle_hello(&hello(2, 6, 2)).unwrap_err().why, Refusal::OtherPrimary);
+    assert_eq!(backup, before);
+    backup.handle_session_lost();
+    let refused = backup.handle_hello(&hello(3, 6, 9)).unwrap_err();
+    assert_eq!((refused.why, refused.newest), (Refusal::OtherPrimary, Term::FIRST));
+    assert!(backup.committed().is_some());
+    // One that syncs has no image yet, and is followed all the same.
+    let mut backup = Backup::new(me(), Term::NONE, None);
+    backup.handle_hello(&hello(1, 5, 1)).unwrap();
+    assert_eq!(backup.handle_hello(&hello(2, 6, 2)).unwrap_err().why, Refusal::OtherPrimary);
+    // Once it is gone there is nothing to take.
+    backup.handle_session_lost();
+    backup.handle_hello(&hello(2, 6, 2)).unwrap();
 }
 
 #[test]

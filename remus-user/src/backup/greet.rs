@@ -1,0 +1,231 @@
+//! A primary asks for a session: what it asks for is judged whole before anything changes here.
+//!
+//! A refusal must cost nothing: not the session that goes on, not the machine with the image of the guest, not the term
+//! that is on record. So the brain is asked on a copy, the machine at hand stays as long as its image could be promoted,
+//! and the copy takes the brain's place only once the record is on disk.
+
+use std::net::TcpStream;
+
+use anyhow::{Result, anyhow, ensure};
+use tracing::{info, warn};
+
+use super::{
+    disks,
+    follower::{Follower, Following},
+    image::Image,
+};
+use crate::{
+    checks::wiring::{Part, Wanted},
+    config::LinkName,
+    gate,
+    link::{self, AckDatagrams, Polled},
+    machine::{self, CpuProfile, Layout},
+    net::Mac,
+    observe::status::Protection,
+    os::boot_now,
+    primary::{Announced, decode_cpu},
+    replication::{Backup, Detector},
+    standby::{Plan, Standby, offloads_under},
+    store::{Record, Standing},
+    watch::{Subject, Watch},
+    wire::{Hello, Lane, Refusal, Refuse, ToPrimary},
+};
+
+impl Follower {
+    /// Welcomes a primary, or refuses it.
+    pub(super) fn greet(&mut self, hello: &Hello, stream: TcpStream) -> Result<()> {
+        match self.welcome(hello) {
+            Ok(welcome) => self.begin(hello, stream, &welcome),
+            Err(refuse) => {
+                warn!("VM {}: a primary is refused: {}", self.vm, refuse.text);
+                // The primary will ask again.
+                link::refuse(stream, refuse).ok();
+                Ok(())
+            }
+        }
+    }
+
+    /// Judges a hello: what the brain says, then what this host has. The machine is built before the answer.
+    fn welcome(&mut self, hello: &Hello) -> Result<ToPrimary, Refuse> {
+        let mut brain = self.brain.clone();
+        let welcome = brain.handle_hello(hello)?;
+        let plan = self.judge(hello)?;
+        self.prepare(plan, hello)?;
+        self.record(&brain)?;
+        self.brain = brain;
+        Ok(ToPrimary::Welcome(welcome))
+    }
+
+    /// What the hello asks for, if this host can have it.
+    fn judge(&self, hello: &Hello) -> Result<Plan, Refuse> {
+        let refuse = |why, text: String| self.refusal(why, &text);
+        let announced = Announced::decode(&hello.shape)
+            .map_err(|e| refuse(Refusal::Shape, format!("{e:#}")))?;
+        let cpu = decode_cpu(&hello.cpu).map_err(|e| refuse(Refusal::Cpu, format!("{e:#}")))?;
+        let plan =
+            self.plan(announced, cpu).map_err(|e| refuse(Refusal::Shape, format!("{e:#}")))?;
+        let host = CpuProfile::of_host().map_err(|e| refuse(Refusal::Cpu, format!("{e:#}")))?;
+        let lacks = host.lacks(&plan.cpu);
+        if !lacks.is_empty() {
+            let text = format!("this host's CPU lacks what the guest has: {}", lacks.join(", "));
+            return Err(refuse(Refusal::Cpu, text));
+        }
+        let ram_pages = Layout::of_mib(plan.shape.memory_mib).pages();
+        if hello.ram_pages != ram_pages {
+            let text = format!(
+                "{} pages of RAM are announced, the shape has {ram_pages}",
+                hello.ram_pages
+            );
+            return Err(refuse(Refusal::Shape, text));
+        }
+        Ok(plan)
+    }
+
+    fn refusal(&self, why: Refusal, text: &str) -> Refuse {
+        Refuse::new(why, self.brain.newest(), text)
+    }
+
+    fn plan(&self, announced: Announced, cpu: CpuProfile) -> Result<Plan> {
+        let Announced { state: _, shape, tap, bridge, gate } = announced;
+        shape.validate()?;
+        gate.validate()?;
+        ensure!(
+            shape.offloads == offloads_under(gate.engine),
+            "the primary's network device offers what its gate's engine cannot keep"
+        );
+        let name = |name: String| LinkName::new(&name).map_err(|e| anyhow!("{name}: {e}"));
+        let cpus = &self.options.placement;
+        let of = |n| cpus.of_vcpu(n).map(|cpu| cpu as usize);
+        let vcpu_cpus = (0..usize::from(shape.vcpus)).map_while(of).collect();
+        let device_cpus = cpus.io_cpus.iter().map(|cpu| *cpu as usize).collect();
+        for disk in &shape.disks {
+            disks::check(disk, self.options.disks.as_deref())?;
+        }
+        Ok(Plan {
+            vm: self.vm.as_str().to_owned(),
+            shape,
+            cpu,
+            placement: machine::Placement { vcpu_cpus, device_cpus },
+            tap: self.options.tap.clone().map_or_else(|| name(tap), Ok)?,
+            bridge: match (self.options.bridge.clone(), bridge) {
+                (Some(ours), _) => Some(ours),
+                (None, theirs) => theirs.map(name).transpose()?,
+            },
+            gate,
+        })
+    }
+
+    /// Makes the machine that `plan` asks for, unless it is there.
+    fn prepare(&mut self, plan: Plan, hello: &Hello) -> Result<(), Refuse> {
+        if self.standby.as_ref().is_some_and(|standby| standby.serves(&plan)) {
+            return Ok(());
+        }
+        if let Some((term, _)) = self.brain.committed() {
+            let text = format!(
+                "this host keeps the guest of term {term} in a machine of another shape, and does not give it up"
+            );
+            return Err(self.refusal(Refusal::Shape, &text));
+        }
+        // Of a machine that is no longer wanted the memory comes back.
+        let given_up = self.standby.as_ref().map_or(0, |standby| standby.plan().shape.memory_mib);
+        let needed = u64::from(plan.shape.memory_mib) << 20;
+        let free = available_memory().unwrap_or(u64::MAX).saturating_add(u64::from(given_up) << 20);
+        if needed > free {
+            let text =
+                format!("the VM wants {} MiB, this host has {} MiB left", needed >> 20, free >> 20);
+            return Err(self.refusal(Refusal::Memory, &text));
+        }
+        // The session of that machine is of no use without it; it has brought no image yet.
+        self.lose("the primary asks for another machine");
+        (self.session, self.watch, self.standby) = (None, None, None);
+        let not_ready = |e: anyhow::Error| self.refusal(Refusal::NotReady, &format!("{e:#}"));
+        let standby = Standby::prepare(plan, hello.term.next(), &self.pins).map_err(&not_ready)?;
+        let subject = self.subject(&standby);
+        self.watch = Some(Watch::start(subject, Part::Waits).map_err(&not_ready)?);
+        self.standby = Some(standby);
+        Ok(())
+    }
+
+    fn subject(&self, standby: &Standby) -> Subject {
+        let Plan { tap, bridge, shape, gate, .. } = standby.plan();
+        let uplink = match &gate.release {
+            gate::Release::Uplink(uplink) => Some(uplink.clone()),
+            gate::Release::ReEntry => None,
+        };
+        Subject {
+            vm: self.vm.as_str().to_owned(),
+            wanted: Wanted {
+                tap: tap.clone(),
+                bridge: bridge.clone(),
+                mac: Mac(shape.mac),
+                uplink,
+            },
+            tap: standby.wiring.tap(),
+            store: self.store.clone(),
+        }
+    }
+
+    /// On disk before the primary is answered: after a crash this host must not believe that it knows of no term.
+    fn record(&mut self, brain: &Backup) -> Result<(), Refuse> {
+        let record =
+            Record { term: brain.newest(), standing: Standing::Backup, owner: brain.owner() };
+        if self.recorded == Some(record) {
+            return Ok(());
+        }
+        if let Err(e) = self.store.write(self.vm.as_str(), record) {
+            warn!("VM {}: {e:#}", self.vm);
+            let text = "this backup cannot write its record to disk; its log says why";
+            return Err(self.refusal(Refusal::NotReady, text));
+        }
+        self.recorded = Some(record);
+        Ok(())
+    }
+
+    /// A session begins; the one before, if there is one, is over.
+    fn begin(&mut self, hello: &Hello, stream: TcpStream, welcome: &ToPrimary) -> Result<()> {
+        let standby = self.standby.as_mut().expect("built before the welcome");
+        let next = hello.term.next();
+        standby.begin_term(next);
+        standby.wiring.overhear(None);
+        let watch = self.watch.as_ref().expect("it is there as long as the machine");
+        watch.reserve(Record { term: next, standing: Standing::Promoted, owner: None });
+        let vcpus = usize::from(standby.plan().shape.vcpus);
+        let ram_pages = standby.machine.memory().layout().pages();
+        let datagrams = hello.acks_to.and_then(|to| match AckDatagrams::beside(&stream, &to) {
+            Ok(datagrams) => Some(datagrams),
+            Err(e) => {
+                warn!("VM {}: acks go by the bulk connection only: {e}", self.vm);
+                None
+            }
+        });
+        self.letters.await_bulk_of(hello.session);
+        let mut control = Polled::new(stream, Lane::ControlToBackup)?;
+        if control.send(|out| welcome.encode(out)).is_err() {
+            self.brain.handle_session_lost();
+            return Ok(());
+        }
+        info!("VM {}: session {} in term {}", self.vm, hello.session, hello.term);
+        self.session = Some(Following {
+            session: hello.session,
+            timing: hello.timing,
+            detector: Detector::new(&hello.timing, 2, boot_now()),
+            control: Some(control),
+            bulk: None,
+            datagrams,
+            image: Image::new(ram_pages, vcpus, hello.session),
+            protected: false,
+            told: String::new(),
+        });
+        self.delayed = None;
+        self.shared.begin_term(hello.term);
+        self.shared.stand(Protection::Syncing, "");
+        Ok(())
+    }
+}
+
+/// Bytes of memory that the host can give, as the kernel estimates (MemAvailable in /proc/meminfo).
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+}

@@ -1,0 +1,231 @@
+//! Asks once a second, on a thread of its own, whether a guest is served through this host, or would be after a takeover.
+//!
+//! On a thread of its own, since netlink and disks may keep whoever asks them waiting, and neither the engine nor a
+//! follower may wait. What is found is fetched from here without waiting ([`Watch::news`]).
+//!
+//! One thing is mended rather than told: where the guest runs, and its bridge comes that was not there or was made
+//! again, the tap joins that. A tap that somebody took out of a bridge which stayed is left alone, and told.
+
+use std::{
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use tracing::{info, warn};
+
+use crate::{
+    checks::{
+        Check, Outcome,
+        wiring::{self, Part, Wanted},
+    },
+    net::{IfIndex, Kind, Links},
+    store::{Record, Store},
+};
+
+/// Between two questions.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// What is asked about.
+pub(crate) struct Subject {
+    pub(crate) vm: String,
+    pub(crate) wanted: Wanted,
+    /// The tap that the gate guards.
+    pub(crate) tap: IfIndex,
+    /// Where a takeover is put on record.
+    pub(crate) store: Store,
+}
+
+/// What was found.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Found {
+    /// All that is not as it should be.
+    pub(crate) doubts: Vec<Check>,
+    /// The ports of the bridge, where there is one.
+    pub(crate) ports: Option<Vec<IfIndex>>,
+    /// How often the tap has joined its bridge again.
+    pub(crate) joined: u32,
+}
+
+impl Found {
+    /// What keeps clients from the guest, or would after a takeover; in words, empty when nothing does.
+    pub(crate) fn refusals(&self) -> String {
+        self.words(Outcome::Refused)
+    }
+
+    /// What may do so.
+    pub(crate) fn warnings(&self) -> String {
+        self.words(Outcome::Warning)
+    }
+
+    fn words(&self, outcome: Outcome) -> String {
+        let words = self.doubts.iter().filter(|check| check.outcome == outcome);
+        words.map(|check| check.found.as_str()).collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// The thread. It ends when this is dropped.
+pub(crate) struct Watch {
+    board: Arc<Board>,
+    seen: u64,
+}
+
+struct Board {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    /// `None`: nobody wants to know any more.
+    part: Option<Part>,
+    /// What a takeover would put on record; kept ready on disk.
+    reserve: Option<Record>,
+    found: Found,
+    /// How often what was found has changed.
+    changes: u64,
+}
+
+impl Watch {
+    /// Starts to ask, in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub(crate) fn start(subject: Subject, part: Part) -> Result<Self> {
+        let state = State { part: Some(part), reserve: None, found: Found::default(), changes: 0 };
+        let board = Arc::new(Board { state: Mutex::new(state), changed: Condvar::new() });
+        let of_thread = Arc::clone(&board);
+        let run = move || of_thread.ask_on(&subject);
+        thread::Builder::new().name("watch".to_owned()).spawn(run).context("start the watch")?;
+        Ok(Self { board, seen: 0 })
+    }
+
+    /// From now on `record` is kept ready on disk, for a takeover.
+    pub(crate) fn reserve(&self, record: Record) {
+        self.board.lock().reserve = Some(record);
+        self.board.changed.notify_all();
+    }
+
+    /// From now on the guest runs here: asks at once.
+    pub(crate) fn speak(&self) {
+        self.board.lock().part = Some(Part::Speaks);
+        self.board.changed.notify_all();
+    }
+
+    /// What was found, if that has changed since this was last asked. Never waits.
+    pub(crate) fn news(&mut self) -> Option<Found> {
+        let state = self.board.state.try_lock().ok()?;
+        if state.changes == self.seen {
+            return None;
+        }
+        self.seen = state.changes;
+        Some(state.found.clone())
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.board.lock().part = None;
+        self.board.changed.notify_all();
+    }
+}
+
+impl Board {
+    fn ask_on(&self, subject: &Subject) {
+        let mut asker = Asker::default();
+        let mut state = self.lock();
+        while let Some(part) = state.part {
+            let reserve = state.reserve;
+            drop(state);
+            let found = asker.ask(subject, part, reserve);
+            state = self.lock();
+            if state.found != found {
+                tell(&subject.vm, &state.found, &found);
+                state.found = found;
+                state.changes += 1;
+            }
+            if (state.part, state.reserve) == (Some(part), reserve) {
+                let waited = self.changed.wait_timeout(state, EVERY);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+    }
+
+    // What is under the lock is whole at any time.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Logs what has come and what has gone.
+fn tell(vm: &str, before: &Found, now: &Found) {
+    let is_in = |doubts: &[Check], doubt: &Check| doubts.contains(doubt);
+    for doubt in now.doubts.iter().filter(|doubt| !is_in(&before.doubts, doubt)) {
+        warn!("VM {vm}: {}. {}", doubt.found, doubt.remedy);
+    }
+    for doubt in before.doubts.iter().filter(|doubt| !is_in(&now.doubts, doubt)) {
+        info!("VM {vm}: no longer so: {}", doubt.found);
+    }
+}
+
+#[derive(Default)]
+struct Asker {
+    links: Option<Links>,
+    /// The bridge that the tap was last seen in.
+    joined_to: Option<IfIndex>,
+    joined: u32,
+}
+
+impl Asker {
+    fn ask(&mut self, subject: &Subject, part: Part, reserve: Option<Record>) -> Found {
+        let mut found = self.ask_links(subject, part).unwrap_or_else(|e| {
+            // Another socket next time.
+            self.links = None;
+            Found { doubts: vec![wiring::no_links(&e)], ..Found::default() }
+        });
+        if subject.wanted.bridge.is_some() {
+            found.doubts.push(wiring::forwarding());
+        }
+        if let (Part::Waits, Some(record)) = (part, reserve) {
+            let kept = subject.store.keep_reserved(&subject.vm, record);
+            found.doubts.extend(kept.err().map(|e| {
+                let remedy = "mend it, or a takeover waits until it can be put on record";
+                Check::refused("record", format!("{e:#}"), remedy)
+            }));
+        }
+        found.doubts.retain(|check| check.outcome != Outcome::Ok);
+        found.joined = self.joined;
+        found
+    }
+
+    fn ask_links(&mut self, subject: &Subject, part: Part) -> Result<Found> {
+        let links = match self.links.take() {
+            Some(links) => links,
+            None => Links::open()?,
+        };
+        let links = self.links.insert(links);
+        let Subject { wanted, tap, .. } = subject;
+        let mut all = links.all()?;
+        let bridge = wanted.bridge.as_ref().and_then(|name| {
+            let named = all.iter().find(|link| link.name == name.as_str())?;
+            matches!(named.kind, Kind::Bridge { .. }).then_some(named.index)
+        });
+        let is_in = all.iter().find(|link| link.index == *tap).and_then(|link| link.controller);
+        if let (Part::Speaks, Some(bridge)) = (part, bridge) {
+            if is_in == Some(bridge) {
+                self.joined_to = is_in;
+            } else if self.joined_to != Some(bridge) {
+                links.join(*tap, bridge)?;
+                info!("VM {}: {} has joined its bridge", subject.vm, wanted.tap);
+                self.joined_to = Some(bridge);
+                self.joined += 1;
+                all = links.all()?;
+            }
+        }
+        let ports = bridge.map(|bridge| {
+            let ports = all.iter().filter(|link| link.controller == Some(bridge));
+            ports.map(|link| link.index).collect()
+        });
+        Ok(Found { doubts: wiring::judge(&all, wanted, Some(*tap), part), ports, joined: 0 })
+    }
+}
