@@ -3,8 +3,8 @@
 
 use std::{
     fs,
-    io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    io::Write,
+    net::TcpListener,
     os::fd::AsRawFd,
     process::Command,
     sync::{
@@ -15,18 +15,15 @@ use std::{
 };
 
 use remus::{
-    checkpoint::STATE_VERSION,
     machine::{self, CpuProfile, open_tap},
     observe::status::Protection,
-    wire::{
-        FrameBuffer, HEADER_LEN, Hello, Instance, Lane, Refusal, Refuse, Session, Timing, ToBackup,
-        ToPrimary, VmName, WIRE_VERSION,
-    },
+    wire::{HEADER_LEN, Lane, Refusal, Refuse, ToBackup, ToPrimary, WIRE_VERSION},
 };
 use remus_abi::Term;
 use rig::{
     host::{Host, Share},
-    remus::{Daemon, TAP, VM, primary_run_dir},
+    peer::{ask, backup_listens, connect, hello, receive},
+    remus::{Daemon, TAP, primary_run_dir},
     topology::BACKUP,
 };
 use tokio::time::sleep;
@@ -208,22 +205,6 @@ fn refusing_backup(host: &Host, answer: Vec<u8>) -> Arc<AtomicU32> {
     asked
 }
 
-fn receive<T>(
-    stream: &mut TcpStream,
-    lane: Lane,
-    decode: impl Fn(&remus::wire::Frame<'_>) -> Result<T, remus::wire::WireError>,
-) -> T {
-    let mut frames = FrameBuffer::new(lane);
-    loop {
-        if let Some(frame) = frames.next_frame().unwrap() {
-            return decode(&frame).unwrap();
-        }
-        let read = stream.read(frames.space()).unwrap();
-        assert!(read > 0, "the other end closed the connection");
-        frames.filled(read);
-    }
-}
-
 fn refusal(why: Refusal, text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     ToPrimary::Refuse(Refuse::new(why, Term::NONE, text)).encode(&mut bytes);
@@ -273,46 +254,6 @@ async fn ends_without_a_trace(pair: &Pair, mut primary: Daemon) {
     assert_eq!(ended(&mut primary).await.code(), Some(0), "{}", pair.logged("primary"));
     tap_goes(&pair.topology.primary).await;
     assert!(!pair.vm_dir().exists());
-}
-
-fn hello(memory_mib: u32, cpu: &str) -> Hello {
-    let shape = format!(
-        r#"{{"state":{STATE_VERSION},"shape":{{"memory_mib":{memory_mib},"vcpus":1,"mac":[82,84,0,119,0,10],
-            "mtu_bytes":1500,"offloads":"none","disks":[]}},"tap":"tap0","bridge":"br0",
-            "gate":{{"buffer_mib":1,"release":"ReEntry","engine":"bpf"}}}}"#
-    );
-    Hello {
-        vm: VmName::new(VM).unwrap(),
-        session: Session::new(7).unwrap(),
-        primary: Instance::new(7).unwrap(),
-        term: Term::FIRST,
-        ram_pages: memory_mib << 8,
-        timing: Timing::default(),
-        acks_to: None,
-        shape: shape.into_bytes(),
-        cpu: cpu.as_bytes().to_vec(),
-    }
-}
-
-/// What the backup says to a Hello.
-fn ask(pair: &Pair, hello: Hello) -> ToPrimary {
-    let mut stream = connect(pair);
-    let mut bytes = Vec::new();
-    ToBackup::Hello(hello).encode(&mut bytes);
-    stream.write_all(&bytes).unwrap();
-    receive(&mut stream, Lane::ControlToPrimary, ToPrimary::decode)
-}
-
-fn connect(pair: &Pair) -> TcpStream {
-    let _entered = pair.topology.primary.netns().enter().unwrap();
-    TcpStream::connect(BACKUP).unwrap()
-}
-
-async fn backup_listens(pair: &Pair, backup: &mut Daemon) {
-    while !pair.logged("backup").contains("waiting for primaries") {
-        backup.still_runs().unwrap();
-        sleep(Duration::from_millis(10)).await;
-    }
 }
 
 #[test]

@@ -85,7 +85,7 @@ fn requests_that_died_with_the_primary_are_answered_without_being_sent_again() {
             guest.start_work(500, 64, 20_000).await.unwrap();
             let client = pair.client(4).await;
             let armed = pair.topology.primary.arm().await.unwrap();
-            on_primary(&pair, NO_CHECKPOINTS).await;
+            pair.on(&pair.topology.primary, NO_CHECKPOINTS).await;
             let replies = loop {
                 let before = client.replies();
                 // As long as an epoch: what was committed by then is said by now.
@@ -374,21 +374,6 @@ fn a_backup_that_dies_stalls_its_primary_and_a_new_one_is_synced() {
     });
 }
 
-/// Runs a shell line of an operator's on the primary host.
-async fn on_primary(pair: &Pair, line: &str) {
-    let mut shell = std::process::Command::new("sh");
-    shell.args(["-ec", line]);
-    let host = &pair.topology.primary;
-    let mut shell = host.spawn(shell, rig::host::Share::Load, &pair.log("shell")).unwrap();
-    let ended = loop {
-        if let Some(status) = shell.ended().unwrap() {
-            break status;
-        }
-        sleep(Duration::from_millis(2)).await;
-    };
-    assert!(ended.success(), "{line}: {}", pair.logged("shell"));
-}
-
 /// The guest was paused, its primary ends by itself for the reason `why`, and the backup goes on.
 async fn is_taken_over_for(pair: &Pair, primary: &mut Daemon, backup: &mut Daemon, why: &str) {
     promoted(backup).await;
@@ -420,7 +405,7 @@ fn a_gate_that_can_be_put_back_is_and_the_guest_goes_on_where_it_was() {
         let (mut primary, mut backup) = pair.protected().await;
         let client = pair.client(4).await;
         let pins = pair.vm_dir().join("bpf");
-        on_primary(&pair, &format!("umount -l {}", pins.display())).await;
+        pair.on(&pair.topology.primary, &format!("umount -l {}", pins.display())).await;
         let until = tokio::time::Instant::now() + patience();
         while !pair.logged("primary").contains("the gate is back") {
             assert!(tokio::time::Instant::now() < until, "{}", pair.logged("primary"));
@@ -440,7 +425,7 @@ fn a_tap_that_is_steered_past_its_gate_shows_and_is_taken_over_from() {
     with_hosts(async |pair| {
         let (mut primary, mut backup) = pair.protected().await;
         let client = pair.client(4).await;
-        on_primary(&pair, "echo 1 > /sys/class/net/tap0/queues/rx-0/rps_cpus").await;
+        pair.on(&pair.topology.primary, "echo 1 > /sys/class/net/tap0/queues/rx-0/rps_cpus").await;
         let status = primary.wait_for(Protection::GateLost, patience()).await.unwrap();
         assert!(status.reason.contains("rps_cpus is 1"), "{}", status.reason);
         assert_eq!(status.gate.mode, "closed");

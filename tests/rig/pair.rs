@@ -1,11 +1,16 @@
 //! Two hosts of the rig and the real `remus` on them: what takeovers and refusals are told with.
 
-use std::{fs, path::PathBuf, process::ExitStatus, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, ExitStatus},
+    time::Duration,
+};
 
 use crate::{
     client::{Client, Outcome},
     guest::Guest,
-    host::Host,
+    host::{Death, Host, Share},
     links::Links,
     remus::{
         Daemon, Options, Programs, Software, TAP, VM, primary_config, primary_run_dir,
@@ -105,6 +110,40 @@ impl Pair {
         fs::read_to_string(self.log(by)).unwrap_or_default()
     }
 
+    /// Runs a shell line of an operator's on a host.
+    pub async fn on(&self, host: &Host, line: &str) {
+        let mut shell = Command::new("sh");
+        shell.args(["-ec", line]);
+        let mut shell = host.spawn(shell, Share::Load, &self.log("shell")).unwrap();
+        let ended = loop {
+            if let Some(status) = shell.ended().unwrap() {
+                break status;
+            }
+            sleep(Duration::from_millis(2)).await;
+        };
+        assert!(ended.success(), "{line}: {}", self.logged("shell"));
+    }
+
+    /// Sets links of a host down or up.
+    pub async fn set_links(&self, host: &Host, name: &str, up: bool) {
+        let all = host.links().list().await.unwrap();
+        let found: Vec<_> = all.into_iter().filter(|link| link.name == name).collect();
+        assert_eq!(found.len(), 1, "one link is called {name}");
+        if up { host.links().set_up(&found).await } else { host.links().set_down(&found).await }
+            .unwrap();
+    }
+
+    /// Where a backup keeps what must outlive a reboot.
+    pub fn backup_state(&self) -> PathBuf {
+        self.folder.path().join("backup.d/state")
+    }
+
+    /// The primary's host dies.
+    pub async fn dies(&self, primary: &mut Daemon) {
+        let armed = self.topology.primary.arm().await.unwrap();
+        self.topology.primary.die(Death::Host, &armed, &mut primary.process).await.unwrap();
+    }
+
     /// Where a primary keeps what is the VM's, while it runs.
     pub fn vm_dir(&self) -> PathBuf {
         primary_run_dir(self.folder.path()).join(VM)
@@ -135,6 +174,28 @@ pub async fn replies_more(client: &Client, more: u64) {
     let until = Instant::now() + patience();
     while client.replies() < enough {
         assert!(Instant::now() < until, "{} replies, {enough} expected", client.replies());
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits until the status says `protection`, and its reason has `word`.
+pub async fn says(daemon: &mut Daemon, protection: Protection, word: &str) {
+    let until = Instant::now() + patience();
+    loop {
+        daemon.still_runs().unwrap();
+        let found = daemon.status(None).await;
+        if let Ok(status) = &found
+            && status.protection == protection
+            && status.reason.contains(word)
+        {
+            return;
+        }
+        let found = found.map(|status| format!("{:?}: {}", status.protection, status.reason));
+        assert!(
+            Instant::now() < until,
+            "not {protection:?} for {word:?} but {found:?}{}",
+            daemon.tail()
+        );
         sleep(Duration::from_millis(10)).await;
     }
 }

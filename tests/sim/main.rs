@@ -64,6 +64,7 @@ fn nothing_seen_outside_is_ever_taken_back() {
             lost: 1,
             repeated: 1,
             fences: 0,
+            strangers: 0,
         },
         100_000,
         &[
@@ -91,6 +92,7 @@ fn heartbeats_keep_the_lease_and_nothing_else() {
             lost: 0,
             repeated: 0,
             fences: 0,
+            strangers: 0,
         },
         100_000,
         &[Seen::Released, Seen::Promoted, Seen::LeaseStoppedFlush, Seen::ReleasedOnHeartbeatLease],
@@ -110,6 +112,7 @@ fn a_second_session_begins_anew_and_takes_nothing_from_the_first() {
             lost: 0,
             repeated: 0,
             fences: 0,
+            strangers: 0,
         },
         100_000,
         &[
@@ -135,6 +138,7 @@ fn a_guest_that_ran_unprotected_is_held_from_its_first_checkpoint_on() {
             lost: 0,
             repeated: 0,
             fences: 0,
+            strangers: 0,
         },
         50_000,
         &[Seen::PassedOpen, Seen::Released, Seen::PromotedWithOutputOutside],
@@ -154,9 +158,30 @@ fn a_new_term_leaves_nothing_of_the_old_one_to_promote() {
             lost: 0,
             repeated: 0,
             fences: 1,
+            strangers: 0,
         },
         100_000,
         &[Seen::PassedOpen, Seen::PromotedInSecondTerm, Seen::PromotedWithOutputOutside],
+    );
+}
+
+#[test]
+fn a_strangers_word_takes_nothing_from_a_guest() {
+    explore(
+        Start::Shut,
+        Limits {
+            steps: 2,
+            seals: 2,
+            sessions: 2,
+            ticks: 2,
+            heartbeats: 0,
+            lost: 0,
+            repeated: 0,
+            fences: 0,
+            strangers: 1,
+        },
+        100_000,
+        &[Seen::RefusedStranger, Seen::Released, Seen::PromotedWithOutputOutside, Seen::StoodDown],
     );
 }
 
@@ -170,6 +195,7 @@ const ONE_SESSION: Limits = Limits {
     lost: 0,
     repeated: 0,
     fences: 0,
+    strangers: 0,
 };
 /// And for those that take a reconnect.
 const TWO_SESSIONS: Limits = Limits {
@@ -181,6 +207,7 @@ const TWO_SESSIONS: Limits = Limits {
     lost: 0,
     repeated: 0,
     fences: 0,
+    strangers: 0,
 };
 
 #[test]
@@ -240,4 +267,9 @@ fn an_outdated_image_that_survives_a_newer_term_is_found() {
         Start::Shut,
         Limits { steps: 1, seals: 1, ticks: 2, fences: 1, ..TWO_SESSIONS },
     );
+}
+
+#[test]
+fn a_stranger_that_is_believed_is_found() {
+    finds(Fault::StrangersWordCounts, Start::Shut, Limits { strangers: 1, ..TWO_SESSIONS });
 }

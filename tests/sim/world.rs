@@ -31,6 +31,8 @@ pub(crate) struct Limits {
     pub(crate) repeated: u8,
     /// An operator switches the backup off and lets the primary go on in the next term.
     pub(crate) fences: u8,
+    /// Somebody starts the VM on a third host, which knows nothing and counts a newer term.
+    pub(crate) strangers: u8,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -64,6 +66,8 @@ pub(crate) enum Fault {
     HoldsFromFirstAck,
     /// The backup greets a primary of a newer term and keeps its old image.
     NewerTermKeepsImage,
+    /// The backup takes a newer term for its word, whoever says it.
+    StrangersWordCounts,
 }
 
 /// What a walk should come across, or it proves little.
@@ -87,6 +91,8 @@ pub(crate) enum Seen {
     StoodDown,
     /// Into a session of the second term, which was committed and promoted.
     PromotedInSecondTerm,
+    /// A stranger was refused by a backup that keeps the guest.
+    RefusedStranger,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -103,6 +109,8 @@ pub(crate) enum Violation {
     PromotedTornImage,
     /// The old primary was heard after the takeover.
     TwoSpeakers { said: u8 },
+    /// The primary has stood down, and no other host has the guest.
+    GuestLost,
 }
 
 /// A message, and the session whose connection carries it. `truth` is for the checker alone.
@@ -145,6 +153,7 @@ pub(crate) enum Step {
     PrimaryLosesLinks,
     BackupLosesLinks,
     Fence,
+    Stranger,
     Promote,
 }
 
@@ -213,6 +222,7 @@ impl World {
         may(primary.has_session(), Step::PrimaryLosesLinks);
         may(backup.has_session(), Step::BackupLosesLinks);
         may(left.fences > 0 && primary.may_connect() && !backup.is_promoted(), Step::Fence);
+        may(left.strangers > 0 && backup.keeps_the_guest(), Step::Stranger);
         may(backup.may_promote(self), Step::Promote);
         for (at, _) in (0u8..).zip(&self.network) {
             may(true, Step::Deliver(at));
@@ -234,7 +244,7 @@ impl World {
             }
             Step::Connect => {
                 self.left.sessions -= 1;
-                self.connect(seen);
+                self.connect(seen)?;
             }
             Step::SyncRound => self.sync_round(),
             Step::Seal => {
@@ -266,6 +276,10 @@ impl World {
             Step::Fence => {
                 self.left.fences -= 1;
                 self.fence()?;
+            }
+            Step::Stranger => {
+                self.left.strangers -= 1;
+                self.stranger(seen);
             }
             Step::Promote => self.promote(seen)?,
         }
@@ -350,6 +364,7 @@ impl World {
             | Step::PrimaryLosesLinks
             | Step::BackupLosesLinks
             | Step::Fence
+            | Step::Stranger
             | Step::Promote => format!("{step:?}"),
         }
     }
@@ -393,6 +408,9 @@ impl fmt::Display for Violation {
             }
             Self::PromotedTornImage => {
                 f.write_str("VIOLATION: promoted what is no committed checkpoint")
+            }
+            Self::GuestLost => {
+                f.write_str("VIOLATION: the primary stood down for nobody: the guest is lost")
             }
             Self::TwoSpeakers { said } => {
                 write!(f, "VIOLATION: the old primary said {said} after the takeover")

@@ -26,10 +26,11 @@ const BPF_LINKER: &str = "0.13.0";
 const GUEST_TARGET: &str = "x86_64-unknown-none";
 
 /// Programs that must be on the path whatever the verb, and the Debian package of each.
-const PROGRAMS: [(&str, &str); 4] = [
+const PROGRAMS: [(&str, &str); 5] = [
     ("redis-benchmark", "redis-tools"),
     ("redis-cli", "redis-tools"),
     ("ip", "iproute2"),
+    ("nft", "nftables"),
     ("cc", "build-essential"),
 ];
 

@@ -99,6 +99,31 @@ impl BackupHost {
         }
     }
 
+    /// It follows the primary, or has its image.
+    pub(crate) fn keeps_the_guest(&self) -> bool {
+        match &self.brain {
+            Brain::Promoted { .. } => false,
+            Brain::Following(backup) => {
+                !self.is_off && (backup.session().is_some() || backup.committed().is_some())
+            }
+        }
+    }
+
+    /// A stranger asks for a session; it lives no longer than its first word.
+    pub(crate) fn take_stranger(
+        &mut self,
+        hello: &Hello,
+        believes: bool,
+    ) -> Result<Welcome, Refuse> {
+        let Some(backup) = self.backup() else { unreachable!("it keeps the guest") };
+        if believes {
+            backup.handle_newer_term(hello.term);
+        }
+        let welcome = backup.handle_hello(hello)?;
+        backup.handle_session_lost();
+        Ok(welcome)
+    }
+
     pub(crate) fn lose_session(&mut self) {
         if let Some(backup) = self.backup() {
             backup.handle_session_lost();

@@ -4,7 +4,9 @@ use remus::{
     replication::{
         Fenced, LeaseError, Pipeline, Policy, PrimaryLease, SealWhen, Standing, SyncNext, Tempo,
     },
-    wire::{Ack, Begin, Digest, End, Heartbeat, HeartbeatAck, Hello, Instance, Moment, VmName},
+    wire::{
+        Ack, Begin, Digest, End, Heartbeat, HeartbeatAck, Hello, Instance, Moment, Session, VmName,
+    },
 };
 use remus_abi::{Epoch, Stamp, Term};
 
@@ -32,6 +34,21 @@ pub(crate) struct PrimaryHost {
     /// With their faults: bits still to be cleared, the epoch still to be opened.
     clear_late: Option<Pages>,
     open_late: Option<Stamp>,
+}
+
+/// What the primary `instance` says first.
+fn hello(session: Session, instance: u64, term: Term) -> Hello {
+    Hello {
+        vm: VmName::new("vm").expect("a plain name"),
+        session,
+        primary: Instance::new(instance).expect("not 0"),
+        term,
+        ram_pages: 2,
+        timing: timing(),
+        acks_to: None,
+        shape: Vec::new(),
+        cpu: Vec::new(),
+    }
 }
 
 /// A stand-in for the real chain, whose input here is the pages sent.
@@ -165,20 +182,10 @@ impl World {
     }
 
     /// Greeting and attaching, which take effect together or are as if a link was lost in between.
-    pub(crate) fn connect(&mut self, seen: &mut SeenSet) {
+    pub(crate) fn connect(&mut self, seen: &mut SeenSet) -> Result<(), Violation> {
         self.primary.sessions += 1;
         let asked = session(self.primary.sessions);
-        let hello = Hello {
-            vm: VmName::new("vm").expect("a plain name"),
-            session: asked,
-            primary: Instance::new(1).expect("not 0"),
-            term: self.primary.pipeline.term(),
-            ram_pages: 2,
-            timing: timing(),
-            acks_to: None,
-            shape: Vec::new(),
-            cpu: Vec::new(),
-        };
+        let hello = hello(asked, 1, self.primary.pipeline.term());
         let keeps_shadow = self.has(Fault::ShadowSurvivesSession);
         let ignores_term = self.has(Fault::NewerTermKeepsImage);
         let primary = &mut self.primary;
@@ -196,9 +203,22 @@ impl World {
                 if primary.pipeline.handle_newer_term(refuse.newest) {
                     seen.add(Seen::StoodDown);
                     primary.gate.mode = Mode::Closed;
+                    if !self.backup.is_promoted() {
+                        return Err(Violation::GuestLost);
+                    }
                 }
             }
         }
+        Ok(())
+    }
+
+    /// The VM is started on a third host, whose record says that the term before has ended.
+    pub(crate) fn stranger(&mut self, seen: &mut SeenSet) {
+        const ITS_SESSION: u64 = 100;
+        let hello = hello(session(ITS_SESSION), 3, self.primary.pipeline.term().next());
+        let believes = self.has(Fault::StrangersWordCounts);
+        let refused = self.backup.take_stranger(&hello, believes).is_err();
+        seen.add_if(refused, Seen::RefusedStranger);
     }
 
     /// The backup is switched off, by somebody who then says so: the guest goes on in the next term with its gate
