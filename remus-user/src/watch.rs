@@ -9,11 +9,11 @@
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     checks::{
@@ -137,7 +137,9 @@ impl Board {
         while let Some(part) = state.part {
             let reserve = state.reserve;
             drop(state);
+            let begun = Instant::now();
             let found = asker.ask(subject, part, reserve);
+            debug!("the host was asked in {:?}", begun.elapsed());
             state = self.lock();
             if state.found != found {
                 tell(&subject.vm, &state.found, &found);

@@ -89,9 +89,12 @@ fn a_link_that_lets_only_heartbeats_through_is_stalled_and_not_protected() {
         let mut guest = pair.guest().await;
         guest.start_work(500, 64, 20_000).await.unwrap();
         let client = pair.client(2).await;
-        pair.on(&pair.topology.backup, "ip link set repl0 mtu 576").await;
+        let narrow = "nft add table ip narrow; \
+             nft 'add chain ip narrow in { type filter hook input priority 0; }'; \
+             nft add rule ip narrow in iifname repl0 meta length gt 1000 drop";
+        pair.on(&pair.topology.backup, narrow).await;
         says(&mut primary, Protection::Stalled, "MTU").await;
-        pair.on(&pair.topology.backup, "ip link set repl0 mtu 1500").await;
+        pair.on(&pair.topology.backup, "nft delete table ip narrow").await;
         primary.wait_for(Protection::Protected, patience()).await.unwrap();
         replies_more(&client, 50).await;
         lost_nothing(client, 2).await;

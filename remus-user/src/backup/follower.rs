@@ -154,7 +154,7 @@ impl Follower {
         loop {
             self.wait()?;
             while let Some(letter) = self.letters.next() {
-                self.open(letter)?;
+                self.open(letter);
             }
             match self.listen()? {
                 Next::Follow => {}
@@ -191,18 +191,24 @@ impl Follower {
         Ok(())
     }
 
-    fn open(&mut self, letter: Letter) -> Result<()> {
+    /// Takes a connection in. One that cannot be used costs nothing but itself.
+    fn open(&mut self, letter: Letter) {
         match letter {
             Letter::Hello { hello, stream } => self.greet(&hello, stream),
             Letter::Attached { session, stream } => {
                 let Some(following) = self.session.as_mut().filter(|f| f.session == session) else {
-                    return Ok(());
+                    return;
                 };
-                match self.brain.handle_attach(&Attach { session }) {
-                    Ok(()) => following.bulk = Some(Polled::new(stream, Lane::BulkToBackup)?),
-                    Err(e) => warn!("VM {}: bulk connection: {e}", self.vm),
+                let attached = Polled::new(stream, Lane::BulkToBackup)
+                    .map_err(anyhow::Error::from)
+                    .and_then(|bulk| {
+                        self.brain.handle_attach(&Attach { session })?;
+                        Ok(bulk)
+                    });
+                match attached {
+                    Ok(bulk) => following.bulk = Some(bulk),
+                    Err(e) => warn!("VM {}: bulk connection: {e:#}", self.vm),
                 }
-                Ok(())
             }
         }
     }

@@ -33,14 +33,13 @@ use crate::{
 
 impl Follower {
     /// Welcomes a primary, or refuses it.
-    pub(super) fn greet(&mut self, hello: &Hello, stream: TcpStream) -> Result<()> {
+    pub(super) fn greet(&mut self, hello: &Hello, stream: TcpStream) {
         match self.welcome(hello) {
             Ok(welcome) => self.begin(hello, stream, &welcome),
             Err(refuse) => {
                 warn!("VM {}: a primary is refused: {}", self.vm, refuse.text);
                 // The primary will ask again.
                 link::refuse(stream, refuse).ok();
-                Ok(())
             }
         }
     }
@@ -182,7 +181,7 @@ impl Follower {
     }
 
     /// A session begins; the one before, if there is one, is over.
-    fn begin(&mut self, hello: &Hello, stream: TcpStream, welcome: &ToPrimary) -> Result<()> {
+    fn begin(&mut self, hello: &Hello, stream: TcpStream, welcome: &ToPrimary) {
         let standby = self.standby.as_mut().expect("built before the welcome");
         let next = hello.term.next();
         standby.begin_term(next);
@@ -199,11 +198,18 @@ impl Follower {
             }
         });
         self.letters.await_bulk_of(hello.session);
-        let mut control = Polled::new(stream, Lane::ControlToBackup)?;
-        if control.send(|out| welcome.encode(out)).is_err() {
-            self.brain.handle_session_lost();
-            return Ok(());
-        }
+        let answered = Polled::new(stream, Lane::ControlToBackup).and_then(|mut control| {
+            control.send(|out| welcome.encode(out))?;
+            Ok(control)
+        });
+        let control = match answered {
+            Ok(control) => control,
+            Err(e) => {
+                warn!("VM {}: a session ends before it has begun: {e}", self.vm);
+                self.brain.handle_session_lost();
+                return;
+            }
+        };
         info!("VM {}: session {} in term {}", self.vm, hello.session, hello.term);
         self.session = Some(Following {
             session: hello.session,
@@ -219,7 +225,6 @@ impl Follower {
         self.delayed = None;
         self.shared.begin_term(hello.term);
         self.shared.stand(Protection::Syncing, "");
-        Ok(())
     }
 }
 

@@ -29,7 +29,7 @@ use tracing::info;
 
 use crate::{
     config::{LinkName, Placement},
-    os::run_on,
+    os::{run_on, use_all_descriptors},
 };
 
 /// What `remus backup` was asked for, checked.
@@ -52,6 +52,7 @@ pub struct BackupOptions {
 /// # Errors
 /// When it cannot listen.
 pub fn run(options: BackupOptions) -> Result<()> {
+    use_all_descriptors();
     run_on(&options.placement.io_cpus).context("place the threads")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
