@@ -118,6 +118,10 @@ fn netfilter_that_drops_bridged_packets_by_its_policy_is_told() {
         says(&mut primary, Protection::Protected, told).await;
         pair.on(&pair.topology.primary, "nft delete table ip filter").await;
         says_nothing(&pair, &mut primary).await;
+        pair.on(&pair.topology.primary, "iptables-legacy -P FORWARD DROP").await;
+        says(&mut primary, Protection::Protected, "iptables-legacy, chain FORWARD").await;
+        pair.on(&pair.topology.primary, "iptables-legacy -P FORWARD ACCEPT").await;
+        says_nothing(&pair, &mut primary).await;
     });
 }
 

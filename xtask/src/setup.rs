@@ -26,11 +26,12 @@ const BPF_LINKER: &str = "0.13.0";
 const GUEST_TARGET: &str = "x86_64-unknown-none";
 
 /// Programs that must be on the path whatever the verb, and the Debian package of each.
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 6] = [
     ("redis-benchmark", "redis-tools"),
     ("redis-cli", "redis-tools"),
     ("ip", "iproute2"),
     ("nft", "nftables"),
+    ("iptables-legacy", "iptables"),
     ("cc", "build-essential"),
 ];
 

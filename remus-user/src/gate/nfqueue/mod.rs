@@ -21,6 +21,7 @@ mod rules;
 mod socket;
 mod support;
 mod switches;
+mod xtables;
 
 use std::{
     cell::Cell,

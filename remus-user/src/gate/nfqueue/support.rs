@@ -9,7 +9,7 @@ use super::{
     put_in,
     rules::{self, Earlier, Plan, Second, Statement},
     socket::Socket,
-    take_queue,
+    take_queue, xtables,
 };
 
 /// What the kernel can.
@@ -48,8 +48,8 @@ pub fn support() -> Result<Support> {
     thread::scope(|scope| scope.spawn(try_out).join().expect("the trial does not panic"))
 }
 
-/// The chain by which netfilter drops what this host forwards, unless a rule accepts it: its table and its name. `None`
-/// where there is none, or nf_tables cannot be asked.
+/// The chain by which netfilter drops what this host forwards, unless a rule accepts it, for people. `None` where there is
+/// none, or netfilter cannot be asked.
 pub fn forward_policy_drop() -> Option<String> {
     let [_, chains, _] = rules::dumps();
     let mut found = None;
@@ -60,7 +60,9 @@ pub fn forward_policy_drop() -> Option<String> {
             }
         })
     });
-    asked.ok().and(found)
+    let by_iptables =
+        || xtables::forward_policy_is_drop().then(|| "iptables-legacy, chain FORWARD".to_owned());
+    asked.ok().and(found).or_else(by_iptables)
 }
 
 fn try_out() -> Result<Support> {
