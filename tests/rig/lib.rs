@@ -13,7 +13,7 @@
 //! [`host`] is a machine that can die; [`topology`] is the drawing above; [`nest`] puts all of it into a PID
 //! namespace, so that nothing can be left behind. [`client`] keeps a history of every request and reply and
 //! judges it, [`http`] and [`psql`] are other clients, [`sniffer`] sees what leaves the hosts. [`remus`] starts the
-//! daemons, [`pair`] is what tests say of them, [`story`] tells what `remus-rig run` does, [`report`] what came of it.
+//! daemons, [`pair`] is what tests say of them, [`pty`] is a terminal for one, [`story`] tells what `remus-rig run` does, [`report`] what came of it.
 //! [`mod@bench`] is another thing: what the gate costs, what checkpoints do, and what others need for the same: [`qemu`]
 //! and [`qmp`] drive QEMU, [`colo`] a pair of them. [`outlet`] brings what was written out of the lab.
 //!
@@ -32,6 +32,7 @@ pub mod outlet;
 pub mod pair;
 pub mod progress;
 pub mod psql;
+pub mod pty;
 pub mod qemu;
 pub mod qmp;
 pub mod remus;
