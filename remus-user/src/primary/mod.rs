@@ -20,17 +20,13 @@ mod sender;
 mod start;
 mod sync;
 
-use std::{
-    fs::OpenOptions, net::SocketAddr, os::unix::fs::OpenOptionsExt, sync::Arc, thread,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 use remus_abi::Term;
 use tokio::{
     runtime::{Builder, Runtime},
     select,
-    signal::unix::{SignalKind, signal},
     sync::{
         mpsc::{self, UnboundedReceiver},
         oneshot,
@@ -52,12 +48,14 @@ use self::{
 };
 use crate::{
     checkpoint::{BootImage, HotSet, QUIET_EPOCHS_DEFAULT, STATE_VERSION},
+    checks::open_console_log,
     config::{Config, LEASE_MARGIN, ReleaseTrigger},
     gate::{Gate, Trigger},
     machine::{self, Console, CpuProfile, DiskShape, Shape, fault_cost},
     observe::{Shared, StatusSocket, VmDir, status::Role},
     os::{boot_now, fresh_instance, run_on},
     replication::{Fenced, Pipeline, Policy},
+    signals::{self, Ends},
     standby::{Plan, Standby, Wiring, offloads_under},
     store::{Record, Standing, Store},
     terminal::{self, Terminal},
@@ -104,6 +102,10 @@ pub fn run(options: PrimaryOptions) -> Result<()> {
             return Err(e);
         }
     };
+    if signals::end_is_asked_for() {
+        info!("VM {vm} is told to end before it has run");
+        return standby.remove();
+    }
     if open {
         // On disk before the guest is heard.
         store.write(vm, Record { term, standing: Standing::Unprotected, owner: None })?;
@@ -249,13 +251,11 @@ impl Shell {
             tokio::spawn(socket.serve(shared));
             let sessions = keep_sessions(backup, hello, datagrams, relayed, post.clone(), orders);
             tokio::spawn(sessions);
-            let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
-            let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+            let mut ends = Ends::new()?;
             loop {
                 select! {
                     result = &mut ended => return result.map_err(|_| anyhow!("the engine has panicked"))?,
-                    _ = terminate.recv() => post.send(Input::Stop),
-                    _ = interrupt.recv() => post.send(Input::Stop),
+                    () = ends.next() => post.send(Input::Stop),
                 }
             }
         });
@@ -299,10 +299,8 @@ fn attach_console(
     terminal: Option<Terminal>,
 ) -> Result<Option<terminal::Attached>> {
     if let Some(path) = &config.console.log {
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-        let file = file.with_context(|| format!("the console's log {}", path.display()))?;
         // For as long as the guest lives.
-        console.attach(&path.display().to_string(), file).map(drop)?;
+        console.attach(&path.display().to_string(), open_console_log(path)?).map(drop)?;
     }
     let name = config.name.as_str();
     terminal.map(|terminal| terminal.attach(console.clone(), name)).transpose()
