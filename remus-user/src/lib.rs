@@ -5,6 +5,11 @@ pub mod checkpoint;
 pub mod replication;
 pub mod wire;
 
+// The ground, which every module may stand on.
+mod os;
+mod outlet;
+mod signals;
+
 // Each owns one kind of resource and knows no other.
 pub mod gate;
 pub mod link;
@@ -17,7 +22,6 @@ pub mod store;
 pub mod backup;
 pub mod checks;
 mod failover;
-mod os;
 pub mod primary;
 pub mod standalone;
 mod standby;

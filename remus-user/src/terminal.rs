@@ -2,7 +2,8 @@
 //!
 //! What is typed goes to the guest, byte by byte, Ctrl-C too; [`LEAVE`] leaves the console, and the VM runs on. The
 //! terminal is as it was before when the console is left, when the process ends, and when it is aborted. A terminal
-//! that hangs up takes the console with it, not the VM: a lost login must not make a backup take over.
+//! that hangs up, or whose keyboard goes to another process, takes the console with it, not the VM: a lost login must
+//! not make a backup take over.
 //!
 //! Absent: the guest's window size (a serial line knows none).
 
@@ -16,6 +17,7 @@ use std::thread;
 use anyhow::{Context, Result, ensure};
 
 use crate::machine::Console;
+use crate::outlet;
 
 /// Ctrl-].
 const LEAVE: u8 = 0x1d;
@@ -40,13 +42,20 @@ impl Terminal {
     /// The terminal of this process.
     ///
     /// # Errors
-    /// When standard input or output is none.
+    /// When standard input or output is none, or this process runs in its background.
     pub fn of_this_process() -> Result<Self> {
         let (input, output) = (io::stdin(), io::stdout());
         ensure!(
             input.is_terminal() && output.is_terminal(),
             "--console wants a terminal, and standard input or output is none: leave it out, or write to a file \
              ([console] log)"
+        );
+        // SAFETY: a descriptor that is open.
+        let (foreground, ours) = unsafe { (libc::tcgetpgrp(input.as_raw_fd()), libc::getpgrp()) };
+        // A terminal that is not this session's has no say.
+        ensure!(
+            foreground == -1 || foreground == ours,
+            "--console wants the terminal's keyboard, which another process has: do not start it in the background (&)"
         );
         let own = |fd: io::Result<std::os::fd::OwnedFd>| fd.map(File::from).context("the terminal");
         Ok(Self {
@@ -61,9 +70,9 @@ impl Terminal {
     /// When it cannot be made raw, or a thread cannot be had.
     pub(crate) fn attach(self, console: Console, name: &str) -> Result<Attached> {
         let Self { mut input, output } = self;
-        eprintln!(
+        outlet::say(&format!(
             "The console of VM {name}. Ctrl-] leaves it. What the guest says here may be taken back by a takeover."
-        );
+        ));
         let outlet = console.attach("the terminal", output)?;
         // From here on it is restored, whatever comes.
         let attached = Attached(());
@@ -101,7 +110,7 @@ fn make_raw(terminal: &File) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     let before = *BEFORE.get_or_init(|| mode);
-    keep_signals_from_leaving_it_raw();
+    keep_an_abort_from_leaving_it_raw();
     let raw = raw_of(before);
     IS_RAW.store(true, Ordering::SeqCst);
     // SAFETY: as above; the mode is a whole one.
@@ -130,24 +139,20 @@ fn restore() {
     }
 }
 
-/// An abort (a bug in a vCPU's thread) and a quit end the process at once: they restore the terminal first. A hang-up
-/// does not end it.
-fn keep_signals_from_leaving_it_raw() {
+/// An abort (a bug in a vCPU's thread) ends the process at once: it restores the terminal first. No other signal that a
+/// terminal gives rise to ends it (`signals`).
+fn keep_an_abort_from_leaving_it_raw() {
     extern "C" fn restore_and_die(signal: libc::c_int) {
         restore();
         // SAFETY: the handler was for once, so that this is the signal's default: death.
         unsafe { libc::raise(signal) };
     }
-    for signal in [libc::SIGABRT, libc::SIGQUIT] {
-        // SAFETY: sigaction is plain data.
-        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        action.sa_sigaction = restore_and_die as extern "C" fn(libc::c_int) as usize;
-        action.sa_flags = libc::SA_RESETHAND | libc::SA_NODEFER;
-        // SAFETY: a whole action whose handler calls only what may be called there.
-        unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
-    }
-    // SAFETY: no handler.
-    unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+    // SAFETY: sigaction is plain data.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = restore_and_die as extern "C" fn(libc::c_int) as usize;
+    action.sa_flags = libc::SA_RESETHAND | libc::SA_NODEFER;
+    // SAFETY: a whole action whose handler calls only what may be called there.
+    unsafe { libc::sigaction(libc::SIGABRT, &raw const action, std::ptr::null_mut()) };
 }
 
 #[cfg(test)]

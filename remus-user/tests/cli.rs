@@ -134,3 +134,25 @@ fn gate_verbs_take_no_names_that_leave_their_directory_and_find_nothing_where_no
         assert!(said.starts_with("remus: error: there is no gate tap0, by name or tap"), "{said}");
     }
 }
+
+/// Runs a shell line in which `remus` is the program.
+fn shell(line: &str) -> Output {
+    let line = format!("remus() {{ {} \"$@\"; }}; {line}", env!("CARGO_BIN_EXE_remus"));
+    Command::new("bash").args(["-c", &line]).output().unwrap()
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_error_and_a_full_file_is_one() {
+    for (line, code, word) in [
+        ("remus run --print-example | true; exit ${PIPESTATUS[0]}", 0, ""),
+        ("remus run --print-example > /dev/full", 1, "write to standard output: No space left"),
+        ("remus generate completion bash > /dev/full", 1, "write to standard output"),
+        ("remus run --print-example 1< /dev/null", 1, "write to standard output: Bad file"),
+        ("remus run --print-example >&-", 0, ""),
+        ("remus status --run-dir /nowhere 2>&1 | true; exit ${PIPESTATUS[0]}", 0, ""),
+    ] {
+        let output = shell(line);
+        assert_eq!(output.status.code(), Some(code), "{line}: {}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(word), "{line}: {}", text(&output.stderr));
+    }
+}

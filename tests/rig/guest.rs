@@ -149,6 +149,11 @@ impl Guest {
         }
     }
 
+    /// Has it begin anew, with nothing of what it knew. This connection ends with it.
+    pub async fn reboot(&mut self) -> Result<()> {
+        self.done(&["REBOOT"]).await
+    }
+
     async fn done(&mut self, words: &[&str]) -> Result<()> {
         match self.connection.ask(words).await.with_context(|| words.join(" "))? {
             Reply::Status(_) => Ok(()),

@@ -188,6 +188,10 @@ pub struct Process {
 }
 
 impl Process {
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, signal: libc::c_int) -> Result<()> {
         sys::kill(self.child.id(), signal).context("signal a process of the rig")
     }

@@ -13,8 +13,8 @@ use crate::{
     host::{Death, Host, Share},
     links::Links,
     remus::{
-        Daemon, Options, Programs, Software, TAP, VM, primary_config, primary_run_dir,
-        start_backup_with, start_primary_with,
+        Daemon, Options, Programs, Software, TAP, VM, backup_command, backup_run_dir, behind,
+        primary_command, primary_config, primary_run_dir, start_backup_with, start_primary_with,
     },
     sniffer::{Seen, Sniffer},
     sys,
@@ -79,6 +79,22 @@ impl Pair {
         let (host, log) = (&self.topology.primary, self.log("primary"));
         let config = self.config(changes);
         start_primary_with(host, &self.programs, &config, self.folder.path(), &log).unwrap()
+    }
+
+    /// A primary that is executed by other words: [`behind`].
+    pub fn start_primary_behind(&self, words: &[&str], changes: &[(&str, &str)]) -> Daemon {
+        let folder = self.folder.path();
+        let command = primary_command(&self.programs, &self.config(changes), folder).unwrap();
+        let (host, run_dir) = (&self.topology.primary, primary_run_dir(folder));
+        Daemon::start(host, behind(words, &command), &run_dir, &self.log("primary")).unwrap()
+    }
+
+    /// The same of a backup.
+    pub fn start_backup_behind(&self, words: &[&str]) -> Daemon {
+        let folder = self.folder.path();
+        let command = backup_command(&self.programs, folder, &[]).unwrap();
+        let (host, run_dir) = (&self.topology.backup, backup_run_dir(folder));
+        Daemon::start(host, behind(words, &command), &run_dir, &self.log("backup")).unwrap()
     }
 
     pub fn start_backup(&self) -> Daemon {

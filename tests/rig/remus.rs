@@ -218,13 +218,27 @@ pub fn start_primary_with(
     folder: &Path,
     log: &Path,
 ) -> Result<Daemon> {
+    let command = primary_command(programs, config, folder)?;
+    Daemon::start(host, command, &primary_run_dir(folder), log)
+}
+
+/// The command that starts a primary with this config; its `run_dir` is [`primary_run_dir`].
+pub fn primary_command(programs: &Programs, config: &str, folder: &Path) -> Result<Command> {
     let run_dir = primary_run_dir(folder);
     let file = folder.join("primary.toml");
     fs::create_dir_all(&run_dir).with_context(|| format!("create {}", run_dir.display()))?;
     fs::write(&file, config).with_context(|| format!("write {}", file.display()))?;
     let mut command = Command::new(&programs.remus);
     command.arg("run").arg(&file);
-    Daemon::start(host, command, &run_dir, log)
+    Ok(command)
+}
+
+/// `command` behind the words of another, which executes what it is given: a shell with other streams, say.
+pub fn behind(words: &[&str], command: &Command) -> Command {
+    let [first, others @ ..] = words else { panic!("no words") };
+    let mut whole = Command::new(first);
+    whole.args(others).arg(command.get_program()).args(command.get_args());
+    whole
 }
 
 /// Where a primary whose files are in `folder` keeps its sockets.
@@ -245,7 +259,18 @@ pub fn start_backup_with(
     log: &Path,
     more: &[&str],
 ) -> Result<Daemon> {
-    let run_dir = folder.join("backup.d");
+    let command = backup_command(programs, folder, more)?;
+    Daemon::start(host, command, &backup_run_dir(folder), log)
+}
+
+/// Where a backup whose files are in `folder` keeps its sockets.
+pub fn backup_run_dir(folder: &Path) -> PathBuf {
+    folder.join("backup.d")
+}
+
+/// The command that starts a backup with `more` options.
+pub fn backup_command(programs: &Programs, folder: &Path, more: &[&str]) -> Result<Command> {
+    let run_dir = backup_run_dir(folder);
     fs::create_dir_all(&run_dir).with_context(|| format!("create {}", run_dir.display()))?;
     let mut command = Command::new(&programs.remus);
     command.arg("backup").arg("--listen").arg(SocketAddr::from(BACKUP).to_string());
@@ -255,7 +280,7 @@ pub fn start_backup_with(
         command.args(["--vcpu-cpus", &vcpus.to_string(), "--io-cpus", &listed(io)]);
     }
     command.args(more);
-    Daemon::start(host, command, &run_dir, log)
+    Ok(command)
 }
 
 fn listed(cpus: &[usize]) -> String {
@@ -361,7 +386,8 @@ release = {{ trigger = "{trigger}" }}
 }
 
 impl Daemon {
-    fn start(host: &Host, command: Command, run_dir: &Path, log: &Path) -> Result<Self> {
+    /// Starts `command` on its host; `run_dir` is where it keeps its sockets.
+    pub fn start(host: &Host, command: Command, run_dir: &Path, log: &Path) -> Result<Self> {
         let process = host.spawn(command, Share::Host, log)?;
         let socket = run_dir.join(VM).join("status.sock");
         Ok(Self { process, name: host.name(), socket, log: log.to_owned() })

@@ -21,15 +21,13 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use tokio::{
-    select,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::select;
 use tracing::info;
 
 use crate::{
     config::{LinkName, Placement},
     os::{run_on, use_all_descriptors},
+    signals::Ends,
 };
 
 /// What `remus backup` was asked for, checked.
@@ -59,13 +57,11 @@ pub fn run(options: BackupOptions) -> Result<()> {
         .build()
         .context("start tokio")?;
     let result = runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+        let mut ends = Ends::new()?;
         let followers = Arc::new(Mutex::new(daemon::Followers::default()));
         let result = select! {
             result = daemon::serve(Arc::new(options), Arc::clone(&followers)) => result,
-            _ = terminate.recv() => Ok(()),
-            _ = interrupt.recv() => Ok(()),
+            () = ends.next() => Ok(()),
         };
         daemon::end_guests(&followers).await;
         result

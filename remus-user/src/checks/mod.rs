@@ -6,6 +6,7 @@
 //! Deliberately absent: whether an existing tap carries our own gate. Only the gate's loader can tell, and it
 //! does so when the tap is adopted.
 
+mod console;
 mod engines;
 mod host;
 mod kvm;
@@ -16,13 +17,13 @@ use std::path::Path;
 
 use serde::Serialize;
 
+pub(crate) use self::console::open as open_console_log;
+use self::wiring::Wanted;
 use crate::{
     backup::BackupOptions,
     config::Config,
     gate::{Engine, Release},
 };
-
-use self::wiring::Wanted;
 
 /// How a check stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -105,6 +106,7 @@ pub(crate) fn primary(config: &Config) -> Report {
     checks.push(host::memory(config.machine.memory_mib));
     checks.push(host::software(config.machine.software()));
     checks.extend(config.disks.iter().map(|disk| host::disk(&disk.path)));
+    checks.extend(console::log(config));
     checks.push(host::placement(&config.placement));
     let (vm, mtu_bytes) = (Some(&config.name), Some(net.mtu_bytes));
     checks.extend(network::links(Some(&net.tap), net.bridge.as_ref(), vm, mtu_bytes));

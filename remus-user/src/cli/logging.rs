@@ -1,12 +1,16 @@
-//! Logs on stderr.
+//! Logs on stderr, which no thread waits for: see [`outlet`].
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 
 use anyhow::{Context, Result};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+
+use crate::outlet;
 
 /// Starts logging with `filter`, else with RUST_LOG, else at info.
 pub(super) fn start(filter: Option<&str>) -> Result<()> {
+    // First: a filter that is none is told of without waiting for anybody either.
+    outlet::start_log().context("start the log")?;
     let from_environment = std::env::var("RUST_LOG").ok();
     let (text, source) = match (filter, &from_environment) {
         (Some(text), _) => (text, "--log"),
@@ -21,7 +25,32 @@ pub(super) fn start(filter: Option<&str>) -> Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(ansi)
-        .with_writer(io::stderr)
+        .with_writer(Events)
+        // Those would be printed to stderr by the thread that logs.
+        .log_internal_errors(false)
         .init();
     Ok(())
+}
+
+/// The log, to which the formatter hands each event in one write.
+#[derive(Clone, Copy)]
+struct Events;
+
+impl Write for Events {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        outlet::put_event(event);
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Events {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        *self
+    }
 }

@@ -1,7 +1,8 @@
 //! The command line: one file per verb, one place where errors are printed and become exit codes.
 //!
 //! An error is printed once, as `remus: error: ` and its chain in one line; what to do is part of the message.
-//! Help, tables and JSON go to stdout, everything else to stderr.
+//! Help, tables and JSON go to stdout, everything else to stderr, by way of the log's outlet: no reader that is slow or gone
+//! keeps a process from ending.
 
 mod backup;
 mod gate;
@@ -11,11 +12,12 @@ mod preflight;
 mod run;
 mod status;
 
-use std::{fmt::Write as _, process::ExitCode};
+use std::{fmt::Write as _, os::fd::AsFd, process::ExitCode};
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-use crate::{checks::Report, config::ConfigError};
+use crate::{checks::Report, config::ConfigError, outlet, signals};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -79,10 +81,18 @@ impl From<ConfigError> for Failure {
 pub fn main() -> ExitCode {
     // Prints by itself and exits 0 (help, version) or 2 (usage).
     let cli = Cli::parse();
+    // Before any other thread is there: those that come have it from this one.
+    if cli.verb.holds_a_guest()
+        && let Err(e) = signals::settle()
+    {
+        outlet::say(&format!("remus: error: {e:#}"));
+        return ExitCode::FAILURE;
+    }
     if let Err(e) = logging::start(cli.log.as_deref()) {
-        eprintln!("remus: error: {e:#}");
+        outlet::say(&format!("remus: error: {e:#}"));
         return ExitCode::from(2);
     }
+    outlet::report_panics();
     let done = match cli.verb {
         Verb::Run(args) => run::run(args),
         Verb::Backup(args) => backup::run(args),
@@ -92,10 +102,24 @@ pub fn main() -> ExitCode {
         Verb::Generate(args) => generate::run(&args),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            outlet::finish();
+            ExitCode::SUCCESS
+        }
         Err(failure) => {
-            eprint!("{}", failure.message());
+            outlet::say(&failure.message());
             ExitCode::from(failure.code())
+        }
+    }
+}
+
+impl Verb {
+    /// Whether the process is to hold a guest, or the gate of one, as long as it lives.
+    fn holds_a_guest(&self) -> bool {
+        match self {
+            Self::Run(_) | Self::Backup(_) => true,
+            Self::Gate(args) => args.holds_a_gate(),
+            Self::Status(_) | Self::Preflight(_) | Self::Generate(_) => false,
         }
     }
 }
@@ -128,11 +152,15 @@ impl Failure {
     }
 }
 
-/// Writes to stdout; a reader that has gone (`| head`) is no error.
+/// Writes to stdout, and waits for its reader; one that has gone (`| head`) is no error.
 fn print(text: &str) -> anyhow::Result<()> {
-    use std::io::{ErrorKind, Write as _};
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e.into()),
+    use std::io::{ErrorKind, stdout};
+    // The descriptor itself: what is left in the buffer of `stdout` would be lost without a word at the end.
+    let stdout = std::fs::File::from(stdout().as_fd().try_clone_to_owned().context("stdout")?);
+    match outlet::write_patiently(&stdout, text.as_bytes()) {
+        Err(e) if e.error.kind() != ErrorKind::BrokenPipe => {
+            Err(e.error).context("write to standard output")
+        }
         Err(_) | Ok(()) => Ok(()),
     }
 }

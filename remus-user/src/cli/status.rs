@@ -9,6 +9,7 @@ use super::Failure;
 use crate::{
     config::{RUN_DIR_DEFAULT, VmName},
     observe::{query, render, running},
+    outlet::say,
 };
 
 #[derive(clap::Args)]
@@ -38,7 +39,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         None => here()?,
     };
     if names.is_empty() {
-        eprintln!("no VM runs under {}", args.run_dir.display());
+        say(&format!("no VM runs under {}", args.run_dir.display()));
         return Ok(());
     }
     let mut text = String::new();

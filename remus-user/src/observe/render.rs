@@ -90,6 +90,13 @@ pub fn render(s: &Status) -> String {
             line("", rest.join(", "));
         }
     }
+    let lost =
+        [("lines of the log", s.lost.log_lines), ("bytes of the console", s.lost.console_bytes)];
+    let lost: Vec<_> =
+        lost.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{n} {what}")).collect();
+    if !lost.is_empty() {
+        line("LOST", lost.join(", "));
+    }
     if let Some(f) = &s.failover {
         let ms = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e6;
         line(
@@ -155,7 +162,10 @@ mod tests {
     use remus_abi::{Epoch, Stamp, Term};
 
     use super::*;
-    use crate::observe::{Shared, status::Failover};
+    use crate::observe::{
+        Shared,
+        status::{Failover, Lost},
+    };
 
     #[test]
     fn a_takeover_reads_as_times() {
@@ -182,6 +192,20 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("  pause        -\n"), "{text}");
+    }
+
+    #[test]
+    fn what_was_lost_is_shown_when_there_is_any() {
+        let shared = Shared::new("demo", Role::Primary, Term::FIRST);
+        let mut status = shared.status(None);
+        status.lost = Lost::default();
+        assert!(!render(&status).contains("LOST"));
+        status.lost = Lost { log_lines: 7, console_bytes: 0 };
+        assert!(
+            render(&status).contains("  LOST         7 lines of the log\n"),
+            "{}",
+            render(&status)
+        );
     }
 
     #[test]

@@ -26,8 +26,11 @@ use remus_abi::{
 use super::{
     epochs::{EpochRing, PauseParts, Stretch},
     histogram::Histogram,
-    status::{Distribution, Epochs, Failover, Gate, Inbound, Protection, Role, Status, Trigger},
+    status::{
+        Distribution, Epochs, Failover, Gate, Inbound, Lost, Protection, Role, Status, Trigger,
+    },
 };
+use crate::outlet;
 
 /// See the module. Made once a VM; threads hold it in an [`Arc`].
 pub struct Shared {
@@ -265,6 +268,7 @@ impl Shared {
             inbound: self.inbound_status(),
             gate: self.gate_status(),
             trigger: self.trigger_status(),
+            lost: lost(),
             failover: *lock(&self.failover),
             reason: standing.reason.clone(),
         }
@@ -322,6 +326,11 @@ impl Shared {
             unguarded: of(Counter::Unguarded),
         }
     }
+}
+
+fn lost() -> Lost {
+    let (log_lines, console_bytes) = outlet::lost();
+    Lost { log_lines, console_bytes }
 }
 
 impl Standing {

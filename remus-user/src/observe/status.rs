@@ -65,6 +65,8 @@ pub struct Status {
     pub inbound: Inbound,
     pub gate: Gate,
     pub trigger: Trigger,
+    #[serde(default)]
+    pub lost: Lost,
     /// Set once a backup has taken over.
     pub failover: Option<Failover>,
     /// Why protection is not what it should be, for people; empty when all is well.
@@ -137,6 +139,15 @@ pub struct Trigger {
     pub refused: u64,
     /// From the kernel's release to when the controller was about to, microseconds: what each datagram won.
     pub lead_us: Distribution,
+}
+
+/// What the process that answers has lost because nobody took it in time, or a file refused it. All its VMs share the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Lost {
+    /// Lines of its log.
+    pub log_lines: u64,
+    /// Bytes that guests have said on their consoles.
+    pub console_bytes: u64,
 }
 
 /// A takeover, in CLOCK_BOOTTIME nanoseconds of the backup host.

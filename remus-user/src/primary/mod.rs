@@ -23,14 +23,13 @@ mod standing;
 mod start;
 mod sync;
 
-use std::{fs::OpenOptions, os::unix::fs::OpenOptionsExt, sync::Arc, thread, time::Duration};
+use std::{sync::Arc, thread, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 use remus_abi::Term;
 use tokio::{
     runtime::{Builder, Runtime},
     select,
-    signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
     task::spawn_blocking,
 };
@@ -45,13 +44,14 @@ pub(crate) use self::{
 use self::{control::keep_sessions, datagrams::Datagrams, relay::relay, start::Permission};
 use crate::{
     checkpoint::{BootImage, HotSet, QUIET_EPOCHS_DEFAULT, STATE_VERSION},
-    checks::{self, wiring::Part},
+    checks::{self, open_console_log, wiring::Part},
     config::{Config, LEASE_MARGIN, ReleaseTrigger},
     gate::{Gate, Trigger},
     machine::{self, Console, CpuProfile, DiskShape, Shape, fault_cost},
     observe::{Shared, StatusSocket, VmDir, status::Role},
     os::{boot_now, fresh_instance, run_on},
     replication::{Pipeline, Policy},
+    signals::{self, Ends},
     standby::{Plan, Standby, Wiring, offloads_under},
     store::{Record, Standing, Store},
     terminal::{self, Terminal},
@@ -103,6 +103,10 @@ pub fn run(options: PrimaryOptions) -> Result<()> {
             return Err(e);
         }
     };
+    if signals::end_is_asked_for() {
+        info!("VM {vm} is told to end before it has run");
+        return standby.remove();
+    }
     let shell = Shell::new(&config, &directory, &store, standby, boot, permission)?;
     let (stopped, gate, wiring) = shell.run()?;
     match stopped {
@@ -274,13 +278,11 @@ impl<'a> Shell<'a> {
             .context("start the engine")?;
         run_on(io_cpus).context("place the control thread")?;
         let result = runtime.block_on(async {
-            let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
-            let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+            let mut ends = Ends::new()?;
             loop {
                 select! {
                     result = &mut ended => return result.map_err(|_| anyhow!("the engine has panicked"))?,
-                    _ = terminate.recv() => post.send(Input::Stop),
-                    _ = interrupt.recv() => post.send(Input::Stop),
+                    () = ends.next() => post.send(Input::Stop),
                 }
             }
         });
@@ -341,10 +343,8 @@ fn attach_console(
     terminal: Option<Terminal>,
 ) -> Result<Option<terminal::Attached>> {
     if let Some(path) = &config.console.log {
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-        let file = file.with_context(|| format!("the console's log {}", path.display()))?;
         // For as long as the guest lives.
-        console.attach(&path.display().to_string(), file).map(drop)?;
+        console.attach(&path.display().to_string(), open_console_log(path)?).map(drop)?;
     }
     let name = config.name.as_str();
     terminal.map(|terminal| terminal.attach(console.clone(), name)).transpose()

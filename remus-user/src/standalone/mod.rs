@@ -25,7 +25,6 @@ use tokio::{
     io::{Interest, unix::AsyncFd},
     runtime::Builder,
     select,
-    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
     time::{MissedTickBehavior, interval, sleep},
 };
@@ -41,6 +40,7 @@ use crate::{
     config::{LinkName, VmName},
     gate::Settings,
     observe::VmDir,
+    signals::Ends,
 };
 
 /// The socket's name in the gate's own directory.
@@ -88,13 +88,12 @@ pub fn run(options: &StandaloneOptions) -> Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build().context("start tokio")?;
     let keeper = runtime.block_on(async {
         // Before the socket: whoever can reach us can also end us as we were asked to end.
-        let terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
-        let interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+        let ends = Ends::new()?;
         let (requests_in, requests) = mpsc::channel(WAITING_MAX);
         let bound = Socket::bind(&socket)?;
         info!("the gate on {} listens at {}", options.tap, socket.display());
         tokio::spawn(bound.serve(requests_in));
-        keep(keeper, requests, [terminate, interrupt]).await
+        keep(keeper, requests, ends).await
     })?;
     // The socket goes first: nobody is told anything about a gate that is going.
     drop(runtime);
@@ -110,7 +109,7 @@ pub fn run(options: &StandaloneOptions) -> Result<()> {
 async fn keep(
     mut keeper: Keeper,
     mut requests: mpsc::Receiver<Asked>,
-    [mut terminate, mut interrupt]: [Signal; 2],
+    mut ends: Ends,
 ) -> Result<Keeper> {
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -120,8 +119,7 @@ async fn keep(
     loop {
         let mut filling = false;
         select! {
-            _ = terminate.recv() => return Ok(keeper),
-            _ = interrupt.recv() => return Ok(keeper),
+            () = ends.next() => return Ok(keeper),
             Some(asked) = requests.recv() => match asked.request {
                 Request::Wait if !keeper.is_filling() => {
                     waiting.retain(|asked| !asked.reply.is_closed());

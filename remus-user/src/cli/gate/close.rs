@@ -6,7 +6,10 @@
 use anyhow::Result;
 
 use super::{Where, seen::find};
-use crate::observe::{Holder, holder};
+use crate::{
+    observe::{Holder, holder},
+    outlet::say,
+};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -21,15 +24,15 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let (place, pinned) = find(&args.place.run_dir, &args.gate)?;
     pinned.close();
     let (name, held) = (place.name.as_str(), pinned.held()?.frames);
-    eprintln!("gate {name} is closed; {held} frames stay in it");
+    say(&format!("gate {name} is closed; {held} frames stay in it"));
     match holder(&args.place.run_dir, &place.name)? {
         Holder::Nobody => {}
         Holder::Process(Some(pid)) => {
-            eprintln!(
+            say(&format!(
                 "process {pid} controls it and may open it again: end that process to be sure"
-            );
+            ));
         }
-        Holder::Process(None) => eprintln!("a live process controls it and may open it again"),
+        Holder::Process(None) => say("a live process controls it and may open it again"),
     }
     Ok(())
 }

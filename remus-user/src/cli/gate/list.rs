@@ -6,7 +6,7 @@ use super::{
     Where,
     seen::{Controller, Seen, lost, places},
 };
-use crate::{cli::print, gate::Pinned, net::Links};
+use crate::{cli::print, gate::Pinned, net::Links, outlet::say};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -27,7 +27,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     for place in places(run_dir)? {
         match Pinned::find(&place.pins)? {
             Some(pinned) => seen.push(Seen::of(run_dir, &place, &pinned, &links)?),
-            None => eprintln!("{}: {}", place.name.as_str(), lost(&place)),
+            None => say(&format!("{}: {}", place.name.as_str(), lost(&place))),
         }
     }
     if args.json {
@@ -37,7 +37,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     if seen.is_empty() {
-        eprintln!("no gate is below {}", run_dir.display());
+        say(&format!("no gate is below {}", run_dir.display()));
         return Ok(());
     }
     print(&table(&seen))

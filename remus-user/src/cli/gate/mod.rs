@@ -45,6 +45,16 @@ struct Where {
     run_dir: PathBuf,
 }
 
+impl Args {
+    /// Whether this is `remus gate run`.
+    pub(super) fn holds_a_gate(&self) -> bool {
+        match self.verb {
+            Verb::Run(_) => true,
+            Verb::List(_) | Verb::Show(_) | Verb::Close(_) | Verb::Remove(_) => false,
+        }
+    }
+}
+
 pub(super) fn run(args: Args) -> Result<(), Failure> {
     match args.verb {
         Verb::Run(args) => run::run(args),

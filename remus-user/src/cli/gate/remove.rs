@@ -8,6 +8,7 @@ use super::{Where, seen::find};
 use crate::{
     net::{IfIndex, Links},
     observe::VmDir,
+    outlet::say,
     standalone::SOCKET,
 };
 
@@ -49,11 +50,13 @@ pub(super) fn run(args: &Args) -> Result<()> {
     // Left by a controller that was killed; with the directory claimed it is nobody's.
     fs::remove_file(directory.path().join(SOCKET)).ok();
     match tap {
-        Some(tap) => eprintln!("gate {name} is off {tap}: whatever {tap} sends passes from now on"),
-        None => eprintln!("gate {name} is removed"),
+        Some(tap) => {
+            say(&format!("gate {name} is off {tap}: whatever {tap} sends passes from now on"))
+        }
+        None => say(&format!("gate {name} is removed")),
     }
     if held.frames > 0 {
-        eprintln!("{} held frames were thrown away", held.frames);
+        say(&format!("{} held frames were thrown away", held.frames));
     }
     Ok(())
 }

@@ -8,16 +8,12 @@
 //! committed: a guest that is taken over may say the same again, or something else. So it is for people to read, and
 //! nobody may act on it. Input, as on the network, is never delayed.
 //!
-//! No vCPU waits for a terminal or a file: what these do not take at once waits in a buffer of [`BUFFER`] bytes each,
-//! and what finds no room is dropped and counted. Registers, and input that the port has taken, are part of the
+//! No vCPU waits for a terminal or a file: each is behind an [`outlet`](crate::outlet), and what they do not take is lost
+//! and counted. Registers, and input that the port has taken, are part of the
 //! checkpoint; what waits on either side is the host's, and lost with it.
 
-mod outlet;
 mod output;
 mod port;
 
 pub use port::Console;
 pub(in crate::machine) use port::SerialPort;
-
-/// Bytes that wait for a file or terminal.
-const BUFFER: usize = 256 << 10;

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::super::log_limit::LogLimit;
-use super::outlet::Outlet;
+use crate::outlet::Outlet;
 
 /// Bytes of a line that are kept; a longer one is logged in pieces.
 const LINE_MAX: usize = 512;

@@ -10,9 +10,9 @@ use vm_superio::serial::{Error, NoEvents};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::outlet::Outlet;
 use super::output::Output;
 use crate::checkpoint::SerialState;
+use crate::outlet::Outlet;
 
 /// Bytes that wait for room in the port.
 const TYPED_MAX: usize = 4096;
@@ -151,7 +151,7 @@ impl Console {
     /// # Errors
     /// When a thread cannot be had.
     pub fn attach(&self, name: &str, file: File) -> Result<Attached> {
-        let outlet = Outlet::new(name.to_owned(), file)?;
+        let outlet = Outlet::of_console(name, file).context("start the console's thread")?;
         Ok(Attached(self.0.lock().uart.writer_mut().attach(outlet)))
     }
 

@@ -1,0 +1,53 @@
+//! How often a file that goes on failing is complained of.
+
+use std::time::{Duration, Instant};
+
+const PERIOD: Duration = Duration::from_secs(10);
+
+/// Losses that were not told yet. The first is told at once, the others together, every [`PERIOD`] at most.
+#[derive(Default)]
+pub(super) struct Complaint {
+    bytes: u64,
+    /// Why the newest of them were lost.
+    why: String,
+    told: Option<Instant>,
+}
+
+impl Complaint {
+    pub(super) fn add(&mut self, bytes: u64, why: &str) {
+        self.bytes += bytes;
+        why.clone_into(&mut self.why);
+    }
+
+    /// Returns what to say now, if anything.
+    pub(super) fn poll(&mut self, now: Instant) -> Option<String> {
+        if self.bytes == 0 || self.told.is_some_and(|told| now - told < PERIOD) {
+            return None;
+        }
+        self.told = Some(now);
+        let bytes = std::mem::take(&mut self.bytes);
+        Some(format!("{bytes} bytes of what the guest said are lost: {}", self.why))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_loss_is_told_at_once_and_the_others_together() {
+        let mut complaint = Complaint::default();
+        let now = Instant::now();
+        assert_eq!(complaint.poll(now), None);
+        complaint.add(1, "full");
+        let told = complaint.poll(now);
+        assert_eq!(told.as_deref(), Some("1 bytes of what the guest said are lost: full"));
+        for ms in 0..9_999 {
+            complaint.add(1, "full");
+            assert_eq!(complaint.poll(now + Duration::from_millis(ms)), None);
+        }
+        let told = complaint.poll(now + PERIOD);
+        assert_eq!(told.as_deref(), Some("9999 bytes of what the guest said are lost: full"));
+        assert_eq!(complaint.poll(now + 3 * PERIOD), None, "nothing more was lost");
+    }
+}
