@@ -7,6 +7,7 @@ use rig::{
     host::Share,
     links::Links,
     pair::{Pair, ended, lost_nothing, patience, replies_more, says, with_hosts},
+    remus::{primary_run_dir, start_primary_with},
     topology::{GUEST_MAC, PRIMARY_PORT},
 };
 
@@ -147,6 +148,32 @@ async fn is_refused(pair: &Pair, changes: &[(&str, &str)], word: &str) {
         assert!(pair.logged(by).contains(word), "no {word:?} in: {}", pair.logged(by));
         fs::write(pair.log(by), "").unwrap();
     }
+}
+
+#[test]
+fn a_second_guest_with_the_address_of_the_first_is_refused() {
+    with_hosts(async |pair| {
+        let (_primary, _backup) = pair.protected().await;
+        let folder = pair.folder.path().join("second");
+        let (first, second) = (primary_run_dir(pair.folder.path()), primary_run_dir(&folder));
+        let config = pair.config(&[
+            ("\"tap0\"", "\"tap7\""),
+            ("name = \"demo\"", "name = \"second\""),
+            (first.to_str().unwrap(), second.to_str().unwrap()),
+        ]);
+        let log = pair.log("second");
+        // On both hosts: beside the guest that runs, and beside the one that may have to.
+        for host in [&pair.topology.primary, &pair.topology.backup] {
+            let started = start_primary_with(host, &pair.programs, &config, &folder, &log);
+            assert_eq!(ended(&mut started.unwrap()).await.code(), Some(3));
+            let said = pair.logged("second");
+            assert!(
+                said.contains("another guest of this host, behind tap0, has the address"),
+                "{said}"
+            );
+            fs::write(&log, "").unwrap();
+        }
+    });
 }
 
 #[test]
