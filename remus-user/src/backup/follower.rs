@@ -143,7 +143,10 @@ pub(super) struct Following {
 /// How the following of a VM goes on.
 enum Next {
     Follow,
-    TakeOver(Suspicion),
+    TakeOver {
+        suspicion: Suspicion,
+        decided: Moment,
+    },
     /// The guest ended on purpose.
     End,
 }
@@ -158,7 +161,9 @@ impl Follower {
             }
             match self.listen()? {
                 Next::Follow => {}
-                Next::TakeOver(suspicion) => return self.take_over(suspicion),
+                Next::TakeOver { suspicion, decided } => {
+                    return self.take_over(suspicion, decided);
+                }
                 Next::End => return self.end(),
             }
         }
@@ -229,7 +234,9 @@ impl Follower {
         let Some(following) = &mut self.session else { return Ok(Next::Follow) };
         let Some(suspicion) = following.detector.handle_tick(now) else { return Ok(Next::Follow) };
         match self.brain.poll_readiness(now) {
-            Readiness::Now if self.put_on_record(now) => Ok(Next::TakeOver(suspicion)),
+            Readiness::Now if self.put_on_record(now) => {
+                Ok(Next::TakeOver { suspicion, decided: now })
+            }
             Readiness::Now => Ok(Next::Follow),
             // The next tick suspects again, if it is still silent.
             Readiness::After(_) | Readiness::Not(NotPromotable::Lease(_)) => Ok(Next::Follow),

@@ -51,10 +51,9 @@ impl Follower {
         false
     }
 
-    /// From here on this thread is the guest's engine. The takeover is on record.
-    pub(super) fn take_over(self, suspicion: Suspicion) -> Result<()> {
+    /// From here on this thread is the guest's engine. The takeover was decided at that moment, and is on record.
+    pub(super) fn take_over(self, suspicion: Suspicion, decided: Moment) -> Result<()> {
         let Self { vm, store, shared, brain, standby, session, beside, letters, watch, .. } = self;
-        let decided = boot_now();
         let Following { timing, control, .. } = session.context("a detector suspected nobody")?;
         let promotion = brain.promote(decided, suspicion).map_err(|not| anyhow!("{}", not.why))?;
         let Promotion { epoch, of, suspicion, fenced, promoted } = promotion;
