@@ -10,6 +10,7 @@ mod follower;
 mod image;
 mod kept;
 mod mailbox;
+mod openings;
 
 use std::{
     net::SocketAddr,

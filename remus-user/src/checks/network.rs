@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use super::Check;
 use crate::{
     config::{LinkName, ReleaseTrigger, VmName},
-    gate::Trigger,
+    gate::{Release, Trigger},
     net::{Kind, Link, Links, tap_alias},
 };
 
@@ -60,16 +60,28 @@ fn judge_tap(name: &LinkName, found: Option<Link>, vm: Option<&VmName>) -> Check
         ),
         Kind::Bridge { .. } | Kind::Other(_) => Check::refused(
             NAME,
-            format!("{name} exists and is not a tap but a {}", link.kind),
+            format!("{name} exists and is a {}, not a tap", link.kind),
             "choose another name",
         ),
     }
 }
 
+/// The bridge that a guest with this MTU joins here, for a backup to which a primary announces it.
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the follower is to ask it when a primary says Hello")
+)]
+pub(crate) fn bridge_of(name: &LinkName, mtu_bytes: u16) -> Check {
+    match Links::open().and_then(|links| links.find(name.as_str())) {
+        Ok(found) => judge_bridge(name, found, Some(mtu_bytes)),
+        Err(e) => Check::refused("bridge", format!("{e:#}"), "see the kernel log"),
+    }
+}
+
 fn judge_bridge(name: &LinkName, found: Option<Link>, mtu_bytes: Option<u16>) -> Check {
     const NAME: &str = "bridge";
-    let make = format!("make it (ip link add {name} type bridge; ip link set {name} up)");
     let Some(link) = found else {
+        let make = format!("make it (ip link add {name} type bridge; ip link set {name} up)");
         return Check::refused(NAME, format!("{name} is not there"), make);
     };
     match link.kind {
@@ -87,22 +99,63 @@ fn judge_bridge(name: &LinkName, found: Option<Link>, mtu_bytes: Option<u16>) ->
             format!("{name} is down: nothing reaches the guest"),
             format!("ip link set {name} up"),
         ),
-        // A bridge takes the MTU of its narrowest port, unless an administrator gave it another.
-        Kind::Bridge { .. } if mtu_bytes.is_some_and(|wanted| link.mtu_bytes < wanted.into()) => {
-            Check::warning(
-                NAME,
-                format!("{name} carries packets of {} bytes, less than net.mtu", link.mtu_bytes),
-                format!(
-                    "raise the MTU of its ports and of the network behind them, or let net.mtu be {}",
-                    link.mtu_bytes
-                ),
-            )
-        }
-        Kind::Bridge { .. } => Check::ok(NAME, format!("{name}")),
-        Kind::Tap { .. } | Kind::Other(_) => {
-            Check::refused(NAME, format!("{name} is no bridge but a {}", link.kind), make)
-        }
+        Kind::Bridge { .. } => mtu_bytes
+            .and_then(|wanted| judge_mtu(name, link.mtu_bytes, wanted.into()))
+            .unwrap_or_else(|| Check::ok(NAME, format!("{name}"))),
+        Kind::Tap { .. } | Kind::Other(_) => Check::refused(
+            NAME,
+            format!("{name} is a {}, not a bridge", link.kind),
+            format!(
+                "name the bridge that {name} is a port of, or make one (ip link add br0 type bridge; ip link set br0 up) and \
+                 name that"
+            ),
+        ),
     }
+}
+
+/// A bridge takes the MTU of its narrowest port, unless an administrator gave it another.
+fn judge_mtu(name: &LinkName, bridge: u32, wanted: u32) -> Option<Check> {
+    const NAME: &str = "bridge";
+    if bridge < wanted {
+        return Some(Check::warning(
+            NAME,
+            format!("{name} carries packets of {bridge} bytes, less than net.mtu"),
+            format!(
+                "raise the MTU of its ports and of the network behind them, or let net.mtu be {bridge}"
+            ),
+        ));
+    }
+    (bridge > wanted).then(|| {
+        Check::warning(
+            NAME,
+            format!(
+                "{name} carries packets of {bridge} bytes, and goes down to {wanted}, the guest's, when its tap joins: longer \
+                 ones of everybody else on the bridge are dropped then"
+            ),
+            format!(
+                "let net.mtu be {bridge}, or fix the bridge's (ip link set {name} mtu {bridge}) if nothing longer than \
+                 {wanted} is sent to the guest"
+            ),
+        )
+    })
+}
+
+/// The interface that released frames leave by, where one is named.
+pub(super) fn uplink(release: &Release) -> Option<Check> {
+    const NAME: &str = "uplink";
+    let name = match release {
+        Release::ReEntry => return None,
+        Release::Uplink(name) => name,
+    };
+    Some(match Links::open().and_then(|links| links.find(name.as_str())) {
+        Ok(Some(_)) => Check::ok(NAME, format!("{name}")),
+        Ok(None) => Check::refused(
+            NAME,
+            format!("{name} is not there"),
+            "name an interface of this host, as `ip link` shows it, or leave gate.release.uplink out",
+        ),
+        Err(e) => Check::refused(NAME, format!("{e:#}"), "see the kernel log"),
+    })
 }
 
 /// Whether the kernel can take the acks of `backup`, where that is wanted. If not, the controller does.
@@ -162,21 +215,42 @@ mod tests {
     use crate::net::IfIndex;
 
     #[test]
-    fn a_bridge_narrower_than_the_guests_packets_is_warned_of() {
-        let name = LinkName::new("br0").unwrap();
-        let bridge = Link {
+    fn what_is_not_a_bridge_is_not_told_to_be_made() {
+        let name = LinkName::new("eth0").unwrap();
+        let kind = Kind::Other("physical link".to_owned());
+        let check = judge_bridge(&name, Some(Link { kind, ..link("eth0") }), None);
+        assert_eq!(check.found, "eth0 is a physical link, not a bridge");
+        assert!(!check.remedy.contains("ip link add eth0"), "{}", check.remedy);
+        assert!(judge_bridge(&name, None, None).remedy.contains("ip link add eth0 type bridge"));
+        assert_eq!(
+            bridge_of(&LinkName::new("lo").unwrap(), 1500).found,
+            "lo is a loopback link, not a bridge"
+        );
+    }
+
+    fn link(name: &str) -> Link {
+        Link {
             index: IfIndex(3),
-            name: "br0".to_owned(),
+            name: name.to_owned(),
             kind: Kind::Bridge { spanning_tree: false },
             up: true,
             controller: None,
             mac: None,
             mtu_bytes: 1500,
             alias: None,
-        };
+        }
+    }
+
+    #[test]
+    fn a_bridge_narrower_than_the_guests_packets_is_warned_of() {
+        let name = LinkName::new("br0").unwrap();
+        let bridge = link("br0");
         let judged = |mtu_bytes| judge_bridge(&name, Some(bridge.clone()), mtu_bytes);
         assert_eq!(judged(Some(1500)).outcome, Outcome::Ok);
         assert_eq!(judged(None).outcome, Outcome::Ok);
+        let pulled_down = judged(Some(576));
+        assert_eq!(pulled_down.outcome, Outcome::Warning);
+        assert!(pulled_down.found.contains("1500 bytes, and goes down to 576, the guest's"));
         let narrow = judged(Some(9000));
         assert_eq!(narrow.outcome, Outcome::Warning);
         assert!(narrow.found.contains("1500 bytes") && narrow.remedy.contains("net.mtu"));

@@ -16,7 +16,9 @@ pub struct LinkName(String);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BadName {
     Empty,
-    TooLong { max: usize },
+    TooLong {
+        max: usize,
+    },
     First(char),
     Character(char),
     /// One of [`RESERVED`].
@@ -65,7 +67,10 @@ impl fmt::Display for BadName {
                 write!(f, "{c:?} may not be in a name (only a-z A-Z 0-9 - _ . may)")
             }
             Self::Reserved(name) => {
-                write!(f, "no link can be called {name}: the kernel's settings mean more than one link by it")
+                write!(
+                    f,
+                    "no link can be called {name}: the kernel's settings mean more than one link by it"
+                )
             }
         }
     }

@@ -148,15 +148,25 @@ fn a_wrong_type_shows_how_the_key_is_written() {
 
 #[test]
 fn a_wrong_type_is_told_in_the_words_of_a_config() {
-    assert!(message("\"tap0\"", "5").contains("net.tap: expected a text in quotes, found the number 5\n"));
-    assert!(message("= 256", "= 25.5").contains("expected a whole number, found the number 25.5\n"));
+    assert!(
+        message("\"tap0\"", "5")
+            .contains("net.tap: expected a text in quotes, found the number 5\n")
+    );
+    assert!(
+        message("= 256", "= 25.5").contains("expected a whole number, found the number 25.5\n")
+    );
     assert!(message("= 256", "= [256]").contains("expected a whole number, found a list\n"));
     assert!(message("= 256", "= true").contains("expected a whole number, found true\n"));
     let with = |text: &str| parse(&format!("{GOOD}{text}\n")).unwrap_err().to_string();
     assert!(with("[placement]\nvcpu_cpus = 0").contains("expected a list, found the number 0\n"));
-    assert!(with("[placement]\nio_cpus = [\"0\"]").contains("expected a whole number, found the text"));
+    assert!(
+        with("[placement]\nio_cpus = [\"0\"]").contains("expected a whole number, found the text")
+    );
     let disk = with("[[disk]]\npath = \"/a\"\nreadonly = \"yes\"");
-    assert!(disk.contains("disk[0].readonly: expected true or false, found the text \"yes\"\n"), "{disk}");
+    assert!(
+        disk.contains("disk[0].readonly: expected true or false, found the text \"yes\"\n"),
+        "{disk}"
+    );
     assert!(with("gate = 5").contains("protection.gate"), "it is a key of the section above");
     let text = format!("gate = 5\n{GOOD}");
     let section = parse(&text).unwrap_err().to_string();
@@ -310,7 +320,9 @@ fn names_macs_and_addresses_say_what_they_should_be() {
     assert!(mac("ff:ff:ff:ff:ff:ff").contains("is the broadcast address, not a unicast address"));
     assert!(message("10.99.0.2:7000", "0.0.0.0:7000").contains("is not a usable address"));
     assert!(message("\"tap0\"", "\"all\"").contains("net.tap: no link can be called all"));
-    assert!(message("backup = ", "start = \"alone\"\nbackup = ").contains("unknown start \"alone\""));
+    assert!(
+        message("backup = ", "start = \"alone\"\nbackup = ").contains("unknown start \"alone\"")
+    );
 }
 
 #[test]
