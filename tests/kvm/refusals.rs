@@ -31,7 +31,6 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use rig::pair::{Pair, ended, has_tap, lost_nothing, patience, replies_more, tap_goes, with_hosts};
 
-const FAILED: i32 = 1;
 const CONFIG: i32 = 2;
 const PREFLIGHT: i32 = 3;
 
@@ -127,7 +126,7 @@ fn a_kernel_that_is_cut_short_leaves_nothing_behind() {
         let cut = pair.folder.path().join("cut.elf");
         fs::write(&cut, &fs::read(&guest).unwrap()[..4096]).unwrap();
         let config = pair.config(&[(&guest, cut.to_str().unwrap())]);
-        refused(&pair, &config, &[], FAILED, &["cut.elf"]).await;
+        refused(&pair, &config, &[], PREFLIGHT, &["cut.elf", "it is cut short"]).await;
     });
 }
 

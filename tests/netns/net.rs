@@ -139,12 +139,12 @@ fn links_that_the_gate_cannot_guard_are_refused() {
 
         ip("link add br0 type bridge");
         let error = links.ensure_tap(&spec("br0"), |_| true).unwrap_err().to_string();
-        assert!(error.contains("br0 is not a tap but a bridge"), "{error}");
+        assert!(error.contains("br0 is a bridge, not a tap"), "{error}");
 
         let error = links.bridge("br1").unwrap_err().to_string();
         assert!(error.contains("ip link add br1 type bridge"), "{error}");
         let error = links.bridge("lo").unwrap_err().to_string();
-        assert!(error.contains("lo is no bridge"), "{error}");
+        assert!(error.contains("lo is a loopback link, not a bridge"), "{error}");
     });
 }
 

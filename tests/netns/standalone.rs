@@ -485,7 +485,7 @@ fn a_tap_that_has_a_gate_gets_no_second_one() {
     assert_eq!(other.status.code(), Some(1));
     assert!(text(&other.stderr).contains("guest0 has a gate already"), "{other:?}");
     let bridge = gate.verb(&["run", "--tap", "br0"]);
-    assert!(text(&bridge.stderr).contains("br0 is not a tap but a bridge"), "{bridge:?}");
+    assert!(text(&bridge.stderr).contains("br0 is a bridge, not a tap"), "{bridge:?}");
     let nothing = gate.verb(&["run", "--tap", "tap9"]);
     assert!(text(&nothing.stderr).contains("there is no tap tap9 here"), "{nothing:?}");
 }

@@ -97,6 +97,13 @@ impl Pair {
         Daemon::start(host, behind(words, &command), &run_dir, &self.log("backup")).unwrap()
     }
 
+    /// A primary with a config that is written already; its run directory is the usual one.
+    pub fn start_primary_by(&self, config: &std::path::Path) -> Daemon {
+        let config = fs::read_to_string(config).unwrap();
+        let (host, log) = (&self.topology.primary, self.log("primary"));
+        start_primary_with(host, &self.programs, &config, self.folder.path(), &log).unwrap()
+    }
+
     pub fn start_backup(&self) -> Daemon {
         self.start_backup_with(&[])
     }

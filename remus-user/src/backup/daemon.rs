@@ -9,20 +9,20 @@ use std::{
 
 use anyhow::{Context, Result};
 use remus_abi::Term;
-use tokio::{net::TcpListener, sync::Semaphore};
-use tracing::{debug, info, warn};
+use tokio::{net::TcpListener, task::AbortHandle};
+use tracing::{info, warn};
 
 use super::{
     BackupOptions, follower,
     mailbox::{Letter, Mailbox},
+    openings::{Crowd, Openings},
 };
 use crate::{
     link::{self, Opening},
+    os::boot_now,
     wire::{Attach, Hello, Refusal, Refuse, VmName},
 };
 
-/// Connections that may be between accepting and their first message.
-const OPENING_MAX: usize = 32;
 /// VMs that one daemon follows.
 const FOLLOWED_MAX: usize = 64;
 
@@ -52,9 +52,10 @@ pub(super) async fn serve(
     options: Arc<BackupOptions>,
     followers: Arc<Mutex<Followers>>,
 ) -> Result<()> {
-    let listener = listen(options.listen).await?;
-    info!("waiting for primaries at {}", options.listen);
-    let opening = Arc::new(Semaphore::new(OPENING_MAX));
+    let listen_at = options.listen;
+    let listener = listen(listen_at).await?;
+    info!("waiting for primaries at {listen_at}");
+    let openings = Arc::new(Mutex::new(Openings::<AbortHandle>::new()));
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -65,21 +66,47 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&opening).try_acquire_owned() else {
-            debug!("{peer} dropped: {OPENING_MAX} connections have not said yet what they want");
-            continue;
-        };
         let (options, followers) = (Arc::clone(&options), Arc::clone(&followers));
-        tokio::spawn(async move {
+        let opening = Arc::clone(&openings);
+        let open = async move |number| {
+            let _place = Place { openings: opening, number };
             let opened = link::accept(stream).await;
+            // Nothing is awaited from here on: who has said what it wants gives way to nobody.
             if let Err(e) = opened
                 .and_then(|(opening, stream)| hand_over(opening, stream, &options, &followers))
             {
                 warn!("connection from {peer}: {e:#}");
             }
-            drop(place);
-        });
+        };
+        let mut openings = waiting(&openings);
+        if let Some(oldest) = openings.make_room(peer.ip()) {
+            oldest.abort();
+        }
+        openings.enter(peer.ip(), |number| tokio::spawn(open(number)).abort_handle());
+        if let Some(Crowd { dropped, most_from }) = openings.poll_warning(boot_now()) {
+            warn!(
+                "{dropped} connections were dropped, since they did not say what they want and others came; most were from \
+                 {most_from}. Nothing but primaries should connect to {listen_at}"
+            );
+        }
     }
+}
+
+/// The place of a connection that has not said yet what it wants.
+struct Place {
+    openings: Arc<Mutex<Openings<AbortHandle>>>,
+    number: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        waiting(&self.openings).leave(self.number);
+    }
+}
+
+/// As [`lock`].
+fn waiting(openings: &Mutex<Openings<AbortHandle>>) -> MutexGuard<'_, Openings<AbortHandle>> {
+    openings.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener> {

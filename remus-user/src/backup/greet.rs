@@ -15,7 +15,10 @@ use super::{
     image::Image,
 };
 use crate::{
-    checks::wiring::{Part, Wanted},
+    checks::{
+        memory::{self, Needs},
+        wiring::{Part, Wanted},
+    },
     config::LinkName,
     gate,
     link::{self, AckDatagrams, Polled},
@@ -127,13 +130,8 @@ impl Follower {
         }
         // Of a machine that is no longer wanted the memory comes back.
         let given_up = self.standby.as_ref().map_or(0, |standby| standby.plan().shape.memory_mib);
-        let needed = u64::from(plan.shape.memory_mib) << 20;
-        let free = available_memory().unwrap_or(u64::MAX).saturating_add(u64::from(given_up) << 20);
-        if needed > free {
-            let text =
-                format!("the VM wants {} MiB, this host has {} MiB left", needed >> 20, free >> 20);
-            return Err(self.refusal(Refusal::Memory, &text));
-        }
+        let needs = Needs { ram_mib: plan.shape.memory_mib, buffer_mib: plan.gate.buffer_mib };
+        memory::admission(needs, given_up).map_err(|text| self.refusal(Refusal::Memory, &text))?;
         // The session of that machine is of no use without it; it has brought no image yet.
         self.lose("the primary asks for another machine");
         (self.session, self.watch, self.standby) = (None, None, None);
@@ -226,11 +224,4 @@ impl Follower {
         self.shared.begin_term(hello.term);
         self.shared.stand(Protection::Syncing, "");
     }
-}
-
-/// Bytes of memory that the host can give, as the kernel estimates (MemAvailable in /proc/meminfo).
-fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
 }

@@ -11,6 +11,7 @@ mod greet;
 mod image;
 mod kept;
 mod mailbox;
+mod openings;
 mod takeover;
 
 use std::{

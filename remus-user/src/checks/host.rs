@@ -1,18 +1,13 @@
-//! The host apart from KVM and its links: privileges, kernel, memory, files, CPUs, clock.
+//! The host apart from KVM, its memory and its links: privileges, kernel, CPUs, clock.
 
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
 };
 
 use super::Check;
-use crate::{
-    config::Placement,
-    gate::HookKind,
-    machine::{self, DiskShape, KernelKind, Kind, Software, check_software},
-};
+use crate::{config::Placement, gate::HookKind};
 
 /// Capabilities that the gate and the tap take, by bit number.
 const CAPABILITIES: &[(u32, &str, &str)] = &[
@@ -139,110 +134,6 @@ pub(super) fn clocksource() -> Check {
     }
 }
 
-/// The run directory, or the nearest directory above it that exists, must be ours to write.
-pub(super) fn run_dir(path: &Path) -> Check {
-    const NAME: &str = "run directory";
-    let existing = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
-    let shown = existing.display();
-    let metadata = match fs::metadata(existing) {
-        Ok(m) if m.is_dir() => m,
-        Ok(_) => {
-            return Check::refused(
-                NAME,
-                format!("{shown} is no directory"),
-                "name another: run_dir",
-            );
-        }
-        Err(e) => {
-            return Check::refused(
-                NAME,
-                format!("cannot look at {shown}: {e}"),
-                "name another: run_dir",
-            );
-        }
-    };
-    if existing == path && metadata.permissions().mode() & 0o022 != 0 {
-        return Check::refused(
-            NAME,
-            format!("{shown} may be written by others than its owner"),
-            format!("chmod go-w {shown}, or name another: run_dir"),
-        );
-    }
-    // SAFETY: geteuid(2) takes nothing and cannot fail.
-    let uid = unsafe { libc::geteuid() };
-    if !may_write(existing) {
-        return Check::refused(
-            NAME,
-            format!("uid {uid} may not write {shown}, which belongs to uid {}", metadata.uid()),
-            "run as root, or name a directory of this user: run_dir",
-        );
-    }
-    Check::ok(
-        NAME,
-        if existing == path {
-            format!("{shown}")
-        } else {
-            format!("{} will be made", path.display())
-        },
-    )
-}
-
-pub(super) fn memory(memory_mib: u32) -> Check {
-    const NAME: &str = "memory";
-    // Staging, the last sent copies and slots, apart from the guest's RAM.
-    const OVERHEAD_MIB: u64 = 64;
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let Some(available_mib) = available_kib(&text).map(|kib| kib >> 10) else {
-        return Check::warning(NAME, "/proc/meminfo has no MemAvailable", "mount /proc");
-    };
-    let wanted = u64::from(memory_mib);
-    let found = format!("{available_mib} MiB available, the guest has {wanted} MiB");
-    if available_mib < wanted + OVERHEAD_MIB {
-        return Check::refused(
-            NAME,
-            found,
-            "free memory on this host, or lower machine.memory_mib",
-        );
-    }
-    if available_mib < 2 * wanted + OVERHEAD_MIB {
-        let remedy = "checkpoints keep copies, at worst as much again as the guest's RAM: leave room for them";
-        return Check::warning(NAME, found, remedy);
-    }
-    Check::ok(NAME, found)
-}
-
-fn available_kib(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse().ok()
-}
-
-pub(super) fn software(software: Software<'_>) -> Check {
-    const NAME: &str = "guest";
-    let remedy = "machine.kernel and machine.initrd name files that this user may read";
-    match check_software(software) {
-        Err(e) => Check::refused(NAME, format!("{e:#}"), remedy),
-        Ok(KernelKind::BzImage) if machine::kind() == Kind::Pvm => Check::refused(
-            NAME,
-            format!(
-                "{} is Linux, which KVM without VMX or SVM cannot run",
-                software.kernel.display()
-            ),
-            "use a host with hardware virtualization, or one whose VM passes it on",
-        ),
-        Ok(_) => Check::ok(NAME, format!("{}", software.kernel.display())),
-    }
-}
-
-/// A disk that the guest reads.
-pub(super) fn disk(path: &Path) -> Check {
-    const NAME: &str = "disk";
-    let remedy = "[[disk]] path names a file or block device of whole sectors of 512 bytes, readable by this user";
-    match DiskShape::of(path, "", true) {
-        Ok(shape) => Check::ok(NAME, format!("{}: {} bytes", shape.path, shape.bytes)),
-        Err(e) => Check::refused(NAME, format!("{e:#}"), remedy),
-    }
-}
-
 /// Every CPU that is named is one that this process may run on.
 pub(super) fn placement(placement: &Placement) -> Check {
     const NAME: &str = "placement";
@@ -285,17 +176,6 @@ fn in_list(list: &str, cpu: u32) -> bool {
     })
 }
 
-/// Whether this process may make files in `directory`.
-fn may_write(directory: &Path) -> bool {
-    use std::os::unix::ffi::OsStrExt;
-    let Ok(path) = std::ffi::CString::new(directory.as_os_str().as_bytes()) else { return false };
-    // SAFETY: faccessat(2) with a terminated path; AT_EACCESS asks for the effective user.
-    unsafe {
-        libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::W_OK | libc::X_OK, libc::AT_EACCESS)
-            == 0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -306,7 +186,6 @@ mod tests {
             effective_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n"),
             Some((1 << 41) - 1)
         );
-        assert_eq!(available_kib("MemTotal: 1 kB\nMemAvailable:   2048 kB\n"), Some(2048));
         assert_eq!(version("6.18.44-cloud"), Some((6, 18)));
         assert_eq!(version("5.15"), Some((5, 15)));
         assert_eq!(version("linux"), None);

@@ -20,3 +20,19 @@ pub(super) fn checks() -> Vec<Check> {
     };
     vec![kvm, capabilities]
 }
+
+/// The VM has no more vCPUs than KVM gives one.
+pub(super) fn vcpus(wanted: u32) -> Option<Check> {
+    const NAME: &str = "vcpus";
+    let most = machine::vcpus_max()?;
+    Some(if wanted > most {
+        let remedy = format!("let machine.vcpus be {most} or less");
+        Check::refused(
+            NAME,
+            format!("{wanted} are wanted, this host's KVM gives a VM {most}"),
+            remedy,
+        )
+    } else {
+        Check::ok(NAME, format!("{wanted} of at most {most}"))
+    })
+}

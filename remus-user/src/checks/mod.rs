@@ -6,10 +6,14 @@
 //! Deliberately absent: whether an existing tap carries our own gate. Only the gate's loader can tell, and it
 //! does so when the tap is adopted.
 
+mod cgroup;
 mod console;
+mod directory;
 mod engines;
+mod guest;
 mod host;
 mod kvm;
+pub(crate) mod memory;
 mod network;
 pub(crate) mod wiring;
 
@@ -100,12 +104,16 @@ impl Report {
 
 /// What `run` needs for `config`.
 pub(crate) fn primary(config: &Config) -> Report {
-    let net = &config.net;
-    let mut checks = everywhere(Some(config.gate.engine));
-    checks.push(host::run_dir(&config.run_dir));
-    checks.push(host::memory(config.machine.memory_mib));
-    checks.push(host::software(config.machine.software()));
-    checks.extend(config.disks.iter().map(|disk| host::disk(&disk.path)));
+    let Config { machine, net, gate, .. } = config;
+    let needs = memory::Needs { ram_mib: machine.memory_mib, buffer_mib: gate.buffer_mib };
+    let mut checks = everywhere(Some(gate.engine));
+    checks.extend(kvm::vcpus(machine.vcpus));
+    checks.push(directory::run_dir(&config.run_dir));
+    checks.push(directory::state_dir(&config.state_dir));
+    checks.extend(directory::vm(config));
+    checks.push(memory::check(needs));
+    checks.push(guest::software(machine));
+    checks.extend(config.disks.iter().map(|disk| guest::disk(&disk.path)));
     checks.extend(console::log(config));
     checks.push(host::placement(&config.placement));
     let (vm, mtu_bytes) = (Some(&config.name), Some(net.mtu_bytes));
@@ -125,11 +133,15 @@ pub(crate) fn wanted(config: &Config) -> Wanted {
     Wanted { tap: net.tap.clone(), bridge: net.bridge.clone(), mac: net.mac, uplink }
 }
 
-/// What `backup` needs; the VM's own needs are checked when a primary announces it.
+/// What `backup` needs; the VM's own needs are checked when a primary announces it ([`memory::admission`],
+/// and [`wiring`] once the machine is there).
 pub(crate) fn backup(options: &BackupOptions) -> Report {
     let mut checks = everywhere(None);
     checks.push(host::overhearing());
-    checks.push(host::run_dir(&options.run_dir));
+    checks.push(directory::run_dir(&options.run_dir));
+    checks.push(directory::state_dir(&options.state_dir));
+    checks.push(directory::instance(&options.state_dir));
+    checks.extend(options.disks.as_deref().map(directory::disks));
     checks.push(host::placement(&options.placement));
     checks.push(network::listen(options.listen));
     checks.extend(network::links(options.tap.as_ref(), options.bridge.as_ref(), None, None));
@@ -140,7 +152,7 @@ pub(crate) fn backup(options: &BackupOptions) -> Report {
 /// What a gate needs that guards somebody else's tap; the tap itself is looked at when the gate is put on it.
 pub(crate) fn gate(run_dir: &Path) -> Report {
     let mut checks = Vec::from(for_a_gate());
-    checks.push(host::run_dir(run_dir));
+    checks.push(directory::run_dir(run_dir));
     Report::new(checks)
 }
 

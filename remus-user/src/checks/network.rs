@@ -60,7 +60,7 @@ fn judge_tap(name: &LinkName, found: Option<Link>, vm: Option<&VmName>) -> Check
         ),
         Kind::Bridge { .. } | Kind::Other(_) => Check::refused(
             NAME,
-            format!("{name} exists and is not a tap but a {}", link.kind),
+            format!("{name} exists and is a {}, not a tap", link.kind),
             "choose another name",
         ),
     }
@@ -68,8 +68,8 @@ fn judge_tap(name: &LinkName, found: Option<Link>, vm: Option<&VmName>) -> Check
 
 fn judge_bridge(name: &LinkName, found: Option<Link>, mtu_bytes: Option<u16>) -> Check {
     const NAME: &str = "bridge";
-    let make = format!("make it (ip link add {name} type bridge; ip link set {name} up)");
     let Some(link) = found else {
+        let make = format!("make it (ip link add {name} type bridge; ip link set {name} up)");
         return Check::refused(NAME, format!("{name} is not there"), make);
     };
     match link.kind {
@@ -87,22 +87,45 @@ fn judge_bridge(name: &LinkName, found: Option<Link>, mtu_bytes: Option<u16>) ->
             format!("{name} is down: nothing reaches the guest"),
             format!("ip link set {name} up"),
         ),
-        // A bridge takes the MTU of its narrowest port, unless an administrator gave it another.
-        Kind::Bridge { .. } if mtu_bytes.is_some_and(|wanted| link.mtu_bytes < wanted.into()) => {
-            Check::warning(
-                NAME,
-                format!("{name} carries packets of {} bytes, less than net.mtu", link.mtu_bytes),
-                format!(
-                    "raise the MTU of its ports and of the network behind them, or let net.mtu be {}",
-                    link.mtu_bytes
-                ),
-            )
-        }
-        Kind::Bridge { .. } => Check::ok(NAME, format!("{name}")),
-        Kind::Tap { .. } | Kind::Other(_) => {
-            Check::refused(NAME, format!("{name} is no bridge but a {}", link.kind), make)
-        }
+        Kind::Bridge { .. } => mtu_bytes
+            .and_then(|wanted| judge_mtu(name, link.mtu_bytes, wanted.into()))
+            .unwrap_or_else(|| Check::ok(NAME, format!("{name}"))),
+        Kind::Tap { .. } | Kind::Other(_) => Check::refused(
+            NAME,
+            format!("{name} is a {}, not a bridge", link.kind),
+            format!(
+                "name the bridge that {name} is a port of, or make one (ip link add br0 type bridge; ip link set br0 up) and \
+                 name that"
+            ),
+        ),
     }
+}
+
+/// A bridge takes the MTU of its narrowest port, unless an administrator gave it another.
+fn judge_mtu(name: &LinkName, bridge: u32, wanted: u32) -> Option<Check> {
+    const NAME: &str = "bridge";
+    if bridge < wanted {
+        return Some(Check::warning(
+            NAME,
+            format!("{name} carries packets of {bridge} bytes, less than net.mtu"),
+            format!(
+                "raise the MTU of its ports and of the network behind them, or let net.mtu be {bridge}"
+            ),
+        ));
+    }
+    (bridge > wanted).then(|| {
+        Check::warning(
+            NAME,
+            format!(
+                "{name} carries packets of {bridge} bytes, and goes down to {wanted}, the guest's, when its tap joins: longer \
+                 ones of everybody else on the bridge are dropped then"
+            ),
+            format!(
+                "let net.mtu be {bridge}, or fix the bridge's (ip link set {name} mtu {bridge}) if nothing longer than \
+                 {wanted} is sent to the guest"
+            ),
+        )
+    })
 }
 
 /// Whether the kernel can take the acks of `backup`, where that is wanted. If not, the controller does.
@@ -162,11 +185,19 @@ mod tests {
     use crate::net::IfIndex;
 
     #[test]
-    fn a_bridge_narrower_than_the_guests_packets_is_warned_of() {
-        let name = LinkName::new("br0").unwrap();
-        let bridge = Link {
+    fn what_is_not_a_bridge_is_not_told_to_be_made() {
+        let name = LinkName::new("eth0").unwrap();
+        let kind = Kind::Other("physical link".to_owned());
+        let check = judge_bridge(&name, Some(Link { kind, ..link("eth0") }), None);
+        assert_eq!(check.found, "eth0 is a physical link, not a bridge");
+        assert!(!check.remedy.contains("ip link add eth0"), "{}", check.remedy);
+        assert!(judge_bridge(&name, None, None).remedy.contains("ip link add eth0 type bridge"));
+    }
+
+    fn link(name: &str) -> Link {
+        Link {
             index: IfIndex(3),
-            name: "br0".to_owned(),
+            name: name.to_owned(),
             kind: Kind::Bridge { spanning_tree: false },
             up: true,
             carrier: true,
@@ -174,10 +205,19 @@ mod tests {
             mac: None,
             mtu_bytes: 1500,
             alias: None,
-        };
+        }
+    }
+
+    #[test]
+    fn a_bridge_narrower_than_the_guests_packets_is_warned_of() {
+        let name = LinkName::new("br0").unwrap();
+        let bridge = link("br0");
         let judged = |mtu_bytes| judge_bridge(&name, Some(bridge.clone()), mtu_bytes);
         assert_eq!(judged(Some(1500)).outcome, Outcome::Ok);
         assert_eq!(judged(None).outcome, Outcome::Ok);
+        let pulled_down = judged(Some(576));
+        assert_eq!(pulled_down.outcome, Outcome::Warning);
+        assert!(pulled_down.found.contains("1500 bytes, and goes down to 576, the guest's"));
         let narrow = judged(Some(9000));
         assert_eq!(narrow.outcome, Outcome::Warning);
         assert!(narrow.found.contains("1500 bytes") && narrow.remedy.contains("net.mtu"));

@@ -12,7 +12,7 @@ use crate::{
 #[derive(clap::Args)]
 #[command(after_help = super::EXIT_CODES)]
 pub(super) struct Args {
-    /// Where primaries connect: the address of a link of its own, best
+    /// Address to listen on; preferably that of a dedicated link
     #[arg(long, value_name = "IP:PORT")]
     listen: SocketAddr,
     /// Where VMs keep their sockets and pins

@@ -5,6 +5,7 @@
 //! keeps a process from ending.
 
 mod backup;
+mod clean;
 mod gate;
 mod generate;
 mod logging;
@@ -12,12 +13,16 @@ mod preflight;
 mod run;
 mod status;
 
-use std::{fmt::Write as _, os::fd::AsFd, process::ExitCode};
+use std::{fmt::Write as _, os::fd::AsFd, path::Path, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-use crate::{checks::Report, config::ConfigError, outlet, signals};
+use crate::{
+    checks::Report,
+    config::{ConfigError, RUN_DIR_DEFAULT},
+    outlet, signals,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -47,6 +52,8 @@ enum Verb {
     Backup(backup::Args),
     /// Show how VMs on this host stand
     Status(status::Args),
+    /// Take down what a VM that is gone has left on this host
+    Clean(clean::Args),
     /// Drive a gate for another checkpointer; see and repair gates after a crash
     Gate(gate::Args),
     /// Check that this machine can do what `run` and `backup` need
@@ -97,6 +104,7 @@ pub fn main() -> ExitCode {
         Verb::Run(args) => run::run(args),
         Verb::Backup(args) => backup::run(args),
         Verb::Status(args) => status::run(&args),
+        Verb::Clean(args) => clean::run(&args),
         Verb::Gate(args) => gate::run(args),
         Verb::Preflight(args) => preflight::run(&args),
         Verb::Generate(args) => generate::run(&args),
@@ -119,7 +127,7 @@ impl Verb {
         match self {
             Self::Run(_) | Self::Backup(_) => true,
             Self::Gate(args) => args.holds_a_gate(),
-            Self::Status(_) | Self::Preflight(_) | Self::Generate(_) => false,
+            Self::Status(_) | Self::Clean(_) | Self::Preflight(_) | Self::Generate(_) => false,
         }
     }
 }
@@ -150,6 +158,23 @@ impl Failure {
             Self::Refusals(n) => format!("remus: error: this machine is not ready: {n} refusals\n"),
         }
     }
+}
+
+/// What to tell an operator who looks below a run directory in which nothing is.
+///
+/// # Errors
+/// When the directory is not there, unless it is the default one, which every boot begins without.
+fn nothing_below(run_dir: &Path, what: &str) -> anyhow::Result<String> {
+    let shown = run_dir.display();
+    if run_dir.is_dir() {
+        return Ok(format!("no {what} is below {shown}"));
+    }
+    if run_dir == Path::new(RUN_DIR_DEFAULT) {
+        return Ok(format!("there is no {shown}: no VM has run here since boot"));
+    }
+    anyhow::bail!(
+        "there is no directory {shown}: --run-dir names the one that VMs were started with"
+    )
 }
 
 /// Writes to stdout, and waits for its reader; one that has gone (`| head`) is no error.

@@ -11,7 +11,7 @@ use crate::{
 #[derive(clap::Args)]
 #[command(after_help = super::EXIT_CODES)]
 pub(super) struct Args {
-    /// Check for this VM too
+    /// Also check what this VM needs
     #[arg(value_name = "CONFIG.toml")]
     config: Option<PathBuf>,
     /// Print JSON: {"ready": bool, "checks": [{name, outcome, found, remedy}]}

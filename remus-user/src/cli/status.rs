@@ -18,10 +18,10 @@ pub(super) struct Args {
     /// Where VMs keep their sockets
     #[arg(long, value_name = "DIR", default_value = RUN_DIR_DEFAULT)]
     run_dir: PathBuf,
-    /// Print JSON, one document a VM and line
+    /// Print JSON: one document per VM, one per line
     #[arg(long)]
     json: bool,
-    /// Take the distributions over the epochs after N alone, of those still remembered (16384)
+    /// Compute statistics only from epochs after N, of the last 16384
     #[arg(long, value_name = "N", value_parser = epoch)]
     since_epoch: Option<Epoch>,
     /// The VM [default: every VM here]
@@ -39,7 +39,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         None => here()?,
     };
     if names.is_empty() {
-        say(&format!("no VM runs under {}", args.run_dir.display()));
+        say(&super::nothing_below(&args.run_dir, "VM that runs")?);
         return Ok(());
     }
     let mut text = String::new();

@@ -114,7 +114,7 @@ pub struct Console {
     pub log: Option<PathBuf>,
 }
 
-/// What the guest may do at the first start ever, while no backup has been there yet.
+/// What the guest may do at its very first start, while no backup has been there yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Start {
     /// It runs behind a shut gate until the first checkpoint is committed.
@@ -123,7 +123,7 @@ pub enum Start {
     Unprotected,
 }
 
-/// Invariant: `lease + LEASE_MARGIN <= detect`, and `3 * heartbeat <= detect`.
+/// Invariant: `lease + LEASE_MARGIN <= detect`, `2 * heartbeat <= lease`, and `3 * heartbeat <= detect`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Protection {
     pub backup: SocketAddr,

@@ -6,7 +6,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 /// The name of a network link, as the kernel takes it: 1 to 15 bytes, here limited to `a-z A-Z 0-9 - _ .`
-/// and a letter or digit first.
+/// and a letter or digit first. `all` and `default` are no names: in `/proc/sys/net/*/conf` they stand for every link, and
+/// for those to come.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct LinkName(String);
@@ -15,10 +16,17 @@ pub struct LinkName(String);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BadName {
     Empty,
-    TooLong { max: usize },
+    TooLong {
+        max: usize,
+    },
     First(char),
     Character(char),
+    /// One of [`RESERVED`].
+    Reserved(&'static str),
 }
+
+/// What the kernel's settings mean by these is more than one link.
+const RESERVED: [&str; 2] = ["all", "default"];
 
 impl LinkName {
     /// IFNAMSIZ less the terminating zero.
@@ -43,6 +51,9 @@ fn check(name: &str, max: usize) -> Result<(), BadName> {
     if !first.is_ascii_alphanumeric() {
         return Err(BadName::First(first));
     }
+    if let Some(reserved) = RESERVED.into_iter().find(|reserved| *reserved == name) {
+        return Err(BadName::Reserved(reserved));
+    }
     if name.len() > max { Err(BadName::TooLong { max }) } else { Ok(()) }
 }
 
@@ -54,6 +65,12 @@ impl fmt::Display for BadName {
             Self::First(c) => write!(f, "a name begins with a letter or digit, not {c:?}"),
             Self::Character(c) => {
                 write!(f, "{c:?} may not be in a name (only a-z A-Z 0-9 - _ . may)")
+            }
+            Self::Reserved(name) => {
+                write!(
+                    f,
+                    "no link can be called {name}: the kernel's settings mean more than one link by it"
+                )
             }
         }
     }
@@ -100,5 +117,13 @@ mod tests {
         }
         assert!(LinkName::new(&"a".repeat(16)).is_err());
         assert_eq!(LinkName::new("tap-1.lan").unwrap().as_str(), "tap-1.lan");
+    }
+
+    #[test]
+    fn names_that_stand_for_more_than_one_link_or_that_the_kernel_refuses_are_refused() {
+        for bad in ["all", "default", "tap%d", "tap:0", "tap/0", "tap 0", "tap\n0"] {
+            assert!(LinkName::new(bad).is_err(), "{bad:?}");
+        }
+        assert!(LinkName::new("all0").is_ok() && LinkName::new("default.1").is_ok());
     }
 }

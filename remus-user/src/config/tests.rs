@@ -3,7 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::gate::{Engine, Release, Settings};
+use crate::{
+    gate::{Engine, Release, Settings},
+    wire::Timing,
+};
 
 const GOOD: &str = r#"name = "demo"
 
@@ -138,9 +141,36 @@ fn a_missing_key_or_section_is_shown_as_a_line_to_add() {
 fn a_wrong_type_shows_how_the_key_is_written() {
     assert_eq!(
         message("memory_mib = 256", "memory_mib = \"256M\""),
-        "demo.toml:4:14: machine.memory_mib: invalid type: string \"256M\", expected i64\n  help: write it as: \
+        "demo.toml:4:14: machine.memory_mib: expected a whole number, found the text \"256M\"\n  help: write it as: \
          memory_mib = 256"
     );
+}
+
+#[test]
+fn a_wrong_type_is_told_in_the_words_of_a_config() {
+    assert!(
+        message("\"tap0\"", "5")
+            .contains("net.tap: expected a text in quotes, found the number 5\n")
+    );
+    assert!(
+        message("= 256", "= 25.5").contains("expected a whole number, found the number 25.5\n")
+    );
+    assert!(message("= 256", "= [256]").contains("expected a whole number, found a list\n"));
+    assert!(message("= 256", "= true").contains("expected a whole number, found true\n"));
+    let with = |text: &str| parse(&format!("{GOOD}{text}\n")).unwrap_err().to_string();
+    assert!(with("[placement]\nvcpu_cpus = 0").contains("expected a list, found the number 0\n"));
+    assert!(
+        with("[placement]\nio_cpus = [\"0\"]").contains("expected a whole number, found the text")
+    );
+    let disk = with("[[disk]]\npath = \"/a\"\nreadonly = \"yes\"");
+    assert!(
+        disk.contains("disk[0].readonly: expected true or false, found the text \"yes\"\n"),
+        "{disk}"
+    );
+    assert!(with("gate = 5").contains("protection.gate"), "it is a key of the section above");
+    let text = format!("gate = 5\n{GOOD}");
+    let section = parse(&text).unwrap_err().to_string();
+    assert!(section.contains("gate: expected a section, found the number 5\n"), "{section}");
 }
 
 #[test]
@@ -196,7 +226,7 @@ fn the_engine_is_one_that_there_is_and_goes_with_the_release() {
     let engine = |text: &str| parse(&format!("{GOOD}[gate]\n{text}\n")).map(|c| c.gate.engine);
     assert_eq!(engine("engine = \"nfqueue\"").unwrap(), Engine::NfQueue);
     let error = engine("engine = \"plug\"").unwrap_err().to_string();
-    assert!(error.contains("gate.engine: \"plug\" is no engine"), "{error}");
+    assert!(error.contains("gate.engine: unknown engine \"plug\""), "{error}");
     let both = "engine = \"nfqueue\"\nrelease = { uplink = \"eth0\" }";
     let error = engine(both).unwrap_err().to_string();
     assert!(error.contains("not by an uplink"), "{error}");
@@ -226,6 +256,38 @@ fn detection_takes_three_heartbeats() {
 }
 
 #[test]
+fn a_lease_is_at_least_two_heartbeats_long() {
+    assert_eq!(
+        message("backup = ", "heartbeat_ms = 33\nbackup = "),
+        "demo.toml:11:2: protection.lease_ms: 60 ms is less than two heartbeats: heartbeat_ms = 33\n  help: one lost answer \
+         must not end the lease, or replies wait: heartbeat_ms = 30 or less, or lease_ms = 66 or more"
+    );
+    let with = |line: &str| parse(&GOOD.replace("backup = ", &format!("{line}\nbackup = ")));
+    assert!(with("heartbeat_ms = 33\nlease_ms = 66").is_ok());
+    assert!(with("lease_ms = 19").unwrap_err().to_string().contains("heartbeat_ms = 9 or less"));
+}
+
+/// Whatever a config may say of its times, the wire takes: a backup checks them again, and refuses what it does not
+/// like for ever.
+#[test]
+fn times_that_a_config_may_have_are_times_that_a_backup_takes() {
+    for heartbeat in [1_u64, 5, 10, 29, 30, 31, 33, 34, 500, 1000] {
+        for detect in [30_u64, 60, 100, 150, 3000, 60_000] {
+            for lease in [5_u64, 10, 60, 80, 130, 2980, 59_980] {
+                let times = format!(
+                    "heartbeat_ms = {heartbeat}\ndetect_ms = {detect}\nlease_ms = {lease}\n"
+                );
+                let Ok(config) = parse(&format!("{GOOD}{times}")) else { continue };
+                let Protection { heartbeat, detect, lease, tempo, .. } = config.protection;
+                let epoch_max = tempo.epoch_max;
+                let timing = Timing { epoch_max, heartbeat, detect, lease, margin: LEASE_MARGIN };
+                assert_eq!(timing.check(), Ok(()), "{times}");
+            }
+        }
+    }
+}
+
+#[test]
 fn the_cache_of_deltas_is_counted_in_pages_and_bounded() {
     let with = |line: &str| parse(&format!("{GOOD}{line}\n")).map(|c| c.protection.encoding);
     assert_eq!(with("delta_cache_mib = 2").unwrap().copies, 512);
@@ -244,8 +306,8 @@ fn names_macs_and_addresses_say_what_they_should_be() {
     );
     assert_eq!(
         message("52:54:00:77:00:0a", "53:54:00:77:00:0a"),
-        "demo.toml:9:7: net.mac: 53:54:00:77:00:0a is not the address of one station\n  help: the first byte \
-         must be even, as in 52:54:00:77:00:0a"
+        "demo.toml:9:7: net.mac: 53:54:00:77:00:0a is a multicast address, not a unicast address\n  help: the \
+         first byte must be even, as in 52:54:00:77:00:0a"
     );
     assert_eq!(
         message("10.99.0.2:7000", "backup.lan:7000"),
@@ -253,7 +315,14 @@ fn names_macs_and_addresses_say_what_they_should_be() {
          backup = \"10.99.0.2:7000\", or \"[fd00::2]:7000\""
     );
     assert!(message("tap = \"tap0\"", "tap = \"tap0\"\nbridge = \"tap0\"").contains("cannot both"));
-    assert!(message("backup = ", "start = \"alone\"\nbackup = ").contains("no way to start"));
+    let mac = |mac: &str| message("52:54:00:77:00:0a", mac);
+    assert!(mac("00:00:00:00:00:00").contains("00:00:00:00:00:00 is no address, not a unicast"));
+    assert!(mac("ff:ff:ff:ff:ff:ff").contains("is the broadcast address, not a unicast address"));
+    assert!(message("10.99.0.2:7000", "0.0.0.0:7000").contains("is not a usable address"));
+    assert!(message("\"tap0\"", "\"all\"").contains("net.tap: no link can be called all"));
+    assert!(
+        message("backup = ", "start = \"alone\"\nbackup = ").contains("unknown start \"alone\"")
+    );
 }
 
 #[test]

@@ -48,8 +48,12 @@ pub use self::{
     counters::{Counters, Residence},
     health::{Lost, Remedy},
     hook::HookKind,
-    nfqueue::{Support as QueueSupport, forward_policy_drop, support as queue_support},
+    nfqueue::{
+        Support as QueueSupport, forward_policy_drop, support as queue_support,
+        sweep as sweep_queue,
+    },
     pinned::{Attachment, Held, Pinned, View},
+    pins::sweep as sweep_pins,
     settings::{Engine, Release, Settings},
     trigger::Trigger,
 };

@@ -70,6 +70,31 @@ impl Pins {
     }
 }
 
+/// Takes away what is left of a place for pins, whatever is pinned there: programs, maps and links go with the last of
+/// their pins. Says whether there was one.
+///
+/// # Errors
+/// When it is not on a bpffs and something is in it, or the kernel refuses.
+pub fn sweep(dir: &Path) -> Result<bool> {
+    if fs::symlink_metadata(dir).is_err() {
+        return Ok(false);
+    }
+    let path = c_path(dir)?;
+    while is_bpffs(dir)? {
+        // SAFETY: a terminated path that lives during the call.
+        let unmounted =
+            unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) };
+        if unmounted != 0 {
+            let error = io::Error::last_os_error();
+            return Err(error).with_context(|| {
+                format!("unmount {} (is it mounted in another mount namespace?)", dir.display())
+            });
+        }
+    }
+    fs::remove_dir(dir).with_context(|| format!("remove {}", dir.display()))?;
+    Ok(true)
+}
+
 pub(super) fn is_bpffs(dir: &Path) -> Result<bool> {
     let path = c_path(dir)?;
     // SAFETY: statfs is plain data; zero is a valid value.

@@ -63,6 +63,11 @@ pub fn probe() -> Result<HostReport> {
     Ok(HostReport { kind: kind(), missing, tsc_khz })
 }
 
+/// The most vCPUs that KVM gives a VM here; `None` when KVM cannot be asked.
+pub fn vcpus_max() -> Option<u32> {
+    u32::try_from(open().ok()?.get_max_vcpus()).ok()
+}
+
 pub(super) fn open() -> Result<Kvm> {
     let kvm = Kvm::new().map_err(|e| match e.errno() {
         libc::ENOENT => anyhow::anyhow!(
@@ -76,8 +81,8 @@ pub(super) fn open() -> Result<Kvm> {
     let version = kvm.get_api_version();
     if u32::try_from(version) != Ok(KVM_API_VERSION) {
         bail!(
-            "/dev/kvm is not KVM, or not one of this century (API version {version}, not {KVM_API_VERSION}): see what is \
-             mounted or bound there"
+            "/dev/kvm is not KVM, or has an unsupported API version ({version}, not {KVM_API_VERSION}): see what is mounted \
+             or bound there"
         );
     }
     Ok(kvm)

@@ -43,12 +43,12 @@ mod touched;
 mod vcpu;
 mod vm;
 
-pub use boot::{KernelKind, Software, check_software};
+pub use boot::{Found, Software, check_software};
 pub use cpu::CpuProfile;
 pub use devices::net::{NetCounters, Offloads, open_tap};
-pub use devices::{Console, DISK_ID_MAX, DISK_PATH_MAX, DiskShape};
+pub use devices::{Console, DISK_ID_MAX, DISK_PATH_MAX, DiskShape, compressed_by};
 pub use fault::fault_cost;
-pub use host::{HostReport, Kind, kind, probe};
+pub use host::{HostReport, Kind, kind, probe, vcpus_max};
 pub use layout::{Layout, Slot};
 pub use memory::Memory;
 pub use paused::Paused;

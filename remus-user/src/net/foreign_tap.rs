@@ -28,7 +28,7 @@ impl Links {
         match link.kind {
             Kind::Tap { .. } => {}
             Kind::Bridge { .. } | Kind::Other(_) => {
-                bail!("{name} is not a tap but a {}: name the guest's tap", link.kind)
+                bail!("{name} is a {}, not a tap: name the guest's tap", link.kind)
             }
         }
         if let Some(misfit) = misfit(name)? {

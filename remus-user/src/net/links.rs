@@ -128,7 +128,7 @@ impl Links {
         match link.kind {
             Kind::Bridge { .. } => Ok(link),
             Kind::Tap { .. } | Kind::Other(_) => {
-                Err(anyhow!("{name} is no bridge, it is a {}", link.kind))
+                Err(anyhow!("{name} is a {}, not a bridge", link.kind))
             }
         }
     }
@@ -152,6 +152,20 @@ impl Links {
         let all = self.all()?;
         let ports = all.iter().filter(|link| link.controller == Some(bridge));
         Ok(ports.map(|link| link.index).collect())
+    }
+
+    /// The links with this alias.
+    ///
+    /// # Errors
+    /// When the kernel refuses the question.
+    pub fn aliased(&self, alias: &str) -> Result<Vec<Link>> {
+        let all: Vec<LinkMessage> = self
+            .runtime
+            .block_on(self.handle.link().get().execute().try_collect())
+            .map_err(as_io)
+            .context("list the links")?;
+        let links = all.iter().map(describe);
+        Ok(links.filter(|link| link.alias.as_deref() == Some(alias)).collect())
     }
 
     /// Makes `link` a port of `bridge`. Attach the gate first.
@@ -238,7 +252,14 @@ fn describe(message: &LinkMessage) -> Link {
     let mut link = Link {
         index: IfIndex(message.header.index),
         name: String::new(),
-        kind: Kind::Other("physical link".into()),
+        kind: Kind::Other(
+            if message.header.flags.contains(LinkFlags::Loopback) {
+                "loopback link"
+            } else {
+                "physical link"
+            }
+            .into(),
+        ),
         up: message.header.flags.contains(LinkFlags::Up),
         carrier: message.header.flags.contains(LinkFlags::LowerUp),
         controller: None,

@@ -8,10 +8,12 @@ pub struct Mac(pub [u8; 6]);
 
 impl Mac {
     pub const BROADCAST: Self = Self([0xff; 6]);
+    /// Nobody's.
+    pub const ZERO: Self = Self([0; 6]);
 
     /// Whether this can be one station's own address: not a group, and not all zeros.
     pub fn is_unicast(self) -> bool {
-        self.0[0] & 1 == 0 && self.0 != [0; 6]
+        self.0[0] & 1 == 0 && self != Self::ZERO
     }
 
     /// The address of the host's end of a tap whose guest has this address.

@@ -20,4 +20,4 @@ pub use identity::{Identity, Station};
 pub use links::{IfIndex, Kind, Link, Links};
 pub use mac::{Mac, NotAMac};
 pub use overheard::Overheard;
-pub use tap::{Tap, TapSpec, VNET_HEADER_BYTES, tap_alias};
+pub use tap::{Tap, TapSpec, VNET_HEADER_BYTES, tap_alias, tap_user};

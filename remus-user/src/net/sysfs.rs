@@ -25,6 +25,18 @@ pub(super) fn receive_packet_steering(name: &str) -> Result<Option<String>> {
     Ok(mask.chars().any(|c| !matches!(c, '0' | ',')).then(|| mask.to_owned()))
 }
 
+/// Switches receive packet steering off, as it is where no CPU is set in `rps_cpus`.
+///
+/// # Errors
+/// When sysfs refuses.
+pub(super) fn steer_nothing(name: &str) -> io::Result<()> {
+    match Sysfs::open()?.write(&format!("class/net/{name}/queues/rx-0/rps_cpus"), "0") {
+        // A kernel without CONFIG_RPS.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        written => written,
+    }
+}
+
 /// The tap's IFF_* flags, as whoever opened it last set them. `None` when `name` is no tun or tap device.
 ///
 /// # Errors

@@ -6,8 +6,8 @@
 //! not persistent: a process that is killed in between leaves nothing, rather than a tap that nobody knows for its own.
 //!
 //! Refused, since the gate's ring of slots takes one producer and trusts that a frame is stamped when
-//! `write()` returns: several queues, and receive packet steering (RPS). NAPI mode is switched off by
-//! attaching without its flag.
+//! `write()` returns: several queues, and receive packet steering (RPS) on a tap that was there before. A new one begins
+//! without RPS, whatever `net.core.rps_default_mask` says. NAPI mode is switched off by attaching without its flag.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -103,6 +103,11 @@ impl Links {
             self.down(index)?;
             self.leave(index)?;
         }
+        if !adopted {
+            // What new links get by net.core.rps_default_mask. Of a tap that was there somebody has said so, and would again.
+            sysfs::steer_nothing(spec.name)
+                .with_context(|| format!("switch receive packet steering of {} off", spec.name))?;
+        }
         self.configure(&file, index, spec)?;
         Ok(Tap { fd: file.into(), index, adopted })
     }
@@ -126,12 +131,31 @@ impl Links {
         if let Some(mask) = sysfs::receive_packet_steering(name)? {
             bail!(
                 "tap {name} has receive packet steering on (rps_cpus = {mask}): frames would pass the gate late. \
-                 Write 0 to /sys/class/net/{name}/queues/rx-0/rps_cpus, and to \
-                 /proc/sys/net/core/rps_default_mask if new taps get it"
+                 Write 0 to /sys/class/net/{name}/queues/rx-0/rps_cpus"
             );
         }
         Ok(())
     }
+}
+
+/// Who has the tap `name` open, in words; `None` when nobody has. It is opened for a moment to know.
+///
+/// # Errors
+/// When there is no such tap, or the kernel refuses.
+pub fn tap_user(name: &str) -> Result<Option<String>> {
+    match attach(name, true) {
+        Ok(_) => Ok(None),
+        Err(e) if is_busy(&e) => Ok(Some(match holder(name) {
+            Some((pid, command)) => format!("process {pid} ({command})"),
+            None => "a process of another network namespace".to_owned(),
+        })),
+        Err(e) => Err(e),
+    }
+}
+
+fn is_busy(error: &anyhow::Error) -> bool {
+    let error = error.root_cause().downcast_ref::<io::Error>();
+    error.is_some_and(|error| error.raw_os_error() == Some(libc::EBUSY))
 }
 
 fn check_adoptable(link: &Link) -> Result<()> {
@@ -144,7 +168,7 @@ fn check_adoptable(link: &Link) -> Result<()> {
             whose(link)
         )),
         Kind::Bridge { .. } | Kind::Other(_) => Err(anyhow!(
-            "{} is not a tap but a {}: give this VM a tap name of its own (net.tap)",
+            "{} is a {}, not a tap: give this VM a tap name of its own (net.tap)",
             link.name,
             link.kind
         )),

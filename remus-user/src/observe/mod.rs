@@ -17,4 +17,4 @@ pub use epochs::PauseParts;
 pub use render::render;
 pub use shared::{GateReading, Shared};
 pub use socket::{StatusSocket, query};
-pub use vm_dir::{Holder, VmDir, holder, running};
+pub use vm_dir::{Holder, Unsafe, VmDir, holder, running};

@@ -7,9 +7,13 @@
 use std::{
     fs,
     io::{self, Read, Write},
-    os::unix::{
-        fs::PermissionsExt,
-        net::{UnixListener, UnixStream},
+    os::{
+        fd::AsRawFd,
+        unix::{
+            ffi::OsStrExt,
+            fs::PermissionsExt,
+            net::{UnixListener, UnixStream},
+        },
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -26,7 +30,7 @@ use tokio::{
 use super::{
     Shared, VmDir,
     status::Status,
-    vm_dir::{below, open_directory},
+    vm_dir::{Holder, below, holder, open_directory},
 };
 use crate::wire::VmName;
 
@@ -137,41 +141,97 @@ fn parse(line: &[u8]) -> Result<Option<Epoch>, String> {
     }
 }
 
-/// Asks the VM `vm` under `run_dir` how it stands. Blocks for at most two seconds.
+/// Asks the VM `vm` under `run_dir` how it stands. Blocks for at most some seconds.
 ///
 /// # Errors
-/// When no such VM runs, this user may not ask, or the answer is late or not understood.
+/// When no such VM runs, this user may not ask, its process does not answer, or the answer is not understood.
 pub fn query(run_dir: &Path, vm: &VmName, since: Option<Epoch>) -> Result<Status> {
     let directory = run_dir.join(vm.as_str());
-    let connect = || UnixStream::connect(below(&open_directory(&directory)?, NAME));
-    let mut stream = match connect() {
-        Ok(stream) => stream,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            bail!("no VM {vm} runs here: there is no {}", directory.join(NAME).display())
-        }
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
-            bail!("VM {vm} does not run: it left its status socket behind when it died")
-        }
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-            bail!("only the user that runs VM {vm} may ask for its status: try sudo")
-        }
-        Err(e) => return Err(e).with_context(|| format!("ask VM {vm}")),
+    let line = match since {
+        Some(epoch) => format!("status since {epoch}\n"),
+        None => "status\n".to_owned(),
     };
-    let mut exchange = || -> io::Result<String> {
-        stream.set_read_timeout(Some(EXCHANGE_TIMEOUT))?;
-        stream.set_write_timeout(Some(EXCHANGE_TIMEOUT))?;
-        match since {
-            Some(epoch) => stream.write_all(format!("status since {epoch}\n").as_bytes())?,
-            None => stream.write_all(b"status\n")?,
-        }
-        let mut answer = String::new();
-        (&mut stream).take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
-        Ok(answer)
+    let answer = match exchange(&directory, &line) {
+        Ok(answer) => answer,
+        Err(e) => bail!("{}", unanswered(run_dir, vm, &e)),
     };
-    let answer = exchange().with_context(|| format!("ask VM {vm} for its status"))?;
     serde_json::from_str(&answer).with_context(|| {
         format!("VM {vm} gave no status but {:?}", answer.get(..80).unwrap_or(&answer))
     })
+}
+
+fn exchange(directory: &Path, line: &str) -> io::Result<String> {
+    let mut stream = connect(&below(&open_directory(directory)?, NAME))?;
+    stream.write_all(line.as_bytes())?;
+    let mut answer = String::new();
+    (&mut stream).take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// Connects, and sets a limit on every wait beforehand: where nobody accepts, the kernel lets the hundredth caller wait for
+/// a place.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    // SAFETY: plain socket(2); the result is checked.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    let stream = UnixStream::from(crate::sysfs::owned(fd)?);
+    stream.set_read_timeout(Some(EXCHANGE_TIMEOUT))?;
+    stream.set_write_timeout(Some(EXCHANGE_TIMEOUT))?;
+    // SAFETY: sockaddr_un is plain data.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX).map_err(io::Error::other)?;
+    let path = path.as_os_str().as_bytes();
+    if path.len() >= address.sun_path.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(path) {
+        *to = from.cast_signed();
+    }
+    let length = libc::socklen_t::try_from(size_of_val(&address)).map_err(io::Error::other)?;
+    // SAFETY: a whole address with a terminated path, which lives during the call.
+    let result = unsafe { libc::connect(stream.as_raw_fd(), (&raw const address).cast(), length) };
+    if result == 0 { Ok(stream) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What it means that a VM was asked in vain.
+fn unanswered(run_dir: &Path, vm: &VmName, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound if !run_dir.is_dir() => {
+            format!("no VM {vm} runs here: there is no directory {}", run_dir.display())
+        }
+        io::ErrorKind::NotFound => {
+            let socket = run_dir.join(vm.as_str()).join(NAME);
+            format!("no VM {vm} runs here: there is no {}", socket.display())
+        }
+        io::ErrorKind::ConnectionRefused => {
+            format!("VM {vm} does not run: it left its status socket behind when it died")
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!(
+                "this user may not see how VM {vm} stands, only the one that runs it may: try sudo"
+            )
+        }
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => match holder(run_dir, vm) {
+            Ok(Holder::Process(Some(pid))) if is_stopped(pid) => format!(
+                "VM {vm} does not answer: its process {pid} is stopped (kill -CONT {pid} lets it go on)"
+            ),
+            Ok(Holder::Process(Some(pid))) => format!(
+                "VM {vm} does not answer: its process {pid} lives, and has not said anything for {} s",
+                EXCHANGE_TIMEOUT.as_secs()
+            ),
+            Ok(Holder::Process(None) | Holder::Nobody) | Err(_) => format!(
+                "VM {vm} does not answer: nothing was said for {} s",
+                EXCHANGE_TIMEOUT.as_secs()
+            ),
+        },
+        _ => format!("VM {vm} cannot be asked for its status: {error}"),
+    }
+}
+
+/// Whether a signal or a debugger has stopped the process.
+fn is_stopped(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let state = status.lines().find_map(|line| line.strip_prefix("State:"));
+    state.is_some_and(|state| state.trim_start().starts_with(['T', 't']))
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@
 //! takes it back from a process that dies in whatever way, and two that start at once cannot both have it.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fmt,
+    fs::{self, DirBuilder, File, Metadata, OpenOptions},
     io::{self, Read, Seek, Write},
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
@@ -156,7 +157,8 @@ fn same_file(open: &File, path: &Path) -> bool {
     }
 }
 
-/// The names of VMs under `run_dir` that have a status socket, sorted; alive or not.
+/// The names of VMs under `run_dir` that have a status socket, sorted; alive or not. A VM's directory that this user may
+/// not look into counts, so that nobody is told that nothing runs who only may not see it.
 ///
 /// # Errors
 /// When the directory is there and cannot be read.
@@ -168,7 +170,10 @@ pub fn running(run_dir: &Path) -> Result<Vec<VmName>> {
     };
     let mut names: Vec<_> = entries
         .flatten()
-        .filter(|entry| entry.path().join(super::socket::NAME).exists())
+        .filter(|entry| match fs::symlink_metadata(entry.path().join(super::socket::NAME)) {
+            Ok(_) => true,
+            Err(e) => e.kind() == io::ErrorKind::PermissionDenied,
+        })
         .filter_map(|entry| VmName::new(entry.file_name().to_str()?).ok())
         .collect();
     names.sort();
@@ -194,8 +199,45 @@ pub(super) fn below(directory: &OwnedFd, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))
 }
 
-/// Makes `path` where it is missing. It must be ours (or root's) and nobody else may write it, or another user
-/// could put a socket or a symlink of his own into it.
+/// Why a directory must not hold what is this user's alone: another user could put a socket or a symlink of his own into it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unsafe {
+    NotADirectory,
+    OfAnother { uid: u32, ours: u32 },
+    WritableByOthers,
+}
+
+impl Unsafe {
+    /// Judges what is known of a directory: it must be ours or root's, and nobody else may write it.
+    pub fn find(directory: &Metadata) -> Option<Self> {
+        // SAFETY: geteuid(2) takes nothing and cannot fail.
+        let ours = unsafe { libc::geteuid() };
+        let uid = directory.uid();
+        if !directory.is_dir() {
+            Some(Self::NotADirectory)
+        } else if uid != ours && uid != 0 {
+            Some(Self::OfAnother { uid, ours })
+        } else if directory.permissions().mode() & 0o022 != 0 {
+            Some(Self::WritableByOthers)
+        } else {
+            None
+        }
+    }
+}
+
+impl fmt::Display for Unsafe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotADirectory => f.write_str("is not a directory"),
+            Self::OfAnother { uid, ours } => {
+                write!(f, "belongs to uid {uid}, not to us (uid {ours})")
+            }
+            Self::WritableByOthers => f.write_str("may be written by others"),
+        }
+    }
+}
+
+/// Makes `path` where it is missing.
 fn make_safe(path: &Path, mode: u32) -> Result<()> {
     let shown = path.display();
     DirBuilder::new()
@@ -204,19 +246,14 @@ fn make_safe(path: &Path, mode: u32) -> Result<()> {
         .create(path)
         .with_context(|| format!("make the directory {shown}"))?;
     let metadata = fs::symlink_metadata(path).with_context(|| format!("look at {shown}"))?;
-    // SAFETY: geteuid(2) takes nothing and cannot fail.
-    let uid = unsafe { libc::geteuid() };
-    if !metadata.is_dir() {
-        bail!("{shown} is no directory: remove it, or name another run_dir");
+    match Unsafe::find(&metadata) {
+        None => Ok(()),
+        Some(why @ Unsafe::NotADirectory) => {
+            bail!("{shown} {why}: remove it, or name another run_dir")
+        }
+        Some(why @ Unsafe::OfAnother { .. }) => bail!("{shown} {why}: name another run_dir"),
+        Some(why @ Unsafe::WritableByOthers) => {
+            bail!("{shown} {why}: chmod go-w {shown}, or name another run_dir")
+        }
     }
-    if metadata.uid() != uid && metadata.uid() != 0 {
-        bail!(
-            "{shown} belongs to uid {}, not to us (uid {uid}): name another run_dir",
-            metadata.uid()
-        );
-    }
-    if metadata.permissions().mode() & 0o022 != 0 {
-        bail!("{shown} may be written by others: chmod go-w {shown}, or name another run_dir");
-    }
-    Ok(())
 }

@@ -130,11 +130,28 @@ pub fn run(options: PrimaryOptions) -> Result<()> {
         Stopped::StoodDown(newer) => {
             wiring.disconnect()?;
             bail!(
-                "another host speaks for VM {vm} now, in term {newer} (this one was in {term}): nothing of it runs \
-                 or speaks here any more. Use this host as that one's backup"
+                "another host speaks for VM {vm} now, in term {newer} (this one was in {term}): nothing of it runs or \
+                 speaks here any more. Look there how it stands (remus status). This host cannot protect it while it \
+                 runs there: see \"After a takeover\" in docs/operating.md"
             )
         }
     }
+}
+
+/// Whether what this host knows of the VM allows it to start here, and in which term: what [`run`] asks first. `None` when
+/// there is no record of it.
+///
+/// # Errors
+/// When another host may speak for the guest, or the record cannot be read; with what to do.
+pub(crate) fn may_start(config: &Config) -> Result<Option<Term>> {
+    if !config.state_dir.is_dir() {
+        return Ok(None);
+    }
+    let vm = config.name.as_str();
+    let record = Store::at(&config.state_dir)?.read(vm)?;
+    let is_known = record.is_some();
+    let permission = start::permission(vm, record, config.protection.start, fresh_instance)?;
+    Ok(is_known.then_some(permission.fenced.term()))
 }
 
 /// How long a guest that may be heard without a backup waits for the backup's first word. It may be that another host

@@ -37,9 +37,9 @@ pub struct Policy {
     pub tempo: Tempo,
     /// Most un-acked checkpoints; at least 1, and 2 or more to overlap sending with running.
     pub depth: usize,
-    /// The live sync ends when so few pages are left that a pause can take them,
+    /// The live sync ends when no more pages than these are left: a pause can take them.
     pub sync_pages_max: usize,
-    /// or after so many rounds.
+    /// The live sync ends after this many rounds, however many pages are left.
     pub sync_rounds_max: u32,
 }
 
@@ -607,7 +607,9 @@ impl fmt::Display for SessionError {
             Self::OtherBackup { bound } => {
                 write!(
                     f,
-                    "backup {bound} may hold a checkpoint of this term; another cannot be taken beside it"
+                    "another backup than before answers, and cannot be taken: the one before (instance {bound}) may hold a \
+                     checkpoint and take over. Bring that one back with its state directory; or, if it is gone for good, end \
+                     this VM and start it again"
                 )
             }
         }

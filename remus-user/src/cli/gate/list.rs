@@ -6,13 +6,18 @@ use super::{
     Where,
     seen::{Controller, Seen, lost, places},
 };
-use crate::{cli::print, gate::Pinned, net::Links, outlet::say};
+use crate::{
+    cli::{nothing_below, print},
+    gate::Pinned,
+    net::Links,
+    outlet::say,
+};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     place: Where,
-    /// Print JSON, one document a gate and line
+    /// Print JSON: one document per gate, one per line
     #[arg(long)]
     json: bool,
 }
@@ -30,14 +35,14 @@ pub(super) fn run(args: &Args) -> Result<()> {
             None => say(&format!("{}: {}", place.name.as_str(), lost(&place))),
         }
     }
-    if args.json {
+    if args.json && !seen.is_empty() {
         for gate in &seen {
             print(&format!("{}\n", serde_json::to_string(gate).context("write JSON")?))?;
         }
         return Ok(());
     }
     if seen.is_empty() {
-        say(&format!("no gate is below {}", run_dir.display()));
+        say(&nothing_below(run_dir, "gate")?);
         return Ok(());
     }
     print(&table(&seen))

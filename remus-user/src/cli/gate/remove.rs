@@ -16,7 +16,7 @@ use crate::{
 pub(super) struct Args {
     #[command(flatten)]
     place: Where,
-    /// Also when it holds frames, which are thrown away
+    /// Remove it even if it holds frames, which are thrown away
     #[arg(long)]
     force: bool,
     /// The gate's name, or the tap that it is on
@@ -33,8 +33,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let held = pinned.held()?;
     if held.frames > 0 && !args.force {
         bail!(
-            "gate {name} holds {} frames ({} bytes, {} frames of committed epochs): `remus gate run` takes them up; \
-             --force throws them away",
+            "gate {name} holds {} frames ({} bytes, {} frames of committed epochs): `remus gate run` takes it over with \
+             them; --force throws them away",
             held.frames,
             held.bytes,
             held.committed

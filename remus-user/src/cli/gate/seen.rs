@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use crate::{
+    cli::nothing_below,
     config::VmName,
     gate::{Attachment, Pinned},
     net::{IfIndex, Links},
@@ -104,6 +105,10 @@ pub(super) fn find(run_dir: &Path, wanted: &str) -> Result<(Place, Pinned)> {
     if on_tap.len() > 1 {
         let names: Vec<_> = on_tap.iter().map(|(place, _)| place.name.as_str()).collect();
         bail!("several gates are on {wanted}: name one of {}", names.join(", "));
+    }
+    if on_tap.is_empty() {
+        // A run directory that is not there is a mistake of its own.
+        nothing_below(run_dir, "gate")?;
     }
     on_tap.pop().with_context(|| {
         format!("there is no gate {wanted}, by name or tap, below {}", run_dir.display())

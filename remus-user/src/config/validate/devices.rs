@@ -71,7 +71,7 @@ impl Check<'_, '_> {
         if id.len() > DISK_ID_MAX || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(self.wrong(
                 &key("id"),
-                format!("{id:?} is no name of a disk"),
+                format!("{id:?} cannot be a disk's serial number"),
                 format!("at most {DISK_ID_MAX} printable ASCII characters without blanks"),
             ));
         }

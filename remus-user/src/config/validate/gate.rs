@@ -56,7 +56,7 @@ impl Check<'_, '_> {
                 ));
             }
             Some(other) => {
-                let what = format!("{other:?} is no engine");
+                let what = format!("unknown engine {other:?}");
                 return Err(self.wrong(key, what, "\"bpf\" or \"nfqueue\""));
             }
         };
@@ -69,7 +69,7 @@ impl Check<'_, '_> {
             Some("kernel") => Ok(ReleaseTrigger::Kernel),
             Some(other) => Err(self.wrong(
                 "gate.release.trigger",
-                format!("{other:?} is no trigger of a release"),
+                format!("unknown trigger {other:?}"),
                 "\"controller\": the process that runs the guest; \"kernel\": a program at the link to the \
                  backup too, at once",
             )),

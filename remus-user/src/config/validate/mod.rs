@@ -4,6 +4,7 @@
 mod devices;
 mod gate;
 mod protection;
+mod types;
 
 use std::path::{Path, PathBuf};
 
@@ -125,7 +126,7 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config, ConfigError> {
     check_keys(&document)?;
     let raw: Raw = toml::from_str(text).map_err(|e| {
         // Only types are left to be wrong.
-        let problem = e.message().to_owned();
+        let problem = types::in_words(e.message());
         match e.span() {
             Some(span) => {
                 let error = document.error_at(span, problem, String::new());
@@ -317,10 +318,15 @@ impl Check<'_, '_> {
             self.wrong("net.mac", format!("{:?} is {e}", raw.mac), "mac = \"52:54:00:77:00:0a\"")
         })?;
         if !mac.is_unicast() {
+            let (is, help) = match mac {
+                Mac::BROADCAST => ("the broadcast address", "name an address of the guest's own"),
+                Mac::ZERO => ("no address", "name an address of the guest's own"),
+                _ => ("a multicast address", "the first byte must be even"),
+            };
             return Err(self.wrong(
                 "net.mac",
-                format!("{mac} is not the address of one station"),
-                "the first byte must be even, as in 52:54:00:77:00:0a",
+                format!("{mac} is {is}, not a unicast address"),
+                format!("{help}, as in 52:54:00:77:00:0a"),
             ));
         }
         let mtu = raw.mtu.unwrap_or(MTU_BYTES_DEFAULT);

@@ -49,7 +49,7 @@ impl Check<'_, '_> {
         if backup.port() == 0 || backup.ip().is_unspecified() || backup.ip().is_multicast() {
             return Err(self.wrong(
                 "protection.backup",
-                format!("nobody can listen at {backup}"),
+                format!("{backup} is not a usable address"),
                 "write the address and port that `remus backup --listen` was given",
             ));
         }
@@ -59,7 +59,7 @@ impl Check<'_, '_> {
             Some(other) => {
                 return Err(self.wrong(
                     "protection.start",
-                    format!("{other:?} is no way to start"),
+                    format!("unknown start {other:?}"),
                     "\"protected\": nothing leaves before the backup has a checkpoint; \"unprotected\": the guest \
                      may talk at once, and what it said is lost if the host dies before that",
                 ));
@@ -98,6 +98,18 @@ impl Check<'_, '_> {
                 ),
             ));
         }
+        if lease_ms < 2 * heartbeat_ms {
+            return Err(self.wrong(
+                "protection.lease_ms",
+                format!("{lease_ms} ms is less than two heartbeats: heartbeat_ms = {heartbeat_ms}"),
+                format!(
+                    "one lost answer must not end the lease, or replies wait: heartbeat_ms = {} or less, or lease_ms = {} \
+                     or more",
+                    lease_ms / 2,
+                    2 * heartbeat_ms
+                ),
+            ));
+        }
         let duration = |ms: u32| Duration::from_millis(u64::from(ms));
         Ok(Protection {
             backup,
@@ -120,9 +132,9 @@ impl Check<'_, '_> {
             Some(other) => {
                 return Err(self.wrong(
                     "protection.mode",
-                    format!("{other:?} is no mode"),
-                    "\"latency\": output waits as short as can be; \"throughput\": the guest is stopped as rarely \
-                     as may be; \"fixed\": every epoch lasts epoch_ms",
+                    format!("unknown mode {other:?}"),
+                    "\"latency\": output waits as briefly as possible; \"throughput\": the guest is stopped as rarely \
+                     as possible; \"fixed\": every epoch lasts epoch_ms",
                 ));
             }
         };
@@ -172,7 +184,7 @@ impl Check<'_, '_> {
             Some(other) => {
                 return Err(self.wrong(
                     "protection.compression",
-                    format!("{other:?} is no compression"),
+                    format!("unknown compression {other:?}"),
                     "\"none\"; \"lz4\" or \"zstd\" for a link that is slower than they are",
                 ));
             }

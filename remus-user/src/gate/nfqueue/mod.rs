@@ -217,6 +217,24 @@ impl NfQueue {
     }
 }
 
+/// Takes out the rules that a gate on `tap` left when its process died, if there are any. Without an owner they drop what
+/// is stamped.
+///
+/// # Errors
+/// When the kernel refuses, as it does while another process owns them.
+pub fn sweep(tap: &str) -> Result<bool> {
+    let socket = Socket::open()?;
+    // A kernel without nf_tables has no rules.
+    if standing(&socket, tap).is_ok_and(|rules| rules.is_empty()) || generation(&socket).is_err() {
+        return Ok(false);
+    }
+    let take_out = |owned| socket.ask(&rules::remove(tap, owned), |_| {});
+    take_out(true)
+        .or_else(|_| take_out(false))
+        .with_context(|| format!("take the queue's rules for {tap} out"))?;
+    Ok(true)
+}
+
 /// Readable when frames have joined the queue.
 impl AsFd for NfQueue {
     fn as_fd(&self) -> BorrowedFd<'_> {

@@ -5,6 +5,7 @@
 //! unpacks itself to its preferred address, over what is there.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -29,6 +30,11 @@ const VERSION_MIN: u16 = 0x020c;
 /// `xloadflags`: the kernel has a 64-bit entry point.
 const HAS_64_BIT_ENTRY: u16 = 1;
 const ENTRY_OFFSET: u64 = 0x200;
+/// The setup header of a file.
+const HEADER_OFFSET: u64 = 0x1f1;
+const SECTOR: u64 = 512;
+/// What `syssize` counts.
+const PARAGRAPH: u64 = 16;
 /// A boot loader without a number of its own.
 const LOADER_UNDEFINED: u8 = 0xff;
 
@@ -42,31 +48,14 @@ pub(super) fn load(
     rsdp: u64,
 ) -> Result<()> {
     let base = Some(GuestAddress(GUEST_BASE));
+    let read = Header::read(file)?;
+    let (low, _) = memory.layout().low_and_high_bytes();
+    read.check(cmdline, low)?;
+    let kernel_end = read.end();
     let loaded = BzImage::load(memory.ram(), base, file, None).context("load it as a bzImage")?;
     let mut header = loaded.setup_header.context("it has no setup header")?;
-    let (version, flags) = (header.version, header.xloadflags);
-    ensure!(
-        version >= VERSION_MIN && flags & HAS_64_BIT_ENTRY != 0,
-        "it has no 64-bit entry point (boot protocol {:x}.{:02x}): an x86-64 kernel of Linux 3.8 or later has",
-        version >> 8,
-        version & 0xff
-    );
-    let cmdline_max = header.cmdline_size as usize;
-    ensure!(
-        cmdline.len() <= cmdline_max,
-        "this kernel takes a command line of {cmdline_max} bytes at most, not {}",
-        cmdline.len()
-    );
-    let kernel_end = end_of(&header, loaded.kernel_end);
-    let (low, _) = memory.layout().low_and_high_bytes();
-    ensure!(
-        kernel_end <= low,
-        "the kernel unpacks itself up to {} MiB: raise machine.memory_mib",
-        kernel_end.div_ceil(1 << 20)
-    );
     if let Some(path) = initrd {
-        let limit = u64::from(header.initrd_addr_max) + 1;
-        let disk = initrd::load(memory, path, kernel_end, limit)?;
+        let disk = initrd::load(memory, path, kernel_end, read.initrd_limit())?;
         header.ramdisk_image = u32::try_from(disk.address).expect("below the device hole");
         header.ramdisk_size = u32::try_from(disk.bytes).expect("below the device hole");
     }
@@ -80,6 +69,72 @@ pub(super) fn load(
     let rip = GUEST_BASE + ENTRY_OFFSET;
     let regs = kvm_regs { rip, rsi: BOOT_BLOCK, rflags: RFLAGS, ..Default::default() };
     vcpu.set_regs(&regs).context("KVM_SET_REGS")
+}
+
+/// The setup header of a file, and what it says of the file.
+pub(super) struct Header {
+    header: setup_header,
+    /// Bytes of the file behind its real-mode part.
+    image_bytes: u64,
+}
+
+impl Header {
+    /// Reads the header of `file`, whose position stays as it is.
+    ///
+    /// # Errors
+    /// When the file is cut short.
+    pub(super) fn read(file: &mut File) -> Result<Self> {
+        let mut header = setup_header::default();
+        file.read_exact_at(header.as_mut_slice(), HEADER_OFFSET)
+            .context("read its setup header")?;
+        let length = file.metadata().context("look at it")?.len();
+        // A boot sector, and as many sectors of setup; 0 means 4.
+        let setup_sectors = if header.setup_sects == 0 { 4 } else { u64::from(header.setup_sects) };
+        let setup_bytes = (1 + setup_sectors) * SECTOR;
+        let whole = setup_bytes + u64::from(header.syssize) * PARAGRAPH;
+        // The last paragraph may be a part of one.
+        ensure!(
+            length + PARAGRAPH > whole,
+            "it is cut short: its header speaks of {whole} bytes and it has {length}"
+        );
+        Ok(Self { header, image_bytes: length.saturating_sub(setup_bytes) })
+    }
+
+    /// Whether it can be entered, with this command line and in RAM of which `low` bytes are under the device hole.
+    ///
+    /// # Errors
+    /// When it cannot; says why.
+    pub(super) fn check(&self, cmdline: &str, low: u64) -> Result<()> {
+        let (version, flags) = (self.header.version, self.header.xloadflags);
+        ensure!(
+            version >= VERSION_MIN && flags & HAS_64_BIT_ENTRY != 0,
+            "it has no 64-bit entry point (boot protocol {:x}.{:02x}): an x86-64 kernel of Linux 3.8 or later has",
+            version >> 8,
+            version & 0xff
+        );
+        let cmdline_max = self.header.cmdline_size as usize;
+        ensure!(
+            cmdline.len() <= cmdline_max,
+            "this kernel takes a command line of {cmdline_max} bytes at most, not {}",
+            cmdline.len()
+        );
+        ensure!(
+            self.end() <= low,
+            "the kernel unpacks itself up to {} MiB: raise machine.memory_mib",
+            self.end().div_ceil(1 << 20)
+        );
+        Ok(())
+    }
+
+    /// Where what the kernel needs to unpack itself ends.
+    pub(super) fn end(&self) -> u64 {
+        end_of(&self.header, GUEST_BASE.saturating_add(self.image_bytes))
+    }
+
+    /// The end of where an initial RAM disk may be.
+    pub(super) fn initrd_limit(&self) -> u64 {
+        u64::from(self.header.initrd_addr_max) + 1
+    }
 }
 
 /// Where what the kernel needs to unpack itself ends.
@@ -105,7 +160,27 @@ fn parameters(memory: &Memory, header: setup_header, rsdp: u64) -> boot_params {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
+
+    #[test]
+    fn a_file_that_ends_before_its_header_says_is_cut_short() {
+        let read = |length: usize| {
+            // One sector of setup, and 64 paragraphs.
+            let mut bytes = vec![0; 4096];
+            (bytes[0x1f1], bytes[0x1f4]) = (1, 64);
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&bytes[..length]).unwrap();
+            Header::read(&mut file).map(|header| header.image_bytes)
+        };
+        assert_eq!(read(2048).unwrap(), 1024);
+        assert_eq!(read(4096).unwrap(), 3072, "a signature may follow");
+        assert_eq!(read(2033).unwrap(), 1009, "the last paragraph may be a part of one");
+        let error = read(2032).unwrap_err().to_string();
+        assert_eq!(error, "it is cut short: its header speaks of 2048 bytes and it has 2032");
+        assert!(read(512).is_err());
+    }
 
     #[test]
     fn the_unpacked_kernel_counts_not_only_the_packed_one() {

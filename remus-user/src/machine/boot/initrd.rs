@@ -18,17 +18,9 @@ pub(super) struct Initrd {
 
 /// Loads the file at `path` as high below `limit` as RAM under the device hole goes, and above `kernel_end`.
 pub(super) fn load(memory: &Memory, path: &Path, kernel_end: u64, limit: u64) -> Result<Initrd> {
-    let mut file = File::open(path).with_context(|| format!("open {}", path.display()))?;
-    let bytes = length(&file).with_context(|| format!("initrd {}", path.display()))?;
+    let mut file = super::check::open(path)?;
     let (low, _) = memory.layout().low_and_high_bytes();
-    let address = place(bytes, kernel_end, low.min(limit)).with_context(|| {
-        format!(
-            "{} and the kernel do not fit into RAM together ({} MiB of {} are left to it): raise machine.memory_mib",
-            path.display(),
-            low.min(limit).saturating_sub(kernel_end) >> 20,
-            low >> 20,
-        )
-    })?;
+    let Initrd { address, bytes } = fit(&file, path, kernel_end, low.min(limit), low)?;
     let length = usize::try_from(bytes).expect("it fits into RAM");
     memory
         .ram()
@@ -37,11 +29,26 @@ pub(super) fn load(memory: &Memory, path: &Path, kernel_end: u64, limit: u64) ->
     Ok(Initrd { address, bytes })
 }
 
-/// Bytes of the disk in `file`.
-pub(super) fn length(file: &File) -> Result<u64> {
-    let about = file.metadata().context("look at it")?;
-    ensure!(about.is_file() && about.len() > 0, "it is no file, or an empty one");
-    Ok(about.len())
+/// Whether the disk at `path` fits between `from` and `to`, in RAM of which `low` bytes are under the device hole.
+///
+/// # Errors
+/// When it does not, or cannot be read.
+pub(super) fn check(path: &Path, from: u64, to: u64, low: u64) -> Result<()> {
+    fit(&super::check::open(path)?, path, from, to, low).map(drop)
+}
+
+fn fit(file: &File, path: &Path, from: u64, to: u64, low: u64) -> Result<Initrd> {
+    let bytes = file.metadata().with_context(|| format!("look at {}", path.display()))?.len();
+    ensure!(bytes > 0, "initrd {}: it is empty", path.display());
+    let address = place(bytes, from, to).with_context(|| {
+        format!(
+            "{} and the kernel do not fit into RAM together ({} MiB of {} are left to it): raise machine.memory_mib",
+            path.display(),
+            to.saturating_sub(from) >> 20,
+            low >> 20,
+        )
+    })?;
+    Ok(Initrd { address, bytes })
 }
 
 fn place(bytes: u64, from: u64, to: u64) -> Option<u64> {

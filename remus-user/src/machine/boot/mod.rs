@@ -24,6 +24,8 @@
 mod acpi;
 mod bare;
 mod bzimage;
+mod check;
+mod elf;
 mod initrd;
 mod kind;
 mod low;
@@ -41,8 +43,12 @@ use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use remus_abi::boot::GUEST_BASE;
 use vm_memory::GuestAddress;
 
-pub use self::kind::KernelKind;
+pub use self::check::{Found, check_software};
+use self::kind::KernelKind;
 use super::memory::Memory;
+
+const NO_INITRD: &str = "it has no PVH entry point, so it takes no initrd: leave that out, or name a bzImage or a vmlinux with \
+                         CONFIG_PVH";
 
 /// What a machine begins with.
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +79,7 @@ pub(super) fn load(
     software: Software<'_>,
 ) -> Result<()> {
     let path = software.kernel.display();
-    let mut file = File::open(software.kernel).with_context(|| format!("open {path}"))?;
+    let mut file = check::open(software.kernel)?;
     let loaded = kind::of(&mut file).and_then(|kind| match kind {
         KernelKind::Elf => load_elf(memory, vcpu, firmware, &mut file, software),
         KernelKind::BzImage => {
@@ -93,22 +99,15 @@ fn load_elf(
     software: Software<'_>,
 ) -> Result<()> {
     let Software { initrd, cmdline, .. } = software;
+    elf::check_fits(elf::look(file)?, memory.layout())?;
     let loaded = Elf::load(memory.ram(), None, file, Some(GuestAddress(GUEST_BASE)))
         .context("load it as an ELF64")?;
     let end = loaded.kernel_end;
-    ensure!(
-        end == 0 || memory.layout().page_at(end - 1).is_some(),
-        "it needs RAM up to {} MiB: raise machine.memory_mib",
-        end.div_ceil(1 << 20)
-    );
     if let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap {
         let rsdp = write_firmware(memory, firmware)?;
         return pvh::enter(memory, vcpu, (entry.0, end), initrd, cmdline, rsdp);
     }
-    ensure!(
-        initrd.is_none(),
-        "it has no PVH entry point, so it takes no initrd: leave that out, or name a bzImage or a vmlinux with CONFIG_PVH"
-    );
+    ensure!(initrd.is_none(), "{NO_INITRD}");
     // After the file: should it reach into low memory, what the guest is entered with still stands.
     bare::enter(memory, vcpu, firmware, loaded.kernel_load.0, cmdline)
 }
@@ -118,19 +117,4 @@ fn write_firmware(memory: &Memory, firmware: Firmware) -> Result<u64> {
     low::put(memory, map::TABLES, &acpi::tables(firmware, map::TABLES))?;
     low::put(memory, vector::ADDRESS, &vector::code())?;
     Ok(map::TABLES)
-}
-
-/// Asks whether a machine can begin with the files of `software`, as far as they tell by themselves.
-///
-/// # Errors
-/// When one cannot be read, or is none.
-pub fn check_software(software: Software<'_>) -> Result<KernelKind> {
-    let Software { kernel, initrd, cmdline: _ } = software;
-    let open = |path: &Path| File::open(path).with_context(|| format!("open {}", path.display()));
-    let kind = kind::of(&mut open(kernel)?);
-    let kind = kind.with_context(|| format!("kernel {}", kernel.display()))?;
-    if let Some(path) = initrd {
-        initrd::length(&open(path)?).with_context(|| format!("initrd {}", path.display()))?;
-    }
-    Ok(kind)
 }

@@ -20,5 +20,5 @@ mod ring;
 pub(super) mod rng;
 mod serial;
 
-pub use block::{DISK_ID_MAX, DISK_PATH_MAX, DiskShape};
+pub use block::{DISK_ID_MAX, DISK_PATH_MAX, DiskShape, compressed_by};
 pub use serial::Console;

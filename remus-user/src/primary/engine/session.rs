@@ -46,9 +46,12 @@ impl Engine {
         }
         if let Err(e) = self.brain.handle_welcome(session, welcome) {
             warn!("the session is of no use: {e}");
+            self.report.reason(&e.to_string());
             self.order(Order::Drop(session));
             return self.newer_term(welcome.newest);
         }
+        // What stood in the way does so no more.
+        self.report.reason("");
         // From the first committed checkpoint on the backup may take over: a restart here must know of it.
         self.record(self.brain.term(), store::Standing::Protected)?;
         let ram_pages = self.harvest.ram_pages();

@@ -5,11 +5,11 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::SECTOR;
+use super::{SECTOR, format};
 
 /// Bytes of a disk's name that its guest sees.
 pub const DISK_ID_MAX: usize = 20;
@@ -125,6 +125,13 @@ fn open(path: &Path, readonly: bool) -> Result<(File, u64)> {
             kind.is_file() || kind.is_block_device(),
             "this is neither a file nor a block device"
         );
+        if let Some((name, for_qemu)) = format::container(&file)? {
+            let path = path.display();
+            bail!(
+                "it is a {name} image, and the guest would read that instead of what is in it: convert it (qemu-img \
+                 convert -f {for_qemu} -O raw {path} {path}.raw)"
+            );
+        }
         // Of a block device, too.
         let bytes = file.seek(SeekFrom::End(0))?;
         Ok((file, bytes))
@@ -174,6 +181,20 @@ mod tests {
         assert!(says(&shape).contains("its content is not that of the primary's"));
         let gone = DiskShape { path: "/nonexistent/disk".to_owned(), ..shape };
         assert!(says(&gone).contains("/nonexistent/disk"));
+    }
+
+    #[test]
+    fn an_image_that_is_not_raw_is_refused_with_how_to_convert_it_at_both_hosts() {
+        let mut raw = file(&[0; 1024]);
+        let shape = DiskShape::of(raw.path(), "", true).unwrap();
+        raw.rewind().unwrap();
+        raw.write_all(b"QFI\xfb\0\0\0\x03").unwrap();
+        let path = raw.path().display();
+        let convert = format!("(qemu-img convert -f qcow2 -O raw {path} {path}.raw)");
+        for refused in [DiskShape::of(raw.path(), "", true).err(), Disk::open(&shape).err()] {
+            let said = format!("{:#}", refused.unwrap());
+            assert!(said.contains("it is a qcow2 image") && said.contains(&convert), "{said}");
+        }
     }
 
     #[test]

@@ -22,12 +22,14 @@
 
 mod device;
 mod disk;
+mod format;
 mod request;
 mod worker;
 
 pub(in crate::machine) use device::Block;
 pub(in crate::machine) use disk::Disk;
 pub use disk::{DISK_ID_MAX, DISK_PATH_MAX, DiskShape};
+pub use format::compressed_by;
 pub(in crate::machine) use worker::Worker;
 
 /// Bytes that are moved in one go.
