@@ -49,7 +49,7 @@ const IGNORED: [libc::c_int; 16] = [
 /// # Errors
 /// When the kernel refuses.
 pub(crate) fn settle() -> Result<()> {
-    block(&ends()).context("block signals")?;
+    mask(libc::SIG_BLOCK, &ends()).context("block signals")?;
     for signal in IGNORED.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX()) {
         // SAFETY: no handler.
         if unsafe { libc::signal(signal, libc::SIG_IGN) } == libc::SIG_ERR {
@@ -58,6 +58,17 @@ pub(crate) fn settle() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Does `work`, in which SIGTERM and SIGINT end the process at once. For what comes before a guest is there: it may wait
+/// for a file for ever, and leaves nothing behind.
+pub(crate) fn interruptible<T>(work: impl FnOnce() -> T) -> T {
+    let ends = ends();
+    // A mask that stays as it is delays an end; `Ends` says so when the kernel refuses.
+    mask(libc::SIG_UNBLOCK, &ends).ok();
+    let done = work();
+    mask(libc::SIG_BLOCK, &ends).ok();
+    done
 }
 
 /// Whether an end in order has been asked for, and nobody has taken note of it yet.
@@ -83,7 +94,7 @@ impl Ends {
     /// When the kernel refuses.
     pub(crate) fn new() -> Result<Self> {
         let ends = ends();
-        block(&ends).context("block signals")?;
+        mask(libc::SIG_BLOCK, &ends).context("block signals")?;
         // SAFETY: no descriptor yet, and a whole set.
         let fd =
             unsafe { libc::signalfd(-1, &raw const ends, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };
@@ -147,11 +158,11 @@ fn empty() -> libc::sigset_t {
     set
 }
 
-/// Blocks `signals` in this thread and in those that it starts.
-fn block(signals: &libc::sigset_t) -> io::Result<()> {
+/// Blocks `signals`, or unblocks them, in this thread and in those that it starts from now on.
+fn mask(how: libc::c_int, signals: &libc::sigset_t) -> io::Result<()> {
     let signals: *const libc::sigset_t = signals;
     // SAFETY: a whole set; the old one is not asked for.
-    match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, signals, std::ptr::null_mut()) } {
+    match unsafe { libc::pthread_sigmask(how, signals, std::ptr::null_mut()) } {
         0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(error)),
     }

@@ -1,6 +1,11 @@
 //! What each signal does.
 
-use std::{fs, process::Command, time::Duration};
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::{fs::OpenOptionsExt, process::ExitStatusExt},
+    process::Command,
+    time::Duration,
+};
 
 use remus::{machine::open_tap, observe::status::Protection};
 use rig::{
@@ -105,6 +110,41 @@ fn a_vm_that_is_told_to_end_while_it_starts_leaves_nothing_behind() {
         assert_eq!(ended(&mut primary).await.code(), Some(0), "{}", primary.tail());
         tap_goes(&pair.topology.primary).await;
         assert!(!pair.vm_dir().exists());
+    });
+}
+
+#[test]
+fn a_start_that_waits_for_a_file_can_be_interrupted() {
+    with_hosts(async |pair| {
+        let fifo = pair.folder.path().join("fifo");
+        assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        for signal in [libc::SIGINT, libc::SIGTERM] {
+            let mut command = Command::new(&pair.programs.remus);
+            command.arg("run").arg(&fifo);
+            let log = pair.log("waiting");
+            let mut waiting = pair.topology.primary.spawn(command, Share::Host, &log).unwrap();
+            // It waits in its open: a writer that does not wait itself is let in.
+            let opening =
+                || OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&fifo);
+            let until = Instant::now() + patience();
+            let writer = loop {
+                assert!(Instant::now() < until, "{}", pair.logged("waiting"));
+                match opening() {
+                    Ok(writer) => break writer,
+                    Err(_) => sleep(Duration::from_millis(5)).await,
+                }
+            };
+            waiting.signal(signal).unwrap();
+            let status = loop {
+                assert!(Instant::now() < until, "it goes on: {}", pair.logged("waiting"));
+                match waiting.ended().unwrap() {
+                    Some(status) => break status,
+                    None => sleep(Duration::from_millis(5)).await,
+                }
+            };
+            assert_eq!(status.signal(), Some(signal));
+            drop(writer);
+        }
     });
 }
 

@@ -7,6 +7,7 @@ use crate::{
     backup::{self, BackupOptions},
     checks,
     config::{LinkName, Placement, RUN_DIR_DEFAULT, state_dir_beside},
+    signals,
 };
 
 #[derive(clap::Args)]
@@ -43,7 +44,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     let placement = Placement { vcpu_cpus, io_cpus };
     let state_dir = state_dir.unwrap_or_else(|| state_dir_beside(&run_dir));
     let options = BackupOptions { listen, run_dir, state_dir, tap, bridge, disks, placement };
-    let report = checks::backup(&options);
+    let report = signals::interruptible(|| checks::backup(&options));
     report.log_warnings();
     if !report.passed() {
         return Err(Failure::Preflight(report));

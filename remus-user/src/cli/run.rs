@@ -7,6 +7,7 @@ use crate::{
     checks,
     config::{Config, EXAMPLE},
     primary::{self, PrimaryOptions},
+    signals,
     terminal::Terminal,
 };
 
@@ -28,9 +29,12 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
     let Some(path) = args.config else {
         return Ok(super::print(EXAMPLE)?);
     };
-    let config = Config::load(&path)?;
-    let terminal = args.console.then(Terminal::of_this_process).transpose()?;
-    let report = checks::primary(&config);
+    let (config, terminal, report) = signals::interruptible(|| -> Result<_, Failure> {
+        let config = Config::load(&path)?;
+        let terminal = args.console.then(Terminal::of_this_process).transpose()?;
+        let report = checks::primary(&config);
+        Ok((config, terminal, report))
+    })?;
     report.log_warnings();
     if !report.passed() {
         return Err(Failure::Preflight(report));

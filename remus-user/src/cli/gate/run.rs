@@ -10,6 +10,7 @@ use crate::{
     cli::Failure,
     config::{LinkName, VmName},
     gate::{Release, Settings},
+    signals,
     standalone::{self, AtExit, StandaloneOptions},
 };
 
@@ -55,7 +56,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
             anyhow::anyhow!("{} cannot be a gate's name: give it one with --name", args.tap)
         })?,
     };
-    let report = checks::gate(&args.place.run_dir);
+    let report = signals::interruptible(|| checks::gate(&args.place.run_dir));
     report.log_warnings();
     if !report.passed() {
         return Err(Failure::Preflight(report));
