@@ -105,7 +105,7 @@ fn a_full_state_directory_delays_no_takeover() {
         // What a takeover needs of it is there since the watch asked first.
         let reserved = pair.backup_state().join("demo.takeover");
         let fill = format!(
-            "until test -s {}; do sleep 0.02; done; cat /dev/zero > {}/fill 2> /dev/null || true",
+            "n=0; until test -s {}; do n=$((n + 1)); test $n -lt 500; sleep 0.02; done; cat /dev/zero > {}/fill 2> /dev/null || true",
             reserved.display(),
             pair.backup_state().display()
         );

@@ -43,6 +43,13 @@ fn a_bridge_that_is_down_shows() {
 }
 
 #[test]
+fn a_spanning_tree_that_holds_the_tap_back_shows() {
+    let on = "ip link set br0 type bridge stp_state 1; ip link set tap0 nomaster; ip link set tap0 master br0";
+    let off = "ip link set br0 type bridge stp_state 0";
+    shows_and_ends(on, "holds tap0 back", off);
+}
+
+#[test]
 fn an_address_that_the_guest_shares_shows() {
     let before = "ip link set br0 address 52:54:00:77:00:01";
     let harm = format!("{before}; ip link set br0 address {GUEST_MAC}");

@@ -201,6 +201,7 @@ mod tests {
             kind: Kind::Bridge { spanning_tree: false },
             up: true,
             carrier: true,
+            held_back: false,
             controller: None,
             mac: None,
             mtu_bytes: 1500,

@@ -168,6 +168,14 @@ fn connection(tap: &Link, bridge: Option<(&LinkName, Option<&Link>)>) -> Check {
                 format!("ip link set {} master {name}", tap.name),
             )
         }
+        Some((name, _)) if tap.held_back => Check::refused(
+            NAME,
+            format!(
+                "the spanning tree of {name} holds {} back: nothing reaches the guest until its forward delay is over",
+                tap.name
+            ),
+            format!("switch it off: ip link set {name} type bridge stp_state 0"),
+        ),
         Some((name, _)) => Check::ok(NAME, format!("{} in {name}", tap.name)),
         None => Check::ok(NAME, format!("{} is up", tap.name)),
     }
@@ -235,6 +243,7 @@ mod tests {
             kind,
             up: true,
             carrier: true,
+            held_back: false,
             controller: None,
             mac: Some(Mac([2, 0, 0, 0, 0, u8::try_from(index).unwrap()])),
             mtu_bytes: 1500,
@@ -284,6 +293,7 @@ mod tests {
         };
         assert!(says(|links| links[2].up = false).contains("tap0 is down"));
         assert!(says(|links| links[2].controller = None).contains("tap0 is not in br0"));
+        assert!(says(|links| links[2].held_back = true).contains("holds tap0 back"));
         assert!(says(|links| links[0].up = false).contains("br0 is down"));
         assert!(says(|links| links[1].carrier = false).contains("no port of br0 has carrier"));
         assert!(says(|links| links[0].name.push('9')).contains("the bridge br0 is not there"));

@@ -10,8 +10,8 @@ use std::{fmt, io};
 use anyhow::{Context, Result, anyhow};
 use futures_util::TryStreamExt;
 use netlink_packet_route::link::{
-    BridgeStpState, InfoBridge, InfoData, InfoKind, InfoTun, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage,
+    BridgePortState, BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData,
+    InfoTun, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec,
@@ -41,6 +41,8 @@ pub struct Link {
     pub up: bool,
     /// Up, and with something at its far end: a cable to a host that is on, a process that has the tap open.
     pub carrier: bool,
+    /// A bridge's spanning tree keeps frames from passing by this port, for now or for good.
+    pub held_back: bool,
     /// The bridge (or bond, ...) that the link is a port of.
     pub controller: Option<IfIndex>,
     pub mac: Option<Mac>,
@@ -262,6 +264,7 @@ fn describe(message: &LinkMessage) -> Link {
         ),
         up: message.header.flags.contains(LinkFlags::Up),
         carrier: message.header.flags.contains(LinkFlags::LowerUp),
+        held_back: false,
         controller: None,
         mac: None,
         mtu_bytes: 0,
@@ -274,7 +277,10 @@ fn describe(message: &LinkMessage) -> Link {
             LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok().map(Mac),
             LinkAttribute::Mtu(mtu) => link.mtu_bytes = *mtu,
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
-            LinkAttribute::LinkInfo(info) => link.kind = kind(info),
+            LinkAttribute::LinkInfo(info) => {
+                link.kind = kind(info);
+                link.held_back = is_held_back(info);
+            }
             // The kernel sends dozens of attributes, and more with each version.
             _ => {}
         }
@@ -300,6 +306,23 @@ fn kind(info: &[LinkInfo]) -> Kind {
         (Some(other), _) => Kind::Other(other.to_string()),
         (None, _) => Kind::Other("physical link".into()),
     }
+}
+
+/// A port that may not be used at all ([`BridgePortState::Disabled`]) has no carrier or is down, which is told by that.
+fn is_held_back(info: &[LinkInfo]) -> bool {
+    info.iter().any(|info| match info {
+        LinkInfo::PortData(InfoPortData::BridgePort(values)) => values.iter().any(|value| {
+            matches!(
+                value,
+                InfoBridgePort::State(
+                    BridgePortState::Listening
+                        | BridgePortState::Learning
+                        | BridgePortState::Blocking
+                )
+            )
+        }),
+        _ => false,
+    })
 }
 
 /// IFLA_TUN_*, which the netlink crate leaves as bytes.
