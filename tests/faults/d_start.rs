@@ -1,6 +1,10 @@
 //! A start that was never accepted leaves no trace that counts, and an end counts when it was heard.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use remus::observe::status::Protection;
 use rig::{
@@ -24,6 +28,11 @@ impl<'a> WrongHost<'a> {
     }
 
     fn start(&self, how: &str) -> Daemon {
+        self.start_with(how, None)
+    }
+
+    /// With a state directory that is not the usual one.
+    fn start_with(&self, how: &str, state: Option<&Path>) -> Daemon {
         let run_dir = rig::remus::primary_run_dir(&self.folder);
         let old = rig::remus::primary_run_dir(self.pair.folder.path());
         let config = self.pair.config(&[
@@ -33,6 +42,10 @@ impl<'a> WrongHost<'a> {
             ("\"unprotected\"", how),
             (old.to_str().unwrap(), run_dir.to_str().unwrap()),
         ]);
+        let config = match state {
+            Some(state) => format!("state_dir = {:?}\n{config}", state.to_str().unwrap()),
+            None => config,
+        };
         let (host, programs) = (&self.pair.topology.backup, &self.pair.programs);
         let log = self.pair.log("wrong");
         start_primary_with(host, programs, &config, &self.folder, &log).unwrap()
@@ -90,6 +103,20 @@ fn a_guest_that_may_be_heard_at_once_is_not_where_the_backup_knows_another_speak
         );
         let record = fs::read_to_string(wrong.record()).unwrap();
         assert!(record.contains("starting"), "its gate has never been open: {record}");
+        primary.wait_for(Protection::Protected, patience()).await.unwrap();
+    });
+}
+
+#[test]
+fn a_second_process_does_not_act_on_the_same_record() {
+    with_hosts(async |pair| {
+        let (mut primary, _backup) = pair.protected().await;
+        let wrong = WrongHost::new(&pair);
+        let state = rig::remus::primary_run_dir(pair.folder.path()).join("state");
+        let mut second = wrong.start_with("\"protected\"", Some(&state));
+        assert_eq!(ended(&mut second).await.code(), Some(1));
+        let said = pair.logged("wrong");
+        assert!(said.contains("another process of this host has VM demo"), "{said}");
         primary.wait_for(Protection::Protected, patience()).await.unwrap();
     });
 }

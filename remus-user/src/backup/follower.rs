@@ -44,6 +44,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 pub(super) fn start(vm: VmName, options: Arc<BackupOptions>) -> Result<Mailbox> {
     let directory = VmDir::claim(&options.run_dir, &vm)?;
     let store = Store::at(&options.state_dir)?;
+    let claim = store.claim(vm.as_str())?;
     let (newest, owner) = newest_known(vm.as_str(), store.read(vm.as_str())?)?;
     let me = store.instance(fresh_instance)?;
     let shared = Shared::new(vm.as_str(), Role::Backup, newest);
@@ -75,6 +76,7 @@ pub(super) fn start(vm: VmName, options: Arc<BackupOptions>) -> Result<Mailbox> 
             Err(e) => error!("VM {vm}: {e:#}"),
         }
         end_status(&status);
+        drop(claim);
         drop(directory);
     };
     thread::Builder::new().name("follower".to_owned()).spawn(run).context("start a follower")?;

@@ -79,6 +79,7 @@ pub fn run(options: PrimaryOptions) -> Result<()> {
     let directory = VmDir::claim(&config.run_dir, &config.name)?;
     let store = Store::at(&config.state_dir)?;
     let vm = config.name.as_str();
+    let _claim = store.claim(vm)?;
     let before = store.read(vm)?;
     let permission = start::permission(vm, before, config.protection.start, fresh_instance)?;
     let record = permission.record();

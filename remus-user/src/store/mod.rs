@@ -4,4 +4,4 @@
 
 mod record;
 
-pub use record::{Record, Standing, Store};
+pub use record::{Claim, Record, Standing, Store};

@@ -13,9 +13,9 @@
 
 use std::{
     ffi::CString,
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, Write},
-    os::unix::ffi::OsStrExt,
+    os::unix::{ffi::OsStrExt, fs::OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -57,6 +57,14 @@ pub struct Store {
     dir: PathBuf,
 }
 
+/// This process alone acts on the record of a VM, until this is dropped.
+#[derive(Debug)]
+#[must_use = "the record is given up when this is dropped"]
+pub struct Claim {
+    /// Locked.
+    _lock: File,
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OnDisk {
@@ -73,6 +81,33 @@ impl Store {
         fs::create_dir_all(dir)
             .with_context(|| format!("make the state directory {}", dir.display()))?;
         Ok(Self { dir: dir.to_owned() })
+    }
+
+    /// Claims the record of `vm`. Two processes that read the same record would both act on it, each as this host.
+    ///
+    /// # Errors
+    /// When another process has it, or the lock's file cannot be made.
+    pub fn claim(&self, vm: &str) -> Result<Claim> {
+        let path = self.dir.join(format!("{vm}.lock"));
+        let lock = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+            .open(&path)
+            .with_context(|| format!("open {}", path.display()))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Claim { _lock: lock }),
+            Err(TryLockError::WouldBlock) => bail!(
+                "another process of this host has VM {vm}, below another run directory: it holds {}. Stop that one first, or \
+                 give this one another name or state_dir",
+                path.display()
+            ),
+            Err(TryLockError::Error(e)) => {
+                Err(e).with_context(|| format!("lock {}", path.display()))
+            }
+        }
     }
 
     /// The record of `vm`; `None` when this host has never heard of it.
@@ -229,6 +264,18 @@ mod tests {
         }
         assert_eq!(store.read("b").unwrap(), None);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left aside");
+    }
+
+    #[test]
+    fn a_record_has_one_process_that_acts_on_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::at(dir.path()).unwrap();
+        let first = store.claim("a").unwrap();
+        let error = store.claim("a").unwrap_err().to_string();
+        assert!(error.contains("another process of this host has VM a"), "{error}");
+        drop(store.claim("b").unwrap());
+        drop(first);
+        drop(store.claim("a").unwrap());
     }
 
     #[test]
