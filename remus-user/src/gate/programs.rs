@@ -69,7 +69,7 @@ pub(super) fn is_guarded(link: &str) -> bool {
 
 /// Loads the programs, with room for as many frames as the settings say. Nothing is attached yet.
 pub(super) fn load(settings: &Settings) -> Result<Ebpf> {
-    let mut loaded = EbpfLoader::new()
+    let mut loaded = loader()
         .map_max_entries("SLOTS", slots(settings.buffer_mib))
         .map_max_entries("DATA", chunks(settings.buffer_mib))
         .load(OBJECT)
@@ -82,6 +82,14 @@ pub(super) fn load(settings: &Settings) -> Result<Ebpf> {
             .with_context(|| format!("the kernel refused the eBPF program {name}"))?;
     }
     Ok(loaded)
+}
+
+/// A loader that does not parse the kernel's BTF, which takes 0.4 s: no program here reads a structure of the kernel's, so
+/// there is nothing to relocate. A guest whose gate is put back stands still for so long.
+fn loader() -> EbpfLoader<'static> {
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    loader
 }
 
 impl Programs {
@@ -156,7 +164,7 @@ impl Programs {
 
     /// Loads the program `name` of the object over the maps of this gate. Maps of its own are not pinned.
     pub(super) fn load_beside(&self, name: &str) -> Result<Ebpf> {
-        let mut loader = EbpfLoader::new();
+        let mut loader = loader();
         for map in MAPS {
             loader.map_pin_path(map, self.pins.path(map));
         }
