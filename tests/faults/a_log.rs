@@ -355,8 +355,8 @@ fn an_error_that_nobody_takes_keeps_no_process_from_ending() {
                 (&["run", "/nowhere.toml"][..], 2),
                 (&["backup", "--listen", "203.0.113.1:7000"], 3),
                 (&["status", "--run-dir", "/nowhere", "demo"], 1),
-                (&["status", "--run-dir", "/nowhere"], 0),
-                (&["gate", "list", "--run-dir", "/nowhere"], 0),
+                (&["status", "--run-dir", "/nowhere"], 1),
+                (&["gate", "list", "--run-dir", "/nowhere"], 1),
                 (&["--log", "?", "status"], 2),
             ] {
                 let words = [&["sh", "-c", words, "sh", remus][..], verb].concat();

@@ -89,12 +89,11 @@ impl Store {
     /// When another process has it, or the lock's file cannot be made.
     pub fn claim(&self, vm: &str) -> Result<Claim> {
         let path = self.dir.join(format!("{vm}.lock"));
+        // For reading alone: whoever writes keeps a file system from being remounted read-only.
         let lock = File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
+            .read(true)
             .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+            .custom_flags(libc::O_CREAT | libc::O_NOFOLLOW | libc::O_CLOEXEC)
             .open(&path)
             .with_context(|| format!("open {}", path.display()))?;
         match lock.try_lock() {
