@@ -149,7 +149,7 @@ fn a_reader_that_has_gone_is_no_error_and_a_full_file_is_one() {
         ("remus generate completion bash > /dev/full", 1, "write to standard output"),
         ("remus run --print-example 1< /dev/null", 1, "write to standard output: Bad file"),
         ("remus run --print-example >&-", 0, ""),
-        ("remus status --run-dir /nowhere 2>&1 | true; exit ${PIPESTATUS[0]}", 0, ""),
+        ("remus status --run-dir /nowhere 2>&1 | true; exit ${PIPESTATUS[0]}", 1, ""),
     ] {
         let output = shell(line);
         assert_eq!(output.status.code(), Some(code), "{line}: {}", text(&output.stderr));

@@ -44,9 +44,12 @@ fn a_bridge_that_is_down_shows() {
 
 #[test]
 fn a_spanning_tree_that_holds_the_tap_back_shows() {
-    let on = "ip link set br0 type bridge stp_state 1; ip link set tap0 nomaster; ip link set tap0 master br0";
-    let off = "ip link set br0 type bridge stp_state 0";
-    shows_and_ends(on, "holds tap0 back", off);
+    let switch = |to: u8| {
+        format!(
+            "ip link set br0 type bridge stp_state {to}; ip link set tap0 nomaster; ip link set tap0 master br0"
+        )
+    };
+    shows_and_ends(&switch(1), "holds tap0 back", &switch(0));
 }
 
 #[test]

@@ -174,7 +174,11 @@ fn connection(tap: &Link, bridge: Option<(&LinkName, Option<&Link>)>) -> Check {
                 "the spanning tree of {name} holds {} back: nothing reaches the guest until its forward delay is over",
                 tap.name
             ),
-            format!("switch it off: ip link set {name} type bridge stp_state 0"),
+            format!(
+                "wait, or switch it off and put the tap in again: ip link set {name} type bridge stp_state 0; ip link set \
+                 {tap} nomaster; ip link set {tap} master {name}",
+                tap = tap.name
+            ),
         ),
         Some((name, _)) => Check::ok(NAME, format!("{} in {name}", tap.name)),
         None => Check::ok(NAME, format!("{} is up", tap.name)),
