@@ -12,7 +12,7 @@ use std::{
 use remus::observe::status::Protection;
 use rig::{
     host::{Host, Process, Share},
-    pair::{Pair, patience, with_hosts},
+    pair::{Pair, patience, says, with_hosts},
     remus::{TAP, VM, primary_run_dir},
     topology::BACKUP,
 };
@@ -439,6 +439,23 @@ fn memory_that_a_limit_keeps_from_the_vm_is_not_there() {
         both_refuse(&pair, &config, &limited, "memory", &["ulimit -d leaves "]).await;
         let large = pair.config(&[("memory_mib = 256", "memory_mib = 65536")]);
         both_refuse(&pair, &large, &[], "memory", &["this host leaves "]).await;
+    });
+}
+
+#[test]
+fn a_backup_admits_no_vm_for_which_its_cgroup_has_no_room() {
+    with_hosts(async |pair| {
+        let cgroup = Cgroup::new(pair.folder.path(), 300);
+        let mut backup = pair.start_backup_behind(&cgroup.words());
+        let mut primary = pair.start_primary(&[]);
+        let words = "the VM wants 256 MiB, this host has ";
+        says(&mut primary, Protection::Unprotected, words).await;
+        let status = primary.status(None).await.unwrap();
+        assert!(status.reason.contains("the memory limit of the cgroup"), "{}", status.reason);
+        backup.still_runs().unwrap();
+        // The primary asks again: there is room as soon as the limit is raised.
+        cgroup.limit(2048);
+        primary.wait_for(Protection::Protected, patience()).await.unwrap();
     });
 }
 
