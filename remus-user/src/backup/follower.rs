@@ -288,13 +288,14 @@ impl Follower {
                     };
                     detector.handle_heard(now, CONTROL);
                     if let Some(answer) = answer {
-                        control.send(|out| answer.encode(out)).context("answer the primary")?;
+                        control.answer(|out| answer.encode(out)).context("answer the primary")?;
                     }
                 }
                 match control.read() {
                     Arrived::Bytes => {}
                     Arrived::Nothing => break,
                     Arrived::End => bail!("the primary closed its control connection"),
+                    Arrived::Broken => bail!("the control connection broke"),
                 }
             }
         }
@@ -326,6 +327,7 @@ impl Follower {
                     Arrived::Bytes => {}
                     Arrived::Nothing => break,
                     Arrived::End => bail!("the primary closed its bulk connection"),
+                    Arrived::Broken => bail!("the bulk connection broke"),
                 }
             }
         }
@@ -377,11 +379,13 @@ impl Follower {
             return;
         }
         warn!("VM {}: session {} is lost: {why}", self.vm, following.session);
+        if link::are_ended_by_peer(following.control.iter().chain(&following.bulk)) {
+            following.detector.handle_closed(CONTROL);
+            following.detector.handle_closed(BULK);
+        }
         following.control = None;
         following.bulk = None;
         following.datagrams = None;
-        following.detector.handle_closed(CONTROL);
-        following.detector.handle_closed(BULK);
         self.brain.handle_session_lost();
         self.shared.stand(Protection::Stalled, why);
     }

@@ -7,7 +7,6 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::SEND_TIMEOUT;
 use crate::{
     checkpoint::OutBatch,
     wire::{Ack, Begin, Chain, Digest, End, FrameBuffer, Kind, Lane, Session, head},
@@ -25,11 +24,8 @@ pub struct BulkOut {
 }
 
 impl BulkOut {
-    /// # Errors
-    /// When the socket takes no time limit.
-    pub fn new(stream: TcpStream, session: Session) -> io::Result<Self> {
-        stream.set_write_timeout(Some(SEND_TIMEOUT))?;
-        Ok(Self { stream, chain: Chain::new(session), small: Vec::with_capacity(256), bytes: 0 })
+    pub fn new(stream: TcpStream, session: Session) -> Self {
+        Self { stream, chain: Chain::new(session), small: Vec::with_capacity(256), bytes: 0 }
     }
 
     /// Bytes sent since the session began, headers included.

@@ -12,20 +12,22 @@ use tokio::{
     time::timeout,
 };
 
-use super::tune;
+use super::{Patience, tune};
 use crate::wire::{
     Attach, Bulk, CONTROL_BODY_MAX, Frame, FrameBuffer, HEADER_LEN, Hello, Kind, Lane, Refuse,
     ToBackup, ToPrimary, WireError,
 };
 
-/// How long a peer has to answer while a session is being made.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How long a peer that has not said anything yet is waited for: until a connection to it is there, and until its
+/// first message is. Nothing is lost with it.
+const OPEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// The primary's end of the control connection.
 pub struct Control {
     incoming: Incoming,
     outgoing: OwnedWriteHalf,
     buffer: Vec<u8>,
+    patience: Patience,
 }
 
 /// The reading half; its own type, so that reading may be one arm of a select and sending another.
@@ -39,12 +41,12 @@ impl Control {
     ///
     /// # Errors
     /// When nobody answers at `address` within five seconds.
-    pub async fn connect(address: SocketAddr) -> Result<Self> {
-        let stream = dial(address).await?;
+    pub async fn connect(address: SocketAddr, patience: Patience) -> Result<Self> {
+        let stream = dial(address, OPEN_WITHIN, patience).await?;
         let (incoming, outgoing) = stream.into_split();
         let incoming =
             Incoming { stream: incoming, frames: FrameBuffer::new(Lane::ControlToPrimary) };
-        Ok(Self { incoming, outgoing, buffer: Vec::with_capacity(256) })
+        Ok(Self { incoming, outgoing, buffer: Vec::with_capacity(256), patience })
     }
 
     /// The address of this end.
@@ -76,9 +78,11 @@ impl Control {
     /// The answer to a message that makes a session; like [`receive`](Self::receive), but not for ever.
     ///
     /// # Errors
-    /// As `receive`, and when none comes within five seconds.
+    /// As `receive`, and when no answer comes for as long as a stuck connection is waited for. (The backup may have
+    /// taken the session up, and to close its one connection is to look dead.)
     pub async fn answer(&mut self) -> Result<ToPrimary> {
-        timeout(ANSWER_WITHIN, self.receive()).await.context("the backup does not answer")?
+        let within = self.patience.stuck();
+        timeout(within, self.receive()).await.context("the backup does not answer")?
     }
 }
 
@@ -86,12 +90,19 @@ impl Control {
 ///
 /// # Errors
 /// When the backup is gone.
-pub async fn open_bulk(address: SocketAddr, attach: Attach) -> Result<std::net::TcpStream> {
-    let mut stream = dial(address).await?;
+pub async fn open_bulk(
+    address: SocketAddr,
+    attach: Attach,
+    patience: Patience,
+) -> Result<std::net::TcpStream> {
+    let mut stream = dial(address, patience.stuck(), patience).await?;
     let mut buffer = Vec::new();
     attach.encode(&mut buffer);
     stream.write_all(&buffer).await.context("attach the bulk connection")?;
-    blocking(stream)
+    let stream = blocking(stream)?;
+    // The sender thread must not wait for ever.
+    stream.set_write_timeout(Some(patience.stuck())).context("limit the time of a write")?;
+    Ok(stream)
 }
 
 /// How a connection to a backup begins.
@@ -108,9 +119,9 @@ pub enum Opening {
 /// # Errors
 /// When no opening comes within five seconds, or the bytes are something else; the connection is dropped.
 pub async fn accept(mut stream: TcpStream) -> Result<(Opening, std::net::TcpStream)> {
-    tune(&stream).context("set up the connection")?;
+    tune(&stream, OPEN_WITHIN).context("set up the connection")?;
     let opening =
-        timeout(ANSWER_WITHIN, read_opening(&mut stream)).await.context("no opening message")??;
+        timeout(OPEN_WITHIN, read_opening(&mut stream)).await.context("no opening message")??;
     Ok((opening, blocking(stream)?))
 }
 
@@ -161,17 +172,17 @@ async fn read_opening(stream: &mut TcpStream) -> Result<Opening> {
 pub fn refuse(mut stream: std::net::TcpStream, refusal: Refuse) -> std::io::Result<()> {
     let mut buffer = Vec::new();
     ToPrimary::Refuse(refusal).encode(&mut buffer);
-    stream.set_write_timeout(Some(ANSWER_WITHIN))?;
+    stream.set_write_timeout(Some(OPEN_WITHIN))?;
     stream.write_all(&buffer)
 }
 
-async fn dial(address: SocketAddr) -> Result<TcpStream> {
-    let stream = timeout(ANSWER_WITHIN, TcpStream::connect(address))
+async fn dial(address: SocketAddr, within: Duration, patience: Patience) -> Result<TcpStream> {
+    let stream = timeout(within, TcpStream::connect(address))
         .await
         .map_err(std::io::Error::from)
         .and_then(|connected| connected)
         .with_context(|| format!("connect to the backup at {address}"))?;
-    tune(&stream).context("set up the connection")?;
+    tune(&stream, patience.stuck()).context("set up the connection")?;
     Ok(stream)
 }
 

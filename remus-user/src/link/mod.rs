@@ -16,35 +16,56 @@
 mod bulk;
 mod control;
 mod datagram;
+mod patience;
 mod polled;
 
-use std::{io, os::fd::AsRawFd, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd},
+    time::Duration,
+};
 
 use libc::c_int;
 
 pub use bulk::{AckIn, BulkOut, hang_up};
 pub use control::{Control, Opening, accept, open_bulk, refuse};
 pub use datagram::AckDatagrams;
-pub use polled::{Arrived, Polled};
+pub use patience::Patience;
+pub use polled::{Arrived, Polled, are_ended_by_peer};
 
-/// A peer that does not take a frame for so long is gone: the sender thread must not wait for ever.
-const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+use patience::RETRANSMIT_AT_LEAST_EVERY;
 
-/// Settings that every connection gets: no Nagle delay, and no wait for a dead peer's window.
-fn tune(stream: &impl AsRawFd) -> io::Result<()> {
-    let settings: [(_, c_int); 2] = [(libc::TCP_NODELAY, 1), (libc::TCP_USER_TIMEOUT, 5_000)];
+/// `TCP_RTO_MAX_MS` of linux/tcp.h.
+const TCP_RTO_MAX_MS: c_int = 44;
+
+/// Sets up a connection: no Nagle delay, the time after which a peer that acknowledges nothing is given up, and, where
+/// the kernel can, how often TCP tries again until then.
+fn tune(stream: &impl AsFd, give_up_after: Duration) -> io::Result<()> {
+    set(stream, libc::TCP_NODELAY, 1)?;
+    set(stream, libc::TCP_USER_TIMEOUT, millis(give_up_after))?;
+    match set(stream, TCP_RTO_MAX_MS, millis(RETRANSMIT_AT_LEAST_EVERY)) {
+        // Before Linux 6.15.
+        Err(e) if e.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(()),
+        done => done,
+    }
+}
+
+fn millis(span: Duration) -> c_int {
+    c_int::try_from(span.as_millis()).unwrap_or(c_int::MAX)
+}
+
+/// Sets a TCP option of type int.
+fn set(stream: &impl AsFd, option: c_int, value: c_int) -> io::Result<()> {
     let length = libc::socklen_t::try_from(size_of::<c_int>()).expect("four bytes");
-    settings.iter().try_for_each(|(option, value)| {
-        // SAFETY: an int option on a descriptor that lives during the call; the kernel reads one int.
-        let result = unsafe {
-            libc::setsockopt(
-                stream.as_raw_fd(),
-                libc::IPPROTO_TCP,
-                *option,
-                std::ptr::from_ref(value).cast(),
-                length,
-            )
-        };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-    })
+    // SAFETY: an int option on a descriptor that lives during the call; the kernel reads one int.
+    let result = unsafe {
+        libc::setsockopt(
+            stream.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            option,
+            std::ptr::from_ref(&value).cast(),
+            length,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -1,12 +1,12 @@
 //! The control task: makes sessions with the backup, one after another, and keeps their heartbeat.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
 use anyhow::{Result, bail};
 use remus_abi::{Epoch, Term};
 use tokio::{
     sync::mpsc::UnboundedReceiver,
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
     relay::Relayed,
 };
 use crate::{
-    link::{Control, open_bulk},
+    link::{Control, Patience, open_bulk},
     os::{boot_now, fresh_session},
     wire::{
         Attach, Goodbye, GoodbyeWhy, Heartbeat, Hello, Refusal, Session, Timing, ToBackup,
@@ -23,14 +23,8 @@ use crate::{
     },
 };
 
-/// Between two tries to make a session.
+/// Between two tries to make a session, once the lease of the one before is over.
 const RETRY_EVERY: Duration = Duration::from_millis(200);
-/// After a session that was made and lost. Soon: to the backup two closed links look like a death, and unless
-/// it hears from this host again before the lease is over, it takes over.
-const AGAIN_AFTER: Duration = Duration::from_millis(10);
-/// A control connection on which nothing is answered for so long is given up. Long: until then the lease has
-/// long ended, and a backup that is only slow need not be synced again.
-const SILENT_FOR: Duration = Duration::from_secs(3);
 
 /// What the engine asks of the task.
 pub(crate) enum Order {
@@ -48,6 +42,24 @@ enum Ended {
     ForGood,
 }
 
+/// Control connections that are of no more use, and stay open until there is another session. To the backup, two
+/// connections that its primary has closed are the primary's death; one that is open is silence, which it judges by the
+/// clock. This host is not dead, so it does not close the second one.
+#[derive(Default)]
+struct StillOpen(VecDeque<Control>);
+
+impl StillOpen {
+    /// The last of them matters, and those that the backup may not have come to yet.
+    const MAX: usize = 8;
+
+    fn keep(&mut self, control: Control) {
+        if self.0.len() == Self::MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back(control);
+    }
+}
+
 /// Makes sessions until an order ends it. `hello` is the template: each session gets a number of its own.
 pub(crate) async fn keep_sessions(
     backup: SocketAddr,
@@ -57,28 +69,31 @@ pub(crate) async fn keep_sessions(
     post: Post,
     mut orders: UnboundedReceiver<Order>,
 ) {
+    let (term, timing) = (hello.term, hello.timing);
+    let patience = Patience::of(&timing);
+    let mut still_open = StillOpen::default();
+    let mut soon_until = Instant::now();
     loop {
         let session = fresh_session();
         let hello = Hello { session, ..hello.clone() };
-        let (term, timing) = (hello.term, hello.timing);
-        let pause = match make_session(backup, hello, &mut datagrams, &post).await {
-            Ok(Some((control, _place))) => {
+        match make_session(backup, hello, &mut datagrams, &mut still_open, &post).await {
+            Ok(Some((mut control, _place))) => {
+                still_open.0.clear();
                 let said = Said { relayed: &mut relayed, orders: &mut orders };
-                let ended = keep_session(control, session, term, timing, &post, said).await;
+                let ended = keep_session(&mut control, session, term, timing, &post, said).await;
                 datagrams.disarm();
                 match ended {
                     Ok(Ended::ForGood) => return,
                     Ok(Ended::Again) => {}
                     Err(e) => post.send(Input::Lost { session, why: format!("{e:#}") }),
                 }
-                AGAIN_AFTER
+                still_open.keep(control);
+                soon_until = Instant::now() + patience.lease();
             }
-            Ok(None) => RETRY_EVERY,
-            Err(e) => {
-                post.send(Input::NoSession { why: format!("{e:#}") });
-                RETRY_EVERY
-            }
-        };
+            Ok(None) => {}
+            Err(e) => post.send(Input::NoSession { why: format!("{e:#}") }),
+        }
+        let pause = if Instant::now() < soon_until { patience.again() } else { RETRY_EVERY };
         tokio::select! {
             () = sleep(pause) => {}
             order = orders.recv() => match order {
@@ -94,17 +109,31 @@ async fn make_session(
     backup: SocketAddr,
     hello: Hello,
     datagrams: &mut Datagrams,
+    still_open: &mut StillOpen,
     post: &Post,
 ) -> Result<Option<(Control, Option<Place>)>> {
-    let (session, term) = (hello.session, hello.term);
-    let mut control = Control::connect(backup).await?;
+    let (session, term, patience) = (hello.session, hello.term, Patience::of(&hello.timing));
+    let mut control = Control::connect(backup, patience).await?;
     let place = datagrams.prepare(control.local_addr()?, backup).await;
     let acks_to = place.as_ref().map(|place| place.to);
     let hello = ToBackup::Hello(Hello { acks_to, ..hello });
     control.send(|out| hello.encode(out)).await?;
-    let refused = match control.answer().await? {
+    let answer = match control.answer().await {
+        Ok(answer) => answer,
+        Err(e) => {
+            still_open.keep(control);
+            return Err(e);
+        }
+    };
+    let refused = match answer {
         ToPrimary::Welcome(welcome) => {
-            let bulk = open_bulk(backup, Attach { session }).await?;
+            let bulk = match open_bulk(backup, Attach { session }, patience).await {
+                Ok(bulk) => bulk,
+                Err(e) => {
+                    still_open.keep(control);
+                    return Err(e);
+                }
+            };
             if let Some(place) = &place {
                 datagrams.arm(session, place);
             }
@@ -137,7 +166,7 @@ struct Said<'a> {
 
 /// Exchanges heartbeats, and passes on what the guest is given, until the session is over.
 async fn keep_session(
-    mut control: Control,
+    control: &mut Control,
     session: Session,
     term: Term,
     timing: Timing,
@@ -145,15 +174,16 @@ async fn keep_session(
     said: Said<'_>,
 ) -> Result<Ended> {
     let Said { relayed, orders } = said;
+    let patience = Patience::of(&timing);
     let mut beat = interval(timing.heartbeat);
     beat.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut seq = 0;
-    let mut last_answer = tokio::time::Instant::now();
+    let mut last_answer = Instant::now();
     loop {
         tokio::select! {
             _ = beat.tick() => {
-                if last_answer.elapsed() > SILENT_FOR {
-                    bail!("the backup has not answered for {SILENT_FOR:?}");
+                if last_answer.elapsed() > patience.unanswered() {
+                    bail!("the backup has not answered for {:?}", patience.unanswered());
                 }
                 seq += 1;
                 let heartbeat = ToBackup::Heartbeat(Heartbeat { term, seq, sent: boot_now() });
@@ -161,7 +191,7 @@ async fn keep_session(
             }
             message = control.receive() => match message? {
                 ToPrimary::HeartbeatAck(ack) if ack.term == term => {
-                    last_answer = tokio::time::Instant::now();
+                    last_answer = Instant::now();
                     post.send(Input::Answered { session, sent: ack.sent });
                 }
                 // Of another term: as if it had never come.
@@ -179,7 +209,8 @@ async fn keep_session(
                 Some(Order::Drop(dropped)) if dropped == session => return Ok(Ended::Again),
                 Some(Order::Drop(_)) => {}
                 Some(Order::Goodbye { epoch, why }) => {
-                    say_goodbye(&mut control, Goodbye { term, epoch, why }).await?;
+                    let goodbye = Goodbye { term, epoch, why };
+                    say_goodbye(control, goodbye, patience.goodbye()).await?;
                     post.send(Input::GoodbyeSaid);
                     return Ok(Ended::ForGood);
                 }
@@ -195,9 +226,9 @@ fn newer_than(ours: Term, theirs: Term) -> Term {
 }
 
 /// The backup is to know that it must not promote; if it does not hear it, it will be right to.
-async fn say_goodbye(control: &mut Control, goodbye: Goodbye) -> Result<()> {
+async fn say_goodbye(control: &mut Control, goodbye: Goodbye, within: Duration) -> Result<()> {
     control.send(|out| ToBackup::Goodbye(goodbye).encode(out)).await?;
-    timeout(Duration::from_secs(2), async {
+    timeout(within, async {
         loop {
             match control.receive().await? {
                 ToPrimary::GoodbyeAck(_) => return Ok(()),

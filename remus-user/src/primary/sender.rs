@@ -81,7 +81,7 @@ impl Sender {
         depth: usize,
         post: Post,
     ) -> Result<Self> {
-        let mut out = BulkOut::new(bulk, session).context("prepare the bulk connection")?;
+        let mut out = BulkOut::new(bulk, session);
         let (jobs, inbox) = sync_channel(depth);
         let run = move || {
             let sent = send_boot_image(&mut out, &boot, ram_pages, encoding);

@@ -5,9 +5,9 @@
 //! says that this process stood still, and whatever was said meanwhile is still in the sockets. So a late tick
 //! begins the window anew, and the shell *drains its sockets before every tick*, so that what was said is heard.
 //!
-//! A closed connection (FIN or RST) is not silence but news. When every link is closed there is nothing left to
-//! hear, and suspicion is immediate; a promotion still waits for the lease. One link closed while another speaks
-//! is a session being replaced.
+//! A connection that the peer has closed (FIN or RST) is not silence but news. When every link is closed there is nothing
+//! left to hear, and suspicion is immediate; a promotion still waits for the lease. One link closed while another speaks
+//! is a session being replaced. A connection that this host has given up is silence.
 //!
 //! Deliberately absent: adaptive (phi) detection; a heartbeat every 10 ms on a direct link wants a constant.
 
@@ -43,7 +43,7 @@ pub struct Suspicion {
 pub enum SuspicionWhy {
     /// Nothing on any link for the detection time, while listening.
     Silent,
-    /// Every link was closed.
+    /// The peer has closed every link.
     Closed,
 }
 
@@ -62,7 +62,7 @@ impl Detector {
         self.since = self.since.max(now);
     }
 
-    /// `link` was closed, by the peer or because it broke.
+    /// The peer has closed `link`.
     pub fn handle_closed(&mut self, link: u8) {
         assert!(link < self.links);
         self.open_links &= !(1 << link);
