@@ -14,7 +14,7 @@ use super::{
     takeover::Delayed,
 };
 use crate::{
-    link::{AckDatagrams, Arrived, Polled},
+    link::{self, AckDatagrams, Arrived, Polled},
     observe::{
         Shared, StatusSocket, VmDir,
         status::{Protection, Role},

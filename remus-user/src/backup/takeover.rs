@@ -12,6 +12,7 @@ use super::{
 use crate::{
     checkpoint::{EncoderSettings, QUIET_EPOCHS_DEFAULT},
     failover,
+    link::Patience,
     observe::status::{Failover, Protection},
     os::boot_now,
     primary::{Engine, Parts, Report, Stopped, inbox},
@@ -87,6 +88,7 @@ impl Follower {
             watch,
             brain: Pipeline::start_unprotected(fenced, policy, decided),
             lease: timing.lease,
+            goodbye_within: Patience::of(&timing).goodbye(),
             depth: policy.depth,
             // It has no backup to pause for.
             pause_max: timing.epoch_max,

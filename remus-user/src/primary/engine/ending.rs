@@ -14,8 +14,8 @@ use crate::{
     wire::{GoodbyeWhy, Moment},
 };
 
-/// How long a guest that ended may take to say goodbye.
-const GOODBYE_WITHIN: Duration = Duration::from_secs(3);
+/// How long the last checkpoint of a guest that ended may take, beside the goodbye.
+const LAST_SEAL_WITHIN: Duration = Duration::from_secs(1);
 
 /// The guest has ended; the backup is being told.
 pub(super) struct Ending {
@@ -29,7 +29,7 @@ pub(super) struct Ending {
 impl Engine {
     /// The guest ends on purpose.
     pub(super) fn end(&mut self, why: GoodbyeWhy) {
-        let give_up = boot_now() + GOODBYE_WITHIN;
+        let give_up = boot_now() + self.goodbye_within + LAST_SEAL_WITHIN;
         self.ending.get_or_insert(Ending { why, is_sealed: false, is_said: false, give_up });
     }
 

@@ -75,6 +75,8 @@ pub(crate) struct Parts {
     pub(crate) brain: Pipeline,
     /// How long an answer of the backup lets the gate release.
     pub(crate) lease: Duration,
+    /// How long a goodbye is worth an answer.
+    pub(crate) goodbye_within: Duration,
     pub(crate) depth: usize,
     /// What a pause may take.
     pub(crate) pause_max: Duration,
@@ -111,6 +113,7 @@ pub(crate) struct Engine {
     /// How often the tap has joined its bridge again.
     joined: u32,
     brain: Pipeline,
+    goodbye_within: Duration,
     depth: usize,
     encoding: EncoderSettings,
     store: Store,
@@ -169,6 +172,7 @@ impl Engine {
             watch,
             brain,
             lease,
+            goodbye_within,
             depth,
             pause_max,
             cool_after,
@@ -210,6 +214,7 @@ impl Engine {
             watch,
             joined: 0,
             brain,
+            goodbye_within,
             depth,
             encoding,
             store,
