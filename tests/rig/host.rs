@@ -36,16 +36,15 @@ pub enum Death {
     Stop,
 }
 
-/// What a process may have of a machine that three hosts share.
+/// Which CPUs of the machine that three hosts share a process may use. All processes have the same priority: a client
+/// that gave way to the hosts would wait for their busy threads, and its figures would tell of that.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Share {
-    /// All of it: the process says itself what runs where.
+    /// Every CPU: the process says itself what runs where.
     Host,
-    /// What the rig itself has (not the guest's CPU, see [`sys::leave_the_guests_cpu`]), and the hosts first.
+    /// Those of the rig itself, without the guest's (see [`sys::leave_the_guests_cpu`]).
     Load,
 }
-
-const LOAD_NICENESS: libc::c_int = 5;
 
 #[derive(Debug)]
 pub struct Host {
@@ -111,7 +110,7 @@ impl Host {
             sys::change_root(root)?;
             match share {
                 Share::Host => sys::use_every_cpu(),
-                Share::Load => sys::be_nice(LOAD_NICENESS),
+                Share::Load => Ok(()),
             }
         };
         // SAFETY: between fork and exec the closure makes system calls only; it neither allocates nor locks.

@@ -4,7 +4,10 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Report, Round};
+use super::{
+    Report, Round,
+    bounds::{Bounds, Load},
+};
 use crate::remus::Software;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -119,17 +122,16 @@ impl Report {
                 ),
             ]);
         }
-        // Bounds are stated for the paper's epoch, for a thousand pages, and for vCPUs that need not share their CPUs
-        // with the daemons.
-        let apart = self.machine.vcpus == 1 || usize::from(self.machine.vcpus) < self.cpus;
-        if self.timing.epoch_ms == 25 {
-            claims.push(at_least("checkpoint_rate", self.checkpoints_per_second, 39.0, "1/s"));
-            claims.push(at_most("pause_idle_p50", self.pause_idle_us.p50 as f64, 250.0, "us"));
-            if self.dirty_pages_asked == 1000 && apart {
-                claims.push(at_most("pause_p50", self.pause_us.p50 as f64, 800.0, "us"));
-                claims.push(at_least("guest_work_ratio", self.guest_work_ratio, 0.9, "ratio"));
-            }
-        }
+        let bounds = Bounds::of(&Load::of(self));
+        let rate = self.checkpoints_per_second;
+        let [idle_us, pause_us] = [&self.pause_idle_us, &self.pause_us].map(|us| us.p50 as f64);
+        claims.extend([
+            at_least("checkpoint_rate", rate, bounds.checkpoints_per_second, "1/s"),
+            at_most("pause_idle_p50", idle_us, bounds.pause_idle_us, "us"),
+            at_most("pause_p50", pause_us, bounds.pause_us, "us"),
+        ]);
+        let work = |bound| at_least("guest_work_ratio", self.guest_work_ratio, bound, "ratio");
+        claims.extend(bounds.guest_work_ratio.map(work));
         claims
     }
 

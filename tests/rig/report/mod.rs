@@ -4,6 +4,7 @@
 //! performance is the median of the rounds' values, except a maximum, which is the greatest; every round's
 //! own figures are in `rounds`.
 
+mod bounds;
 mod claims;
 mod table;
 
@@ -313,6 +314,20 @@ mod tests {
         let rate = report.claims.iter().find(|claim| claim.id == "checkpoint_rate").unwrap();
         assert!(!rate.holds);
         assert!(report.nothing_lost());
+    }
+
+    #[test]
+    fn a_run_with_more_vcpus_is_judged_by_bounds_for_them() {
+        let idle = |vcpus, p50| {
+            let machine = Machine { vcpus, ..Machine::default() };
+            let pause_idle_us = Distribution { p50, ..Distribution::default() };
+            let round = Round { pause_idle_us, ..good() };
+            let report = Report::new(&Asked { machine, ..asked(None) }, vec![round]);
+            let claim = report.claims.iter().find(|claim| claim.id == "pause_idle_p50").unwrap();
+            claim.holds
+        };
+        assert!(idle(1, 250) && !idle(1, 251));
+        assert!(idle(2, 300) && !idle(2, 10_000));
     }
 
     #[test]

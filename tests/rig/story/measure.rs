@@ -13,7 +13,8 @@ pub(super) const BASELINE: Duration = Duration::from_millis(1500);
 const IDLE: Duration = Duration::from_millis(1500);
 /// Until the pages in use have become hot.
 const WARM_UP: Duration = Duration::from_millis(700);
-const WORK: Duration = Duration::from_secs(2);
+/// How long the guest's work under protection is looked at.
+pub(crate) const WORK: Duration = Duration::from_secs(2);
 
 impl RoundRun<'_> {
     /// Pages a second that the guest works through when nothing holds it back.

@@ -28,6 +28,7 @@ use crate::{
     sys::boottime_ns,
     topology::{BACKUP_PORT, PRIMARY_PORT, Topology},
 };
+pub(crate) use measure::WORK;
 use round::RoundRun;
 
 /// What the user asked for.

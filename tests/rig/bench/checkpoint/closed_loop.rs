@@ -1,6 +1,6 @@
 //! A client that measures: connections that each wait for a reply before they ask again, at once.
 //!
-//! It runs in a thread of its own that gives way to the hosts, on the CPU that it shares with them: what it needs of
+//! It runs in a thread of its own, on the CPU that it shares with the hosts and with their priority. What it needs of
 //! that CPU is in the latency of every arm alike.
 
 use std::{net::SocketAddrV4, thread, time::Duration};
@@ -12,9 +12,8 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::{client::connection::Connection, netns::NetNs, resp::Reply, sys};
+use crate::{client::connection::Connection, netns::NetNs, resp::Reply};
 
-const NICENESS: libc::c_int = 5;
 /// What is asked before this is not counted.
 const WARM_UP: Duration = Duration::from_millis(200);
 
@@ -53,7 +52,6 @@ fn in_a_runtime(
     connections: u32,
     time: Duration,
 ) -> Result<Measured> {
-    sys::be_nice(NICENESS).context("give way to the hosts")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut opened = Vec::new();

@@ -6,7 +6,7 @@
 //! does otherwise). What is told is the median of the rounds. Arms take turns in being first.
 //!
 //! What ran where: the vCPU on one CPU, alone; everything else of both hosts, the clients and the bench itself on the
-//! others, the same in all arms. The clients give way to the hosts there.
+//! others, the same in all arms. Clients and hosts have the same priority there.
 //!
 //! [`pause`], [`rate`], [`requests`], [`wire`] and [`memory`] are the parts, [`figures`] names what they measure,
 //! [`claims`] judges it, [`report`] and [`drawing`] tell it.

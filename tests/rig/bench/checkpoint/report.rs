@@ -55,7 +55,7 @@ impl<'a> Report<'a> {
             machine: Machine {
                 host: Host::this(),
                 placement: "vCPUs on one CPU; everything else of both hosts, the clients, redis-benchmark and the \
-                            bench itself on the others; the same in all arms",
+                            bench itself on the others, all with one priority; the same in all arms",
                 configuration: "the default, all features on; arm fixed N Hz: mode and epoch_ms; part memory: \
                                 memory_mib and vcpus",
                 floor: "the same guest with nothing around it, in a process of its own on the primary's host: kick, \

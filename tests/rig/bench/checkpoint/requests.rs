@@ -16,6 +16,16 @@ use crate::{bench::in_turn, topology::GUEST};
 const ARMS: [Arm; 3] = [Arm::Latency, Arm::Throughput, Arm::Fixed(40)];
 const QUICK_ARMS: [Arm; 1] = [Arm::Latency];
 pub(super) const CONNECTIONS: [u32; 2] = [1, 50];
+const QUICK_REQUESTS: u32 = 8000;
+
+/// How many requests redis-benchmark makes: a quarter of a second of them at least, where 700,000 are answered in one.
+const fn requests(arm: Arm) -> u32 {
+    match arm {
+        Arm::Floor | Arm::Unprotected | Arm::Latency => 200_000,
+        // Whoever waits for each epoch gets no more than 800 answers in one.
+        Arm::Throughput | Arm::Fixed(_) => 40_000,
+    }
+}
 
 /// What a client saw of the guest as it stood then.
 struct Seen {
@@ -29,9 +39,9 @@ impl Bench<'_> {
         let arms: &[Arm] = if self.plan.quick { &QUICK_ARMS } else { &ARMS };
         for &arm in in_turn(self.round, arms) {
             let mut life = Life::begin(self.bed, &arm.options()).await?;
-            let before = self.see(&life, "alone", latency, throughput).await?;
+            let before = self.see(&life, Arm::Unprotected, latency, throughput).await?;
             life.protect(self.bed).await?;
-            let after = self.see(&life, "protected", latency, throughput).await?;
+            let after = self.see(&life, arm, latency, throughput).await?;
             self.add(arm, &before, &after);
             life.end(self.bed).await?;
         }
@@ -41,7 +51,7 @@ impl Bench<'_> {
     async fn see(
         &mut self,
         life: &Life,
-        when: &str,
+        arm: Arm,
         latency: bool,
         throughput: bool,
     ) -> Result<Seen> {
@@ -60,8 +70,8 @@ impl Bench<'_> {
             seen.latencies.push((connections, measured));
         }
         if throughput {
-            let requests = if self.plan.quick { 8000 } else { 40_000 };
-            let log = life.folder.join(format!("redis-benchmark-{when}.csv"));
+            let requests = if self.plan.quick { QUICK_REQUESTS } else { requests(arm) };
+            let log = life.folder.join(format!("redis-benchmark-{}.csv", arm.name()));
             match redis_benchmark(self.bed, requests, &log).await {
                 Ok(rates) => seen.rates = Some(rates),
                 Err(error) => {

@@ -205,15 +205,21 @@ fn measure(
         Ok(())
     })?;
     with_gate(arm, bed, Room::Burst, |bed, gated| {
-        let Some(gated) = gated else { return Ok(()) };
         for &size in &sizes {
             let run = |phase| Run { phase, size, arm };
+            let bursts = if size == Size::Gso64K { &[] } else { arm.bursts() };
+            let Some(gated) = gated else {
+                for &frames in bursts {
+                    let measured = release::through_the_bridge_alone(bed, size, frames)?;
+                    rows.push((run(Phase::Release(frames)), measured));
+                }
+                continue;
+            };
             for (epoch_ms, epochs) in EPOCHS_MS.into_iter().zip(epochs) {
                 let epoch = Duration::from_millis(epoch_ms.into());
                 let measured = hold::paced(bed, gated, size, epoch, epochs)?;
                 rows.push((run(Phase::HoldMs(epoch_ms)), measured));
             }
-            let bursts = if size == Size::Gso64K { &[] } else { arm.bursts() };
             for &frames in bursts {
                 let measured = release::burst(bed, gated, size, frames)?;
                 rows.push((run(Phase::Release(frames)), measured));

@@ -1,5 +1,6 @@
 //! Everything at once: a gate that has held frames for long gets its commit. From the commit until the last
-//! frame is at the sink; all must arrive, in order, none before.
+//! frame is at the sink; all must arrive, in order, none before. Beside it stands the same burst through the bridge alone,
+//! from its first write until its last frame is at the sink: what each frame pays in any case.
 
 use anyhow::{Result, ensure};
 
@@ -11,6 +12,28 @@ use super::{
     frames::Size,
     writer::Order,
 };
+
+pub(super) fn through_the_bridge_alone(
+    bed: &mut Bed,
+    size: Size,
+    frames: u32,
+) -> Result<Vec<Measured>> {
+    let tag = bed.begin_run(size);
+    bed.sink.allow(u64::MAX);
+    let order = Order { frame: size.template(), tag, pace_ns: None, frames_max: frames };
+    let began_ns = monotonic_ns();
+    bed.writer.begin(order)?;
+    let written = bed.writer.finish()?;
+    ensure!(written.refused == 0, "the tap refused {} writes", written.refused);
+    let arrived = bed.sink.settle(frames.into());
+    let each = f64::from(frames);
+    Ok(vec![
+        (Figure::ReleaseUs, (arrived.last_ns - began_ns) as f64 / 1e3 / each),
+        (Figure::WriterCpuNs, written.cpu_ns as f64 / each),
+        (Figure::Lost, each - arrived.frames as f64),
+        (Figure::OutOfOrder, arrived.out_of_order as f64),
+    ])
+}
 
 pub(super) fn burst(
     bed: &mut Bed,

@@ -91,9 +91,13 @@ impl<'a> Report<'a> {
             });
             let mut told: Vec<_> = told.collect();
             let none = Run { arm: Arm::None, ..run };
-            if run.phase == Phase::Open
-                && run.arm != Arm::None
-                && let Some(ratio) = self.figures.ratio(run, none, &Figure::SinkKpps)
+            let compared = match run.phase {
+                Phase::Open => Some(Figure::SinkKpps),
+                Phase::Release(_) => Some(Figure::ReleaseUs),
+                Phase::Latency | Phase::HoldMs(_) | Phase::Judge => None,
+            };
+            if run.arm != Arm::None
+                && let Some(ratio) = compared.and_then(|of| self.figures.ratio(run, none, &of))
             {
                 told.push(format!("{ratio:.2} of none"));
             }
