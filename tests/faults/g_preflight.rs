@@ -491,7 +491,7 @@ fn more_vcpus_than_kvm_has_and_a_kernel_larger_than_ram_are_found_beforehand() {
             usize::try_from(u64::from_le_bytes(large[32..40].try_into().unwrap())).unwrap();
         let count = usize::from(u16::from_le_bytes(large[56..58].try_into().unwrap()));
         let is_load = |n: &usize| large[headers + n * 56..][..4] == [1, 0, 0, 0];
-        let last = (0..count).filter(is_load).last().unwrap();
+        let last = (0..count).rfind(is_load).unwrap();
         let memory = headers + last * 56 + 40;
         large[memory..memory + 8].copy_from_slice(&(1_u64 << 30).to_le_bytes());
         let file = pair.folder.path().join("large");

@@ -185,9 +185,9 @@ fn forget_record(state_dir: &Path, file: &Path, vm: &VmName) -> Result<()> {
     fs::remove_file(file).with_context(|| format!("remove {}", file.display()))?;
     Store::at(state_dir)?.forget_reserved(vm.as_str());
     say(&format!("{} is removed; it said: {said}", file.display()));
-    say(&format!(
+    say(
         "the next start here is a very first one, in term 1: a host that remembers a newer term refuses it, so remove the record \
-         there too"
-    ));
+         there too",
+    );
     Ok(())
 }
