@@ -13,7 +13,9 @@ use rig::{
     client::Client,
     host::{Death, Host},
     links::Link,
-    pair::{Pair, lost_nothing, patience, replies_more, with_hosts, with_hosts_for},
+    pair::{
+        Pair, ended, lost_nothing, patience, replies_more, tap_goes, with_hosts, with_hosts_for,
+    },
     remus::{Daemon, Options, Timing},
 };
 use tokio::time::sleep;
@@ -80,6 +82,48 @@ fn a_link_that_is_away_for_less_than_detect_ms_costs_no_takeover_and_no_sync() {
             assert!(took < sent_again_within(), "{took:?} after the link is back");
         });
     }
+}
+
+/// The backup hears its primary all the while, and its answers get nowhere.
+#[test]
+fn a_way_back_that_is_cut_for_less_than_detect_ms_costs_no_takeover_and_no_sync() {
+    with_hosts_for(patient(20_000, 60), async |pair| {
+        let (mut primary, _backup) = pair.protected().await;
+        let client = pair.client(4).await;
+        let backup = &pair.topology.backup;
+        let all = "u32 match u32 0 0 action mirred egress redirect dev hole";
+        let cut = format!(
+            "ip link add hole type bridge
+             tc qdisc add dev repl0 clsact
+             tc filter add dev repl0 egress protocol all pref 1 {all}"
+        );
+        pair.on(backup, &cut).await;
+        sleep(AWAY).await;
+        pair.on(backup, "tc filter del dev repl0 egress pref 1").await;
+        let took = goes_on(&pair, &mut primary, client, Instant::now()).await;
+        assert!(took < sent_again_within(), "{took:?} after the way back is whole");
+    });
+}
+
+/// Nobody takes over from a guest that was stopped while its link was away, and whose goodbye is late for it.
+#[test]
+fn an_end_that_is_said_while_the_link_is_away_is_heard_when_it_is_back() {
+    with_hosts_for(patient(20_000, 60), async |pair| {
+        let (mut primary, mut backup) = pair.protected().await;
+        drop(pair.guest().await);
+        let host = &pair.topology.primary;
+        let link = replication_link(host).await;
+        host.links().set_down(std::slice::from_ref(&link)).await.unwrap();
+        primary.process.signal(libc::SIGTERM).unwrap();
+        sleep(Duration::from_millis(4500)).await;
+        primary.still_runs().unwrap();
+        host.links().set_up(&[link]).await.unwrap();
+        assert_eq!(ended(&mut primary).await.code(), Some(0), "{}", pair.logged("primary"));
+        tap_goes(&pair.topology.backup).await;
+        backup.still_runs().unwrap();
+        let said = pair.logged("backup");
+        assert!(!said.contains("takes over"), "{said}");
+    });
 }
 
 #[test]

@@ -30,7 +30,10 @@ async fn niceness(host: &Host, share: Share, log: &std::path::Path) -> String {
 #[test]
 fn a_run_with_more_vcpus_fails_no_claim_that_is_made_for_one() {
     let rig = env!("CARGO_BIN_EXE_remus-rig");
-    let run = Command::new(rig).args(["run", "--vcpus", "4", "--no-failover"]).output().unwrap();
+    let run = Command::new(rig)
+        .args(["run", "--vcpus", "4", "--no-failover", "--seconds", "0.3"])
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&run.stdout);
     assert!(run.status.success(), "{said}{}", String::from_utf8_lossy(&run.stderr));
     for claim in ["pause_idle_p50", "pause_p50"] {
