@@ -97,6 +97,12 @@ async fn protected_with_state_apart(pair: &Pair) -> (Daemon, Daemon) {
     pair.protected().await
 }
 
+/// Makes that file system read-only (`ro`), or writable again (`rw`).
+async fn remount(pair: &Pair, how: &str) {
+    let line = format!("mount -o remount,{how} {}", pair.backup_state().display());
+    pair.on(&pair.topology.backup, &line).await;
+}
+
 #[test]
 fn a_full_state_directory_delays_no_takeover() {
     with_hosts(async |pair| {
@@ -119,9 +125,7 @@ fn a_state_directory_that_cannot_be_written_shows_and_delays_the_takeover_until_
     with_hosts(async |pair| {
         let (mut primary, mut backup) = protected_with_state_apart(&pair).await;
         let client = pair.client(2).await;
-        let remount =
-            |how: &str| format!("mount -o remount,{how} {}", pair.backup_state().display());
-        pair.on(&pair.topology.backup, &remount("ro")).await;
+        remount(&pair, "ro").await;
         for daemon in [&mut primary, &mut backup] {
             says(daemon, Protection::Impaired, "cannot be written").await;
         }
@@ -130,7 +134,7 @@ fn a_state_directory_that_cannot_be_written_shows_and_delays_the_takeover_until_
         let before = client.replies();
         sleep(Duration::from_secs(1)).await;
         assert_eq!(client.replies(), before, "the guest waits");
-        pair.on(&pair.topology.backup, &remount("rw")).await;
+        remount(&pair, "rw").await;
         backup.wait_for(Protection::Promoted, patience()).await.unwrap();
         replies_more(&client, 100).await;
         lost_nothing(client, 2).await;
@@ -142,14 +146,12 @@ fn a_primary_that_comes_back_before_the_takeover_is_on_record_goes_on() {
     with_hosts(async |pair| {
         let (mut primary, mut backup) = protected_with_state_apart(&pair).await;
         let client = pair.client(2).await;
-        let remount =
-            |how: &str| format!("mount -o remount,{how} {}", pair.backup_state().display());
-        pair.on(&pair.topology.backup, &remount("ro")).await;
+        remount(&pair, "ro").await;
         says(&mut primary, Protection::Impaired, "cannot be written").await;
         pair.set_links(&pair.topology.primary, "repl0", false).await;
         says(&mut backup, Protection::Stalled, "a takeover cannot be put on record").await;
         pair.set_links(&pair.topology.primary, "repl0", true).await;
-        pair.on(&pair.topology.backup, &remount("rw")).await;
+        remount(&pair, "rw").await;
         primary.wait_for(Protection::Protected, patience()).await.unwrap();
         replies_more(&client, 100).await;
         is_survived(&pair, &mut primary, &mut backup, client).await;

@@ -16,54 +16,17 @@ use std::{
 use remus::observe::status::{Protection, Status};
 use rig::{
     host::{Host, Process, Share},
-    pair::{Pair, ended, has_tap, lost_nothing, patience, replies_more, tap_goes, with_hosts},
+    pair::{
+        Pair, ended, exit_code, has_tap, lost_nothing, patience, replies_more, says, tap_goes,
+        with_hosts,
+    },
     remus::{Daemon, TAP, VM, primary_run_dir, status},
     topology::{BACKUP, BRIDGE, PRIMARY},
 };
 use tokio::time::{Instant, sleep};
 
-/// Runs `remus` with these words on a host, as the user that `before` makes of it; how it ended, and what it said.
-async fn remus(pair: &Pair, host: &Host, before: &[&str], words: &[&str]) -> (i32, String) {
-    let program = pair.programs.remus.to_str().unwrap();
-    let words = [before, &[program, "--log", "warn"], words].concat();
-    let mut command = Command::new(words[0]);
-    command.args(&words[1..]);
-    let log = pair.log("asked");
-    fs::write(&log, "").unwrap();
-    let mut process = host.spawn(command, Share::Host, &log).unwrap();
-    let code = code_of(&mut process, &format!("{words:?}")).await;
-    (code, fs::read_to_string(log).unwrap())
-}
-
-async fn code_of(process: &mut Process, what: &str) -> i32 {
-    let until = Instant::now() + patience();
-    loop {
-        if let Some(status) = process.ended().unwrap() {
-            return status.code().expect("an exit code");
-        }
-        assert!(Instant::now() < until, "{what} goes on");
-        sleep(Duration::from_millis(5)).await;
-    }
-}
-
 fn path(path: &Path) -> &str {
     path.to_str().unwrap()
-}
-
-/// Waits until the reason of a daemon has these words.
-async fn says(daemon: &mut Daemon, words: &str) -> Status {
-    let until = Instant::now() + patience();
-    loop {
-        daemon.still_runs().unwrap();
-        let status = daemon.status(None).await;
-        if let Ok(status) = &status
-            && status.reason.contains(words)
-        {
-            return status.clone();
-        }
-        assert!(Instant::now() < until, "no {words:?}: {status:?}");
-        sleep(Duration::from_millis(5)).await;
-    }
 }
 
 #[test]
@@ -82,8 +45,7 @@ fn a_user_that_may_not_look_is_not_told_that_nothing_runs() {
                 program.display(),
                 run_dir.display()
             );
-            let (code, said) =
-                remus(&pair, &pair.topology.primary, &["sh", "-c", &shell], &[]).await;
+            let (code, said) = pair.remus(&pair.topology.primary, &["sh", "-c", &shell], &[]).await;
             assert_eq!(code, 1, "{said}");
             assert!(said.contains("this user may not see how VM demo stands"), "{said}");
             assert!(!said.contains("no VM"), "{said}");
@@ -100,7 +62,7 @@ fn a_vm_whose_process_is_stopped_is_said_to_be_that_however_often_it_is_asked() 
         primary.process.signal(libc::SIGSTOP).unwrap();
         let words = ["status", "--run-dir", path(&run_dir)];
         let asked = async || {
-            let (code, said) = remus(&pair, &pair.topology.primary, &[], &words).await;
+            let (code, said) = pair.remus(&pair.topology.primary, &[], &words).await;
             assert_eq!(code, 1, "{said}");
             assert!(said.contains("VM demo does not answer: its process "), "{said}");
             assert!(said.contains(" is stopped (kill -CONT "), "{said}");
@@ -132,7 +94,7 @@ fn a_run_directory_that_is_not_there_is_a_mistake_and_not_an_answer() {
             &["clean", "demo"],
         ] {
             let words = [words, &["--run-dir", path(&missing)]].concat();
-            let (code, said) = remus(&pair, &pair.topology.primary, &[], &words).await;
+            let (code, said) = pair.remus(&pair.topology.primary, &[], &words).await;
             assert_eq!(code, 1, "{words:?}: {said}");
             let expected = format!("there is no directory {}: --run-dir names", missing.display());
             assert!(said.contains(&expected), "{words:?}: {said}");
@@ -140,7 +102,7 @@ fn a_run_directory_that_is_not_there_is_a_mistake_and_not_an_answer() {
         assert!(!missing.exists());
         let empty = pair.folder.path();
         let words = ["status", "--run-dir", path(empty)];
-        let (code, said) = remus(&pair, &pair.topology.primary, &[], &words).await;
+        let (code, said) = pair.remus(&pair.topology.primary, &[], &words).await;
         assert_eq!((code, said.contains("no VM that runs is below")), (0, true), "{said}");
     });
 }
@@ -160,8 +122,8 @@ fn another_backup_at_the_same_address_is_the_reason_and_the_reason_goes_with_it(
         primary.wait_for(Protection::Stalled, patience()).await.unwrap();
         fs::remove_file(&instance).unwrap();
         let mut other = pair.start_backup();
-        let status = says(&mut primary, "another backup than before answers").await;
-        assert_eq!(status.protection, Protection::Stalled);
+        let words = "another backup than before answers";
+        let status = says(&mut primary, Protection::Stalled, words).await;
         assert!(status.reason.contains("Bring that one back with its state directory"));
         // Mended.
         other.process.signal(libc::SIGKILL).unwrap();
@@ -259,7 +221,7 @@ fn a_tap_that_takes_its_bridge_down_is_warned_of_before_and_by_run() {
 /// `remus clean` of the VM on a host whose run directory this is.
 async fn clean(pair: &Pair, host: &Host, run_dir: &Path, more: &[&str]) -> (i32, String) {
     let words = [&["clean", VM, "--run-dir", path(run_dir)], more].concat();
-    remus(pair, host, &[], &words).await
+    pair.remus(host, &[], &words).await
 }
 
 #[test]
@@ -306,7 +268,7 @@ fn what_a_dead_vm_left_is_taken_down_by_one_verb_and_what_lives_is_left_alone() 
             let mut tables = Command::new("sh");
             tables.args(["-c", "! nft list tables | grep remus-"]);
             let mut tables = host.spawn(tables, Share::Load, &pair.log("tables")).unwrap();
-            assert_eq!(code_of(&mut tables, "nft").await, 0, "{}", pair.logged("tables"));
+            assert_eq!(exit_code(&mut tables, "nft").await, 0, "{}", pair.logged("tables"));
             let (code, said) = clean(&pair, host, &run_dir, &["--record"]).await;
             assert_eq!(code, 0, "{said}");
             for word in ["which may have taken it over", "very first one, in term 1"] {
@@ -335,7 +297,7 @@ fn what_is_no_vms_or_half_gone_is_cleaned_no_further_than_it_may_be() {
             let mut command = Command::new("sh");
             command.args(["-ec", text]);
             let mut process = host.spawn(command, Share::Load, &pair.log("sh")).unwrap();
-            assert_eq!(code_of(&mut process, text).await, 0, "{}", pair.logged("sh"));
+            assert_eq!(exit_code(&mut process, text).await, 0, "{}", pair.logged("sh"));
         };
         // Its tap is gone, as the docs once told to begin with; its bpffs too; or only a directory is left.
         for harm in [
@@ -384,7 +346,7 @@ fn what_is_no_vms_or_half_gone_is_cleaned_no_further_than_it_may_be() {
             sleep(Duration::from_millis(5)).await;
         }
         let words = ["clean", "other", "--run-dir", path(&run_dir)];
-        let (code, said) = remus(&pair, host, &[], &words).await;
+        let (code, said) = pair.remus(host, &[], &words).await;
         assert_eq!((code, said.contains("remus gate remove other")), (1, true), "{said}");
     });
 }
@@ -470,6 +432,6 @@ fn the_steps_after_a_takeover_bring_the_vm_under_protection_again_on_either_host
         primary.is(Protection::Protected).await;
         backup.is(Protection::Protected).await;
         primary.process.signal(libc::SIGTERM).unwrap();
-        assert_eq!(code_of(&mut primary.process, "the primary").await, 0);
+        assert_eq!(exit_code(&mut primary.process, "the primary").await, 0);
     });
 }

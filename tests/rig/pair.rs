@@ -10,7 +10,7 @@ use std::{
 use crate::{
     client::{Client, Outcome},
     guest::Guest,
-    host::{Death, Host, Share},
+    host::{Death, Host, Process, Share},
     links::Links,
     remus::{
         Daemon, Options, Programs, Software, TAP, VM, backup_command, backup_run_dir, behind,
@@ -20,7 +20,7 @@ use crate::{
     sys,
     topology::{BACKUP_PORT, GUEST, PRIMARY_PORT, Topology},
 };
-use remus::observe::status::Protection;
+use remus::observe::status::{Protection, Status};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -147,6 +147,20 @@ impl Pair {
         assert!(ended.success(), "{line}: {}", self.logged("shell"));
     }
 
+    /// Runs `remus` with these words on a host, behind the words `before`, until it ends by itself. Returns its exit code and
+    /// what it said.
+    pub async fn remus(&self, host: &Host, before: &[&str], words: &[&str]) -> (i32, String) {
+        let program = self.programs.remus.to_str().unwrap();
+        let words = [before, &[program, "--log", "warn"], words].concat();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]);
+        let log = self.log("asked");
+        fs::write(&log, "").unwrap();
+        let mut process = host.spawn(command, Share::Host, &log).unwrap();
+        let code = exit_code(&mut process, &format!("{words:?}")).await;
+        (code, fs::read_to_string(log).unwrap())
+    }
+
     /// Sets links of a host down or up.
     pub async fn set_links(&self, host: &Host, name: &str, up: bool) {
         let all = host.links().list().await.unwrap();
@@ -201,8 +215,8 @@ pub async fn replies_more(client: &Client, more: u64) {
     }
 }
 
-/// Waits until the status says `protection`, and its reason has `word`.
-pub async fn says(daemon: &mut Daemon, protection: Protection, word: &str) {
+/// Waits until the status says `protection`, and its reason has `word`. Returns that status.
+pub async fn says(daemon: &mut Daemon, protection: Protection, word: &str) -> Status {
     let until = Instant::now() + patience();
     loop {
         daemon.still_runs().unwrap();
@@ -211,7 +225,7 @@ pub async fn says(daemon: &mut Daemon, protection: Protection, word: &str) {
             && status.protection == protection
             && status.reason.contains(word)
         {
-            return;
+            return status.clone();
         }
         let found = found.map(|status| format!("{:?}: {}", status.protection, status.reason));
         assert!(
@@ -229,6 +243,18 @@ pub async fn lost_nothing(client: Client, connections: usize) {
     assert_eq!((connections_kept, &connections_lost[..]), (connections, &[][..]));
     assert_eq!(verdict.unanswered, 0);
     assert!(verdict.contradictions.is_empty(), "{:?}", verdict.contradictions);
+}
+
+/// Waits until a process, which `what` names, ends by itself. Returns its exit code.
+pub async fn exit_code(process: &mut Process, what: &str) -> i32 {
+    let until = Instant::now() + patience();
+    loop {
+        if let Some(status) = process.ended().unwrap() {
+            return status.code().expect("an exit code");
+        }
+        assert!(Instant::now() < until, "{what} goes on");
+        sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// How a daemon ended by itself.

@@ -98,8 +98,8 @@ fn newest_known(vm: &str, record: Option<Record>) -> Result<(Term, Option<Instan
         // It never spoke in that term.
         Standing::Starting => Ok((term.prev(), None)),
         Standing::Unprotected | Standing::Protected | Standing::Promoted => bail!(
-            "this host spoke for VM {vm} last, in term {term}: if no guest of it runs here any more, remove {vm}.json \
-             from this host's state directory"
+            "this host spoke for VM {vm} last, in term {term}: if no guest of it runs here any more, forget \
+             the record (remus clean {vm} --record)"
         ),
     }
 }

@@ -53,12 +53,12 @@ pub(super) fn permission(
         }) => (Fenced::restart(term), fresh()),
         Some(Record { term, standing: Standing::Protected, .. }) => bail!(
             "VM {vm} last ran here protected by a backup, in term {term}, and that backup never acknowledged its end: \
-             the backup may have taken over. Look there (remus status); if it has not, and is not running it, remove \
-             {vm}.json from the state directory to start the VM anew here"
+             the backup may have taken over. Look there (remus status). If it has not, and is not running the VM, forget the \
+             record here (remus clean {vm} --record) to start the VM anew here"
         ),
         Some(Record { term, standing: Standing::Backup, .. }) => bail!(
-            "another host spoke for VM {vm} last, in term {term}. End it there first, then remove {vm}.json from \
-             the state directory to start it here"
+            "another host spoke for VM {vm} last, in term {term}. End it there first, then forget the record here \
+             (remus clean {vm} --record) to start it here"
         ),
     };
     Ok(Permission { fenced, instance, open: start == Start::Unprotected })

@@ -164,6 +164,8 @@ impl Store {
         let (reserved, path) = (self.reserved(vm), self.path(vm));
         if fs::read(&reserved).is_ok_and(|found| encode(record).is_ok_and(|text| found == text)) {
             let put = || -> io::Result<()> {
+                // Whoever keeps it reserved may have written all of it just now, and not synced it yet.
+                File::open(&reserved)?.sync_all()?;
                 fs::rename(&reserved, &path)?;
                 File::open(&self.dir)?.sync_all()
             };
@@ -196,7 +198,7 @@ impl Store {
             text => {
                 let text = text.with_context(|| format!("read {}", path.display()))?;
                 let number = u64::from_str_radix(text.trim(), 16).ok().and_then(Instance::new);
-                number.with_context(|| damaged(&path))
+                number.with_context(|| damaged_instance(&path))
             }
         }
     }
@@ -235,6 +237,14 @@ fn encode(record: Record) -> Result<Vec<u8>> {
     let Record { term, standing, owner } = record;
     let on_disk = OnDisk { term: term.get(), standing, owner: owner.map(Instance::get) };
     serde_json::to_vec(&on_disk).context("a record as JSON")
+}
+
+fn damaged_instance(path: &Path) -> String {
+    format!(
+        "{} is damaged: primaries know this host by the number in it. Remove it, and this host gets a new number; a primary \
+         that was protected by it takes it for another backup then, and must be restarted",
+        path.display()
+    )
 }
 
 fn damaged(path: &Path) -> String {
