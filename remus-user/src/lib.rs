@@ -6,6 +6,7 @@ pub mod replication;
 pub mod wire;
 
 // The ground, which every module may stand on.
+pub mod names;
 mod os;
 mod outlet;
 mod signals;
@@ -21,14 +22,14 @@ pub mod store;
 // The shells, which join them.
 pub mod backup;
 pub mod checks;
-mod failover;
+mod engine;
 pub mod primary;
 pub mod standalone;
 mod standby;
-mod sysfs;
-pub mod terminal;
+mod supervisor;
 mod watch;
 
 // What an operator touches.
 pub mod cli;
 pub mod config;
+pub mod terminal;

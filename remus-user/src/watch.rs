@@ -9,7 +9,7 @@
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -20,7 +20,9 @@ use crate::{
         Check, Outcome,
         wiring::{self, Part, Wanted},
     },
+    names::VmName,
     net::{IfIndex, Kind, Links},
+    os::boot_now,
     store::{Record, Store},
 };
 
@@ -29,7 +31,7 @@ const EVERY: Duration = Duration::from_secs(1);
 
 /// What is asked about.
 pub(crate) struct Subject {
-    pub(crate) vm: String,
+    pub(crate) vm: VmName,
     pub(crate) wanted: Wanted,
     /// The tap that the gate guards.
     pub(crate) tap: IfIndex,
@@ -137,9 +139,9 @@ impl Board {
         while let Some(part) = state.part {
             let reserve = state.reserve;
             drop(state);
-            let begun = Instant::now();
+            let begun = boot_now();
             let found = asker.ask(subject, part, reserve);
-            debug!("the host was asked in {:?}", begun.elapsed());
+            debug!("the host was asked in {:?}", boot_now().since(begun));
             state = self.lock();
             if state.found != found {
                 tell(&subject.vm, &state.found, &found);
@@ -160,7 +162,7 @@ impl Board {
 }
 
 /// Logs what has come and what has gone.
-fn tell(vm: &str, before: &Found, now: &Found) {
+fn tell(vm: &VmName, before: &Found, now: &Found) {
     let is_in = |doubts: &[Check], doubt: &Check| doubts.contains(doubt);
     for doubt in now.doubts.iter().filter(|doubt| !is_in(&before.doubts, doubt)) {
         warn!("VM {vm}: {}. {}", doubt.found, doubt.remedy);

@@ -119,7 +119,7 @@ fn the_docs_tell_every_check() {
 
 #[test]
 fn the_docs_tell_every_field_of_the_status() {
-    let shared = Shared::new("demo", Role::Primary, Term::FIRST);
+    let shared = Shared::new(&"demo".parse().unwrap(), Role::Primary, Term::FIRST);
     shared.took_over(Failover::default());
     let status = serde_json::to_value(shared.status(None)).unwrap();
     let mut there = Names::new();

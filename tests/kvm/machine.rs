@@ -217,11 +217,11 @@ fn a_reset_puts_the_guest_back_to_where_it_began_on_both_hosts() {
             paused.copy(dirty.iter(), &mut staging).unwrap();
             drop(paused);
             // What a backup makes of it: the pages before the reset are not in the record.
-            backup.memory().reset(&boot).unwrap();
+            backup.memory().reset(&boot, &mut || {}).unwrap();
             assert_eq!(backup.memory().digest(), begun);
             apply(&staging, backup.memory());
             assert_eq!(machine.memory().digest(), backup.memory().digest(), "round {round}");
-            machine.reboot(&boot).unwrap();
+            machine.reboot(&boot, &mut || {}).unwrap();
         }
     }
 }

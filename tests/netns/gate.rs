@@ -7,8 +7,8 @@ use std::{
 
 use aya::maps::{Array, Map, MapData};
 use remus::{
-    config::LinkName,
     gate::{Flushed, Gate, Release, Settings},
+    names::LinkName,
     replication::{Committed, Fenced, Pipeline, Policy},
     wire::{Ack, Digest, Instance, Moment, Session, Timing, Welcome},
 };
@@ -57,7 +57,7 @@ pub(crate) fn committed_in(fenced: Fenced, n: u64) -> Committed {
         pipeline.handle_sent(session, epoch(n), Digest(n));
     }
     let ack = Ack { session, term, epoch: epoch(n), digest: Digest(n), sent: now };
-    pipeline.handle_ack(now, &ack).unwrap().expect("a new commit")
+    pipeline.handle_ack(now, &ack, |_, _| {}).unwrap().expect("a new commit").committed
 }
 
 pub(crate) fn release_all(gate: &mut Gate) {

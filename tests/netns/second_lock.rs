@@ -9,8 +9,8 @@ use aya::{
     programs::SchedClassifier,
 };
 use remus::{
-    config::LinkName,
     gate::{Gate, Release, Settings},
+    names::LinkName,
 };
 use remus_abi::{
     Term,

@@ -12,8 +12,8 @@ use std::{
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use remus::{
-    config::LinkName,
     gate::{Gate, Release, Settings, Trigger},
+    names::LinkName,
     wire::Session,
 };
 use remus_abi::{

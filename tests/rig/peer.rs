@@ -9,9 +9,9 @@ use std::{
 
 use remus::{
     checkpoint::STATE_VERSION,
+    names::VmName,
     wire::{
-        Frame, FrameBuffer, Hello, Instance, Lane, Session, Timing, ToBackup, ToPrimary, VmName,
-        WireError,
+        Frame, FrameBuffer, Hello, Instance, Lane, Session, Timing, ToBackup, ToPrimary, WireError,
     },
 };
 use remus_abi::Term;

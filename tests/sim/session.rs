@@ -8,10 +8,11 @@ use remus::{
     checkpoint::{
         Assembly, Content, DirtyBook, Encoder, EncoderSettings, PAGE_SIZE, Page, PageSet, Staging,
     },
-    replication::{Backup, Fenced, Pipeline, Policy, PrimaryLease, Sealed, SyncNext},
+    names::VmName,
+    replication::{Backup, Fenced, Pipeline, Policy, Sealed, SyncNext},
     wire::{
         Ack, Attach, Begin, Bulk, Chain, End, FrameBuffer, HEADER_LEN, Hello, Instance, Kind, Lane,
-        Moment, Session, Timing, VmName, head,
+        Moment, Session, Timing, head,
     },
 };
 use remus_abi::{Epoch, Term};
@@ -23,7 +24,6 @@ type Ram = Vec<[u8; PAGE_SIZE]>;
 
 struct PrimaryEnd {
     pipeline: Pipeline,
-    lease: PrimaryLease,
     book: DirtyBook,
     encoder: Encoder,
     chain: Chain,
@@ -70,7 +70,6 @@ impl PrimaryEnd {
         let timing = Timing::default();
         let pipeline = Pipeline::start_shut(Fenced::first_start(), Policy::new(&timing), Moment(0));
         Self {
-            lease: PrimaryLease::new(pipeline.term(), timing.lease),
             pipeline,
             book: DirtyBook::new(RAM_PAGES),
             encoder: Encoder::new(
@@ -194,11 +193,11 @@ impl PrimaryEnd {
             while let Some(frame) = buffer.next_frame().unwrap() {
                 let ack = Ack::decode(&frame).unwrap();
                 self.now += 1;
-                let committed = self.pipeline.handle_ack(Moment(self.now), &ack).unwrap().unwrap();
-                self.lease.handle_answer(Moment(self.now), ack.term, ack.sent).unwrap();
+                let now = Moment(self.now);
+                let acked = self.pipeline.handle_ack(now, &ack, |_, _| {}).unwrap().unwrap();
                 self.book.commit(ack.epoch);
-                assert_eq!(committed.stamp().epoch(), self.pipeline.acked());
-                self.pipeline.handle_released(ack.epoch);
+                assert_eq!(acked.committed.stamp().epoch(), self.pipeline.acked());
+                self.pipeline.handle_flushed(now).expect("something new is committed");
             }
         }
     }

@@ -321,7 +321,7 @@ impl World {
                 Ok(())
             }
             Message::HeartbeatAck(ack) => {
-                self.primary.take_heartbeat_ack(self.now, &ack.0, self.fault);
+                self.primary.take_heartbeat_ack(self.now, packet.session, &ack.0, self.fault);
                 Ok(())
             }
         }

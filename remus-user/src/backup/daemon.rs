@@ -2,25 +2,26 @@
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
-    net::{SocketAddr, TcpStream},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context, Result};
 use remus_abi::Term;
-use tokio::{net::TcpListener, task::AbortHandle};
+use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
 use super::{
-    BackupOptions, follower,
-    mailbox::{Letter, Mailbox},
+    follower,
+    handle::{Call, Handle},
     openings::{Crowd, Openings},
 };
 use crate::{
-    link::{self, Opening},
+    config::BackupOptions,
+    link::{Accepted, Listener, Opening},
+    names::VmName,
     os::boot_now,
-    wire::{Attach, Hello, Refusal, Refuse, VmName},
+    wire::{Attach, Hello, Refusal, Refuse},
 };
 
 /// VMs that one daemon follows.
@@ -30,14 +31,14 @@ const FOLLOWED_MAX: usize = 64;
 const END_WITHIN: Duration = Duration::from_secs(4);
 
 /// Who follows which VM.
-pub(super) type Followers = BTreeMap<VmName, Mailbox>;
+pub(super) type Followers = BTreeMap<VmName, Handle>;
 
 /// Ends the guests that run here, on purpose and in order.
 pub(super) async fn end_guests(followers: &Mutex<Followers>) {
-    let has_guests = || lock(followers).values().any(Mailbox::has_guest);
-    lock(followers).values().for_each(Mailbox::end_guest);
-    let until = tokio::time::Instant::now() + END_WITHIN;
-    while has_guests() && tokio::time::Instant::now() < until {
+    let has_guests = || lock(followers).values().any(Handle::has_guest);
+    lock(followers).values().for_each(Handle::end_guest);
+    let until = boot_now() + END_WITHIN;
+    while has_guests() && boot_now() < until {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -53,11 +54,11 @@ pub(super) async fn serve(
     followers: Arc<Mutex<Followers>>,
 ) -> Result<()> {
     let listen_at = options.listen;
-    let listener = listen(listen_at).await?;
+    let listener = Listener::bind(listen_at).await?;
     info!("waiting for primaries at {listen_at}");
     let openings = Arc::new(Mutex::new(Openings::<AbortHandle>::new()));
     loop {
-        let (stream, peer) = match listener.accept().await {
+        let (caller, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(e) => {
                 // Out of descriptors, most likely: those in use go on, newcomers wait.
@@ -70,7 +71,7 @@ pub(super) async fn serve(
         let opening = Arc::clone(&openings);
         let open = async move |number| {
             let _place = Place { openings: opening, number };
-            let opened = link::accept(stream).await;
+            let opened = caller.opening().await;
             // Nothing is awaited from here on: who has said what it wants gives way to nobody.
             if let Err(e) = opened
                 .and_then(|(opening, stream)| hand_over(opening, stream, &options, &followers))
@@ -109,15 +110,9 @@ fn waiting(openings: &Mutex<Openings<AbortHandle>>) -> MutexGuard<'_, Openings<A
     openings.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        format!("listen at {address}: is it an address of this host, and the port free?")
-    })
-}
-
 fn hand_over(
     opening: Opening,
-    stream: TcpStream,
+    stream: Accepted,
     options: &Arc<BackupOptions>,
     followers: &Mutex<Followers>,
 ) -> Result<()> {
@@ -125,11 +120,11 @@ fn hand_over(
     match opening {
         Opening::Hello(hello) => greet(hello, stream, options, &mut followers),
         Opening::Attach(Attach { session }) => {
-            let mailbox = followers
+            let follower_of = followers
                 .values()
-                .find(|mailbox| mailbox.awaits_bulk_of(session))
+                .find(|follower| follower.awaits_bulk_of(session))
                 .context("a bulk connection of a session that nobody asked for")?;
-            mailbox.send(Letter::Attached { session, stream });
+            follower_of.send(Call::Attached { session, stream });
             Ok(())
         }
     }
@@ -137,28 +132,28 @@ fn hand_over(
 
 fn greet(
     hello: Box<Hello>,
-    stream: TcpStream,
+    stream: Accepted,
     options: &Arc<BackupOptions>,
     followers: &mut Followers,
 ) -> Result<()> {
-    followers.retain(|_, mailbox| mailbox.is_open());
+    followers.retain(|_, follower| follower.is_open());
     let is_full = followers.len() >= FOLLOWED_MAX;
-    let refuse = |stream, text: &str| {
-        Ok(link::refuse(stream, Refuse::new(Refusal::NotReady, Term::NONE, text))?)
+    let refuse = |stream: Accepted, text: &str| {
+        Ok(stream.refuse(Refuse::new(Refusal::NotReady, Term::NONE, text))?)
     };
-    let mailbox = match followers.entry(hello.vm.clone()) {
+    let follower_of = match followers.entry(hello.vm.clone()) {
         Entry::Occupied(known) => known.into_mut(),
         Entry::Vacant(_) if is_full => {
             return refuse(stream, &format!("this backup follows {FOLLOWED_MAX} VMs already"));
         }
         Entry::Vacant(new) => match follower::start(hello.vm.clone(), Arc::clone(options)) {
-            Ok(mailbox) => new.insert(mailbox),
+            Ok(follower_of) => new.insert(follower_of),
             Err(e) => return refuse(stream, &format!("{e:#}")),
         },
     };
-    if let Some(promoted) = mailbox.promoted() {
-        return Ok(link::refuse(stream, promoted.refuse())?);
+    if let Some(promoted) = follower_of.promoted() {
+        return Ok(stream.refuse(promoted.refuse())?);
     }
-    mailbox.send(Letter::Hello { hello, stream });
+    follower_of.send(Call::Hello { hello, stream });
     Ok(())
 }

@@ -8,13 +8,13 @@ use tokio::task::AbortHandle;
 use tracing::{error, info, warn};
 
 use super::{
-    BackupOptions,
+    handle::{Call, Calls, Handle, handle},
     image::{Beside, Image},
-    mailbox::{Letter, Letters, Mailbox, mailbox},
-    takeover::Delayed,
 };
 use crate::{
+    config::BackupOptions,
     link::{self, AckDatagrams, Arrived, Polled},
+    names::VmName,
     observe::{
         Shared, StatusSocket, VmDir,
         status::{Protection, Role},
@@ -24,7 +24,7 @@ use crate::{
     standby::Standby,
     store::{Record, Standing, Store},
     watch::{Found, Watch},
-    wire::{Attach, Instance, Lacks, Lane, Moment, Session, Timing, ToBackup, ToPrimary, VmName},
+    wire::{Attach, Instance, Lacks, Lane, Moment, Session, Timing, ToBackup, ToPrimary},
 };
 
 /// Numbers of the links, for the detector.
@@ -41,21 +41,21 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 ///
 /// # Errors
 /// When another process on this host has the VM, or its record cannot be read.
-pub(super) fn start(vm: VmName, options: Arc<BackupOptions>) -> Result<Mailbox> {
+pub(super) fn start(vm: VmName, options: Arc<BackupOptions>) -> Result<Handle> {
     let directory = VmDir::claim(&options.run_dir, &vm)?;
     let store = Store::at(&options.state_dir)?;
-    let claim = store.claim(vm.as_str())?;
-    let (newest, owner) = newest_known(vm.as_str(), store.read(vm.as_str())?)?;
+    let claim = store.claim(&vm)?;
+    let (newest, owner) = newest_known(&vm, store.read(&vm)?)?;
     let me = store.instance(fresh_instance)?;
-    let shared = Shared::new(vm.as_str(), Role::Backup, newest);
+    let shared = Shared::new(&vm, Role::Backup, newest);
     let socket = StatusSocket::bind(&directory)?;
     let status = tokio::spawn(socket.serve(Arc::clone(&shared))).abort_handle();
-    let (mailbox, letters) = mailbox()?;
+    let (handle, calls) = handle()?;
     let follower = Follower {
         vm,
         pins: directory.path().join("bpf"),
         options,
-        letters,
+        calls,
         store,
         shared,
         brain: Backup::new(me, newest, owner),
@@ -80,7 +80,7 @@ pub(super) fn start(vm: VmName, options: Arc<BackupOptions>) -> Result<Mailbox> 
         drop(directory);
     };
     thread::Builder::new().name("follower".to_owned()).spawn(run).context("start a follower")?;
-    Ok(mailbox)
+    Ok(handle)
 }
 
 fn end_status(status: &AbortHandle) {
@@ -91,7 +91,7 @@ fn end_status(status: &AbortHandle) {
 ///
 /// # Errors
 /// When this host has itself spoken for the guest last: it cannot follow before that is settled.
-fn newest_known(vm: &str, record: Option<Record>) -> Result<(Term, Option<Instance>)> {
+fn newest_known(vm: &VmName, record: Option<Record>) -> Result<(Term, Option<Instance>)> {
     let Some(Record { term, standing, owner }) = record else { return Ok((Term::NONE, None)) };
     match standing {
         Standing::Backup | Standing::Ended => Ok((term, owner)),
@@ -108,7 +108,7 @@ pub(super) struct Follower {
     pub(super) vm: VmName,
     pub(super) options: Arc<BackupOptions>,
     pub(super) pins: PathBuf,
-    pub(super) letters: Letters,
+    pub(super) calls: Calls,
     pub(super) store: Store,
     pub(super) shared: Arc<Shared>,
     pub(super) brain: Backup,
@@ -124,6 +124,12 @@ pub(super) struct Follower {
     /// What a takeover would lack, in words.
     lacks: String,
     next_look: Moment,
+}
+
+/// A takeover that cannot be put on record.
+pub(super) struct Delayed {
+    pub(super) until: Moment,
+    pub(super) why: String,
 }
 
 /// A session, or what is left of it: the detector goes on until there is another.
@@ -158,8 +164,8 @@ impl Follower {
         self.shared.stand(Protection::Waiting, "");
         loop {
             self.wait()?;
-            while let Some(letter) = self.letters.next() {
-                self.open(letter);
+            while let Some(call) = self.calls.next() {
+                self.open(call);
             }
             match self.listen()? {
                 Next::Follow => {}
@@ -171,14 +177,14 @@ impl Follower {
         }
     }
 
-    /// Waits for bytes or letters, at most until the detector wants its tick.
+    /// Waits for bytes or calls, at most until the detector wants its tick.
     fn wait(&self) -> Result<()> {
         let fd = |polled: &Option<Polled>| polled.as_ref().map_or(-1, AsRawFd::as_raw_fd);
         let (control, bulk, tick) = match &self.session {
             Some(f) => (fd(&f.control), fd(&f.bulk), f.detector.poll_timeout().since(boot_now())),
             None => (-1, -1, IDLE),
         };
-        let mut fds = [self.letters.as_raw_fd(), control, bulk].map(|fd| libc::pollfd {
+        let mut fds = [self.calls.as_raw_fd(), control, bulk].map(|fd| libc::pollfd {
             fd,
             events: libc::POLLIN,
             revents: 0,
@@ -199,14 +205,15 @@ impl Follower {
     }
 
     /// Takes a connection in. One that cannot be used costs nothing but itself.
-    fn open(&mut self, letter: Letter) {
-        match letter {
-            Letter::Hello { hello, stream } => self.greet(&hello, stream),
-            Letter::Attached { session, stream } => {
+    fn open(&mut self, call: Call) {
+        match call {
+            Call::Hello { hello, stream } => self.greet(&hello, stream),
+            Call::Attached { session, stream } => {
                 let Some(following) = self.session.as_mut().filter(|f| f.session == session) else {
                     return;
                 };
-                let attached = Polled::new(stream, Lane::BulkToBackup)
+                let attached = stream
+                    .polled(Lane::BulkToBackup)
                     .map_err(anyhow::Error::from)
                     .and_then(|bulk| {
                         self.brain.handle_attach(&Attach { session })?;

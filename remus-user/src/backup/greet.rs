@@ -4,8 +4,6 @@
 //! that is on record. So the brain is asked on a copy, the machine at hand stays as long as its image could be promoted,
 //! and the copy takes the brain's place only once the record is on disk.
 
-use std::net::TcpStream;
-
 use anyhow::{Result, anyhow, ensure};
 use tracing::{info, warn};
 
@@ -19,16 +17,15 @@ use crate::{
         memory::{self, Needs},
         wiring::{Part, Wanted},
     },
-    config::LinkName,
     gate,
-    link::{self, AckDatagrams, Polled},
-    machine::{self, CpuProfile, Layout},
+    link::Accepted,
+    machine::{CpuProfile, Layout},
+    names::LinkName,
     net::Mac,
     observe::status::Protection,
     os::boot_now,
-    primary::{Announced, decode_cpu},
     replication::{Backup, Detector},
-    standby::{Plan, Standby, offloads_under},
+    standby::{Announced, Plan, Standby, decode_cpu, offloads_under},
     store::{Record, Standing},
     watch::{Subject, Watch},
     wire::{Hello, Lane, Refusal, Refuse, ToPrimary},
@@ -36,13 +33,13 @@ use crate::{
 
 impl Follower {
     /// Welcomes a primary, or refuses it.
-    pub(super) fn greet(&mut self, hello: &Hello, stream: TcpStream) {
+    pub(super) fn greet(&mut self, hello: &Hello, stream: Accepted) {
         match self.welcome(hello) {
             Ok(welcome) => self.begin(hello, stream, &welcome),
             Err(refuse) => {
                 warn!("VM {}: a primary is refused: {}", self.vm, refuse.text);
                 // The primary will ask again.
-                link::refuse(stream, refuse).ok();
+                stream.refuse(refuse).ok();
             }
         }
     }
@@ -96,18 +93,15 @@ impl Follower {
             "the primary's network device offers what its gate's engine cannot keep"
         );
         let name = |name: String| LinkName::new(&name).map_err(|e| anyhow!("{name}: {e}"));
-        let cpus = &self.options.placement;
-        let of = |n| cpus.of_vcpu(n).map(|cpu| cpu as usize);
-        let vcpu_cpus = (0..usize::from(shape.vcpus)).map_while(of).collect();
-        let device_cpus = cpus.io_cpus.iter().map(|cpu| *cpu as usize).collect();
+        let placement = self.options.placement.of_machine(shape.vcpus.into());
         for disk in &shape.disks {
             disks::check(disk, self.options.disks.as_deref())?;
         }
         Ok(Plan {
-            vm: self.vm.as_str().to_owned(),
+            vm: self.vm.clone(),
             shape,
             cpu,
-            placement: machine::Placement { vcpu_cpus, device_cpus },
+            placement,
             tap: self.options.tap.clone().map_or_else(|| name(tap), Ok)?,
             bridge: match (self.options.bridge.clone(), bridge) {
                 (Some(ours), _) => Some(ours),
@@ -150,7 +144,7 @@ impl Follower {
             gate::Release::ReEntry => None,
         };
         Subject {
-            vm: self.vm.as_str().to_owned(),
+            vm: self.vm.clone(),
             wanted: Wanted {
                 tap: tap.clone(),
                 bridge: bridge.clone(),
@@ -169,7 +163,7 @@ impl Follower {
         if self.recorded == Some(record) {
             return Ok(());
         }
-        if let Err(e) = self.store.write(self.vm.as_str(), record) {
+        if let Err(e) = self.store.write(&self.vm, record) {
             warn!("VM {}: {e:#}", self.vm);
             let text = "this backup cannot write its record to disk; its log says why";
             return Err(self.refusal(Refusal::NotReady, text));
@@ -179,7 +173,7 @@ impl Follower {
     }
 
     /// A session begins; the one before, if there is one, is over.
-    fn begin(&mut self, hello: &Hello, stream: TcpStream, welcome: &ToPrimary) {
+    fn begin(&mut self, hello: &Hello, stream: Accepted, welcome: &ToPrimary) {
         let standby = self.standby.as_mut().expect("built before the welcome");
         let next = hello.term.next();
         standby.begin_term(next);
@@ -188,15 +182,15 @@ impl Follower {
         watch.reserve(Record { term: next, standing: Standing::Promoted, owner: None });
         let vcpus = usize::from(standby.plan().shape.vcpus);
         let ram_pages = standby.machine.memory().layout().pages();
-        let datagrams = hello.acks_to.and_then(|to| match AckDatagrams::beside(&stream, &to) {
+        let datagrams = hello.acks_to.and_then(|to| match stream.datagrams(&to) {
             Ok(datagrams) => Some(datagrams),
             Err(e) => {
                 warn!("VM {}: acks go by the bulk connection only: {e}", self.vm);
                 None
             }
         });
-        self.letters.await_bulk_of(hello.session);
-        let answered = Polled::new(stream, Lane::ControlToBackup).and_then(|mut control| {
+        self.calls.await_bulk_of(hello.session);
+        let answered = stream.polled(Lane::ControlToBackup).and_then(|mut control| {
             control.send(|out| welcome.encode(out))?;
             Ok(control)
         });

@@ -129,7 +129,7 @@ impl Image {
     /// Never for what was taken in: its pages were checked to be of this RAM.
     pub(super) fn apply(&self, memory: &Memory, beside: &Beside) -> Result<()> {
         if self.reset {
-            memory.reset(beside.boot.as_ref().context("no boot image")?)?;
+            memory.reset(beside.boot.as_ref().context("no boot image")?, &mut || {})?;
         }
         self.assembly.batches().try_for_each(|batch| put(&batch, memory))
     }

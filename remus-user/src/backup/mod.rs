@@ -8,15 +8,13 @@ mod daemon;
 mod disks;
 mod follower;
 mod greet;
+mod handle;
 mod image;
 mod kept;
-mod mailbox;
 mod openings;
 mod takeover;
 
 use std::{
-    net::SocketAddr,
-    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -26,25 +24,10 @@ use tokio::select;
 use tracing::info;
 
 use crate::{
-    config::{LinkName, Placement},
+    config::BackupOptions,
     os::{run_on, use_all_descriptors},
     signals::Ends,
 };
-
-/// What `remus backup` was asked for, checked.
-#[derive(Clone, Debug)]
-pub struct BackupOptions {
-    pub listen: SocketAddr,
-    pub run_dir: PathBuf,
-    pub state_dir: PathBuf,
-    /// The tap to use here; else the one that the primary announces.
-    pub tap: Option<LinkName>,
-    /// The bridge to join here; else the one that the primary announces.
-    pub bridge: Option<LinkName>,
-    /// The directory from which primaries may name disks; none may without one.
-    pub disks: Option<PathBuf>,
-    pub placement: Placement,
-}
 
 /// Serves until it is told to end. Guests that run here by then are ended on purpose.
 ///

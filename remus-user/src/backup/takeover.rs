@@ -1,22 +1,34 @@
-//! What becomes of a follower: the guest's engine, or nothing, when the guest has ended.
+//! A takeover: from a term that is on record to a guest that runs and is heard.
+//!
+//! Everything slow was done when the primary connected ([`Standby`]). What is left, in this order:
+//! 1. The new term goes to disk: a host that crashes after it was heard must know, when it comes back, that it
+//!    spoke. The follower does so before it gives up being a backup: until that is done, nothing is lost by waiting.
+//! 2. The state beside RAM is put into the machine.
+//! 3. The tap joins the bridge and goes up, behind its gate, which is still closed. A bridge that is not there is
+//!    joined when it comes ([`Watch`](crate::watch::Watch)): a guest that few reach is better than none.
+//! 4. The gate opens; the network is told where the guest is now. The guest's own first frame might come late.
+//! 5. The guest is to be given what the dead primary had given it in vain, then what came while nobody ran it. Not before:
+//!    until now frames may have come past the tap.
+//! 6. The guest runs: its engine's part.
+//!
+//! A guest that ends on purpose is not taken over; that end is here too.
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, thread, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
-    follower::{Follower, Following},
+    follower::{Delayed, Follower, Following},
     image::Beside,
 };
 use crate::{
-    checkpoint::{EncoderSettings, QUIET_EPOCHS_DEFAULT},
-    failover,
+    checkpoint::{EncoderSettings, MachineState, QUIET_EPOCHS_DEFAULT},
+    engine::{Engine, Parts, Pulse, Report},
     link::Patience,
     observe::status::{Failover, Protection},
-    os::boot_now,
-    primary::{Engine, Parts, Report, Stopped, inbox},
-    replication::{Pipeline, Policy, Promotion, Suspicion},
+    os::{boot_now, inbox},
+    replication::{Fenced, Pipeline, Policy, Promotion, Stopped, Suspicion},
     standby::Standby,
     store::{Record, Standing},
     wire::{Moment, ToPrimary},
@@ -24,12 +36,8 @@ use crate::{
 
 /// Between two tries to put a takeover on record.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
-
-/// A takeover that cannot be put on record.
-pub(super) struct Delayed {
-    until: Moment,
-    why: String,
-}
+/// Between two tries of a step that nothing can go on without.
+const RETRY_EVERY: Duration = Duration::from_millis(200);
 
 impl Follower {
     /// Puts the takeover on record, before this host gives up being a backup; whether that is done. Until it is, the
@@ -42,7 +50,7 @@ impl Follower {
         let record = Record { term, standing: Standing::Promoted, owner: None };
         // It may be on disk even if an error is returned.
         self.recorded = None;
-        let Err(e) = self.store.take_reserved(self.vm.as_str(), record) else { return true };
+        let Err(e) = self.store.take_reserved(&self.vm, record) else { return true };
         let why = format!("the primary is silent, and a takeover cannot be put on record: {e:#}");
         if self.delayed.as_ref().is_none_or(|delayed| delayed.why != why) {
             warn!("VM {}: {why}; this host tries again until it can", self.vm);
@@ -54,7 +62,7 @@ impl Follower {
 
     /// From here on this thread is the guest's engine. The takeover was decided at that moment, and is on record.
     pub(super) fn take_over(self, suspicion: Suspicion, decided: Moment) -> Result<()> {
-        let Self { vm, store, shared, brain, standby, session, beside, letters, watch, .. } = self;
+        let Self { vm, store, shared, brain, standby, session, beside, calls, watch, .. } = self;
         let Following { timing, control, .. } = session.context("a detector suspected nobody")?;
         let promotion = brain.promote(decided, suspicion).map_err(|not| anyhow!("{}", not.why))?;
         let Promotion { epoch, of, suspicion, fenced, promoted } = promotion;
@@ -63,33 +71,31 @@ impl Follower {
             suspicion.why(),
             fenced.term()
         );
-        letters.set_promoted(promoted);
+        calls.take_over(promoted);
         let mut standby = standby.context("a session without a machine")?;
         let Beside { state, boot, kept } = beside;
         let boot = boot.context("a committed checkpoint without what the guest begins with")?;
         let given_again = kept.after(of, epoch);
-        let overheard = failover::take_over(&mut standby, &state, given_again.clone(), &fenced);
+        let overheard = put_together(&mut standby, &state, given_again.clone(), &fenced);
         let open = boot_now();
 
         let term = fenced.term();
         let (inbox, post) = inbox()?;
-        letters.set_engine(post.clone());
+        calls.run_guest(promoted, post.clone());
         let policy = Policy::new(&timing);
         let Standby { machine, gate, wiring, announcer, .. } = standby;
         if let Some(watch) = &watch {
             watch.speak();
         }
         let engine = Engine::start(Parts {
-            vm: vm.as_str().to_owned(),
+            vm: vm.clone(),
             machine,
             boot,
             gate,
             announcer,
             watch,
             brain: Pipeline::start_unprotected(fenced, policy, decided),
-            lease: timing.lease,
             goodbye_within: Patience::of(&timing).goodbye(),
-            depth: policy.depth,
             // It has no backup to pause for.
             pause_max: timing.epoch_max,
             cool_after: QUIET_EPOCHS_DEFAULT,
@@ -98,8 +104,8 @@ impl Follower {
             report: Report::new(Arc::clone(&shared)),
             inbox,
             post,
-            orders: None,
-            relay: None,
+            pulse: Pulse::new(),
+            peer: None,
         })?;
         let running = boot_now();
         // An old primary that only stood still reads this when it wakes.
@@ -122,8 +128,7 @@ impl Follower {
         );
         match engine.run()? {
             (Stopped::Ended(why) | Stopped::EndedUnheard(why), gate) => {
-                store
-                    .write(vm.as_str(), Record { term, standing: Standing::Ended, owner: None })?;
+                store.write(&vm, Record { term, standing: Standing::Ended, owner: None })?;
                 info!("VM {vm} has ended: {why:?}");
                 wiring.remove(gate)
             }
@@ -138,10 +143,43 @@ impl Follower {
         let Self { vm, store, brain, standby, .. } = self;
         let record = Record { term: brain.newest(), standing: Standing::Ended, owner: None };
         // The record that is there says that this host was a backup: it promotes nothing by that either.
-        if let Err(e) = store.write(vm.as_str(), record) {
+        if let Err(e) = store.write(&vm, record) {
             warn!("VM {vm} has ended, and the record does not say so: {e:#}");
         }
-        store.forget_reserved(vm.as_str());
+        store.forget_reserved(&vm);
         standby.map_or(Ok(()), Standby::remove)
     }
+}
+
+/// Puts the guest together and connects it, up to the point where it runs. Returns the number of frames that came while
+/// nobody ran the guest. Tries for as long as it takes: the guest is nowhere else.
+fn put_together<'a>(
+    standby: &mut Standby,
+    state: &MachineState,
+    given_again: impl Iterator<Item = &'a [u8]>,
+    fenced: &Fenced,
+) -> usize {
+    let mut said = String::new();
+    while let Err(e) = standby.machine.restore(state) {
+        let why = format!("{e:#}");
+        if why != said {
+            warn!("the guest's state is not taken by this host's KVM, which is asked again: {why}");
+            said = why;
+        }
+        thread::sleep(RETRY_EVERY);
+    }
+    debug!("the machine has its state");
+    match standby.wiring.connect() {
+        Ok(()) => debug!("the tap is connected"),
+        Err(e) => warn!("the guest runs on, and clients may not reach it: {e:#}"),
+    }
+    standby.gate.open(fenced);
+    debug!("the gate is open");
+    standby.announcer.poll(boot_now());
+    debug!("the guest is announced");
+    let overheard = standby.wiring.take_overheard();
+    let came = overheard.len();
+    standby.machine.give(given_again.map(Box::from));
+    standby.machine.give(overheard.into_iter());
+    came
 }

@@ -19,6 +19,8 @@ use super::{
     delta::{Delta, DeltaError},
 };
 
+/// The longest batch: what one frame of a bulk connection takes.
+pub const BATCH_MAX: usize = 1 << 20;
 /// Bytes before the records.
 pub(super) const BATCH_HEAD: usize = 8;
 /// Bytes of a record.

@@ -2,12 +2,11 @@
 
 use super::{
     PAGE_SIZE, Page, Staging,
-    batch::{BATCH_HEAD, Encoding, RECORD, put_record},
+    batch::{BATCH_HEAD, BATCH_MAX, Encoding, RECORD, put_record},
     pack::{Compression, Packer},
     shadow::{Known, Shadow},
     walk::{Comparer, DELTA_ROOM, Difference, is_zero},
 };
-use crate::wire::BODY_MAX;
 
 /// Compares staged pages with what was last sent, and encodes what differs.
 ///
@@ -93,7 +92,7 @@ impl Encoder {
             shadow: Shadow::new(ram_pages, settings.copies),
             comparer: Comparer::detect(),
             records: Vec::new(),
-            deltas: vec![0; BODY_MAX + DELTA_ROOM].into_boxed_slice(),
+            deltas: vec![0; BATCH_MAX + DELTA_ROOM].into_boxed_slice(),
             deltas_len: 0,
             raws: Vec::new(),
             verdicts: Vec::new(),
@@ -180,7 +179,7 @@ impl Encoder {
 }
 
 impl Encoded<'_> {
-    /// The next batch of at most [`BODY_MAX`] bytes; `None` when every page is dealt with.
+    /// The next batch of at most [`BATCH_MAX`] bytes; `None` when every page is dealt with.
     pub fn next_batch(&mut self) -> Option<OutBatch<'_>> {
         let encoder = &mut *self.encoder;
         encoder.records.clear();
@@ -188,7 +187,7 @@ impl Encoded<'_> {
         encoder.raws.clear();
         encoder.records.extend_from_slice(&[0; BATCH_HEAD]);
         for (page, bytes) in self.staging.iter().skip(self.at) {
-            if encoder.batch_len() + RECORD + PAGE_SIZE > BODY_MAX {
+            if encoder.batch_len() + RECORD + PAGE_SIZE > BATCH_MAX {
                 break;
             }
             encoder.add(self.at, page, bytes);
@@ -198,7 +197,7 @@ impl Encoded<'_> {
         if count == 0 {
             return None;
         }
-        let to_bytes = |n: usize| u32::try_from(n).expect("below BODY_MAX").to_le_bytes();
+        let to_bytes = |n: usize| u32::try_from(n).expect("below BATCH_MAX").to_le_bytes();
         encoder.records[..4].copy_from_slice(&to_bytes(count));
         encoder.records[4..8].copy_from_slice(&to_bytes(encoder.deltas_len));
         let Encoder { records, deltas, deltas_len, raws, packer, totals, .. } = encoder;
@@ -212,10 +211,10 @@ impl Encoded<'_> {
 
 impl OutBatch<'_> {
     /// Records, deltas, and as many whole pages as a body takes.
-    pub const PARTS_MAX: usize = 2 + BODY_MAX / PAGE_SIZE;
+    pub const PARTS_MAX: usize = 2 + BATCH_MAX / PAGE_SIZE;
 
     pub fn pages(&self) -> u32 {
-        u32::try_from((self.records.len() - BATCH_HEAD) / RECORD).expect("below BODY_MAX")
+        u32::try_from((self.records.len() - BATCH_HEAD) / RECORD).expect("below BATCH_MAX")
     }
 
     /// The body, part by part; at most [`PARTS_MAX`](Self::PARTS_MAX) of them. None is empty.
@@ -251,7 +250,7 @@ mod tests {
         let mut run = encoder.encode(staging);
         while let Some(out) = run.next_batch() {
             let body = out.parts().flatten().copied().collect::<Vec<_>>();
-            assert!(body.len() <= BODY_MAX);
+            assert!(body.len() <= BATCH_MAX);
             let batch = Batch::parse(&body, u32::try_from(image.len()).unwrap()).unwrap();
             assert_eq!(batch.pages(), out.pages());
             for (page, content) in batch.iter() {

@@ -25,12 +25,10 @@ mod pages;
 mod shadow;
 mod staging;
 mod state;
-#[cfg(test)]
-mod tests;
 mod walk;
 
 pub use assembly::{Arrived, Assembly, STATE_MAX};
-pub use batch::{Batch, BatchError, Content, Encoding};
+pub use batch::{BATCH_MAX, Batch, BatchError, Content, Encoding};
 pub use boot_image::{BootAssembly, BootImage};
 pub use budget::PauseBudget;
 pub use delta::{Delta, DeltaError};

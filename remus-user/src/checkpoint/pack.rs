@@ -13,8 +13,7 @@
 
 use lz4_flex::block::{CompressTable, compress_into_with_table};
 
-use super::batch::BatchError;
-use crate::wire::BODY_MAX;
+use super::batch::{BATCH_MAX, BatchError};
 
 const HEAD: usize = 12;
 /// The fastest of zstd's levels that are not approximations of another.
@@ -97,7 +96,7 @@ impl Unpacker {
         let Some((head, packed)) = body.split_first_chunk::<HEAD>() else { return Ok(body) };
         let [0, 0, 0, 0, codec @ .., a, b, c, d] = head else { return Ok(body) };
         let length = u32::from_le_bytes([*a, *b, *c, *d]) as usize;
-        if length > BODY_MAX {
+        if length > BATCH_MAX {
             return Err(BatchError::Packed);
         }
         self.plain.resize(length, 0);
@@ -153,9 +152,9 @@ mod tests {
             body.extend(bytes);
             let mut unpacker = Unpacker::default();
             if let Ok(plain) = unpacker.unpack(&body) {
-                prop_assert!(plain.len() <= BODY_MAX);
+                prop_assert!(plain.len() <= BATCH_MAX);
             }
-            prop_assert!(unpacker.plain.len() <= BODY_MAX);
+            prop_assert!(unpacker.plain.len() <= BATCH_MAX);
         }
     }
 

@@ -5,8 +5,16 @@
 
 use std::fs;
 
-use super::memory::Limit;
-use crate::sysfs::Cgroups;
+use crate::os::Cgroups;
+
+/// A limit on what this process may still take.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Limit {
+    /// Bytes.
+    pub(super) left: u64,
+    /// Whose limit it is, for people.
+    pub(super) of: String,
+}
 
 /// How a hierarchy says what is used and allowed.
 struct Files {

@@ -7,13 +7,15 @@ use std::{
     path::Path,
 };
 
+use anyhow::Result;
+use remus_abi::Term;
+
 use super::Check;
 use crate::{
     config::Config,
     observe::{Holder, Unsafe, holder},
     os::fresh_instance,
-    primary,
-    store::Store,
+    store::{self, Store},
 };
 
 /// What records of VMs need, with room for the old one beside the new one.
@@ -97,6 +99,17 @@ pub(super) fn vm(config: &Config) -> Vec<Check> {
     vec![instance_of_vm(config), record(config)]
 }
 
+/// The term in which the record lets the VM start here. `None` when there is no record of it.
+fn permitted_term(config: &Config) -> Result<Option<Term>> {
+    if !config.state_dir.is_dir() {
+        return Ok(None);
+    }
+    let record = Store::at(&config.state_dir)?.read(&config.name)?;
+    let is_known = record.is_some();
+    let permission = store::permission(&config.name, record, fresh_instance)?;
+    Ok(is_known.then_some(permission.fenced.term()))
+}
+
 fn instance_of_vm(config: &Config) -> Check {
     const NAME: &str = "vm";
     let (run_dir, name) = (&config.run_dir, &config.name);
@@ -115,7 +128,7 @@ fn instance_of_vm(config: &Config) -> Check {
 
 fn record(config: &Config) -> Check {
     const NAME: &str = "record";
-    match primary::may_start(config) {
+    match permitted_term(config) {
         Ok(Some(term)) => Check::ok(NAME, format!("it starts in term {term}")),
         Ok(None) => Check::ok(NAME, "none: this host has not heard of it"),
         Err(e) => {

@@ -3,7 +3,11 @@
 
 use std::fs;
 
-use super::{Check, cgroup};
+use super::{
+    Check,
+    cgroup::{self, Limit},
+};
+use crate::os::{kib, meminfo};
 
 const MIB: u64 = 1 << 20;
 /// What a VM takes apart from its RAM and its gate: what is staged, slots, threads.
@@ -15,15 +19,6 @@ pub(crate) struct Needs {
     pub(crate) ram_mib: u32,
     /// `gate.buffer_mib`.
     pub(crate) buffer_mib: u32,
-}
-
-/// A limit on what this process may still take.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Limit {
-    /// Bytes.
-    pub(super) left: u64,
-    /// Whose limit it is, for people.
-    pub(super) of: String,
 }
 
 /// What there is.
@@ -112,7 +107,7 @@ fn admit(needs: Needs, room: &Room, given_back_mib: u32) -> Result<(), String> {
 
 /// Asks for all limits. `None` where the kernel does not say what is available.
 fn room() -> Option<Room> {
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let meminfo = meminfo();
     let available = kib(&meminfo, "MemAvailable:")?;
     let mut limits = cgroup::limits();
     limits.push(Limit { left: available << 10, of: "this host".to_owned() });
@@ -157,12 +152,6 @@ fn pool() -> u64 {
         fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
     };
     pages("free_hugepages").saturating_sub(pages("resv_hugepages")).saturating_mul(2 * MIB)
-}
-
-/// A value of /proc/meminfo or /proc/self/status, in KiB.
-fn kib(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
 #[cfg(test)]

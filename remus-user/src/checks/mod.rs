@@ -24,8 +24,7 @@ use serde::Serialize;
 pub(crate) use self::console::open as open_console_log;
 use self::wiring::Wanted;
 use crate::{
-    backup::BackupOptions,
-    config::Config,
+    config::{BackupOptions, Config},
     gate::{Engine, Release},
 };
 

@@ -4,8 +4,9 @@ use std::net::{SocketAddr, TcpListener};
 
 use super::Check;
 use crate::{
-    config::{LinkName, ReleaseTrigger, VmName},
+    config::ReleaseTrigger,
     gate::Trigger,
+    names::{LinkName, VmName},
     net::{Kind, Link, Links, tap_alias},
 };
 

@@ -5,8 +5,8 @@
 
 use super::Check;
 use crate::{
-    config::LinkName,
     gate,
+    names::LinkName,
     net::{IfIndex, Kind, Link, Links, Mac},
 };
 

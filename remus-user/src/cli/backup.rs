@@ -4,9 +4,9 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use super::Failure;
 use crate::{
-    backup::{self, BackupOptions},
-    checks,
-    config::{LinkName, Placement, RUN_DIR_DEFAULT, state_dir_beside},
+    backup, checks,
+    config::{BackupOptions, Placement, RUN_DIR_DEFAULT, state_dir_beside},
+    names::LinkName,
     signals,
 };
 

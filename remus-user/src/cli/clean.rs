@@ -13,8 +13,9 @@ use anyhow::{Context, Result, bail};
 
 use super::{Failure, nothing_below};
 use crate::{
-    config::{RUN_DIR_DEFAULT, VmName, state_dir_beside},
+    config::{RUN_DIR_DEFAULT, state_dir_beside},
     gate::{self, Attachment, Pinned},
+    names::VmName,
     net::{IfIndex, Link, Links, tap_alias, tap_user},
     observe::{Holder, VmDir, holder},
     outlet::say,
@@ -159,7 +160,7 @@ fn forget_record(state_dir: &Path, file: &Path, vm: &VmName) -> Result<()> {
         say(&format!("there is no {}: this host knows nothing of VM {vm}", file.display()));
         return Ok(());
     }
-    let said = match Store::at(state_dir)?.read(vm.as_str()) {
+    let said = match Store::at(state_dir)?.read(vm) {
         Ok(Some(record)) => {
             let term = record.term;
             match record.standing {
@@ -183,7 +184,7 @@ fn forget_record(state_dir: &Path, file: &Path, vm: &VmName) -> Result<()> {
         Ok(None) | Err(_) => "it could not be read".to_owned(),
     };
     fs::remove_file(file).with_context(|| format!("remove {}", file.display()))?;
-    Store::at(state_dir)?.forget_reserved(vm.as_str());
+    Store::at(state_dir)?.forget_reserved(vm);
     say(&format!("{} is removed; it said: {said}", file.display()));
     say(
         "the next start here is a very first one, in term 1: a host that remembers a newer term refuses it, so remove the record \

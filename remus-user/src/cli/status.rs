@@ -7,7 +7,8 @@ use remus_abi::Epoch;
 
 use super::Failure;
 use crate::{
-    config::{RUN_DIR_DEFAULT, VmName},
+    config::RUN_DIR_DEFAULT,
+    names::VmName,
     observe::{query, render, running},
     outlet::say,
 };

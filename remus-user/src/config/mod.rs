@@ -6,8 +6,8 @@
 //! Unknown keys are errors, with the nearest known one named: a misspelt `lease_ms` must not silently be the
 //! default. Keys are never renamed quietly; [`EXAMPLE`] lists them all and a test holds it to that.
 
+mod backup;
 mod document;
-mod name;
 mod nearest;
 mod validate;
 
@@ -17,12 +17,17 @@ use std::{
     time::Duration,
 };
 
+pub use backup::BackupOptions;
 pub use document::ConfigError;
-pub use name::{BadName, LinkName};
 
-pub use crate::wire::VmName;
-
-use crate::{checkpoint::EncoderSettings, gate, machine::Software, net::Mac, replication::Tempo};
+use crate::{
+    checkpoint::EncoderSettings,
+    gate,
+    machine::{self, Software},
+    names::{LinkName, VmName},
+    net::Mac,
+    replication::Tempo,
+};
 
 /// A config file with every key, for people to start from.
 pub const EXAMPLE: &str = include_str!("example.toml");
@@ -169,6 +174,12 @@ impl Placement {
             [one] => Some(*one),
             each => each.get(n).copied(),
         }
+    }
+
+    /// The CPUs of a machine with so many vCPUs.
+    pub(crate) fn of_machine(&self, vcpus: usize) -> machine::Placement {
+        let vcpu_cpus = (0..vcpus).map_while(|n| self.of_vcpu(n)).collect();
+        machine::Placement { vcpu_cpus, device_cpus: self.io_cpus.clone() }
     }
 }
 

@@ -27,7 +27,7 @@ use super::{
     pins::{self, Pins},
     rtnl::{Attributes, Request, Rtnl, word},
 };
-use crate::sysfs::Sysfs;
+use crate::os::Sysfs;
 
 /// What has become of a gate that guards no more. Frames may be passing it.
 #[derive(Clone, PartialEq, Eq, Debug)]

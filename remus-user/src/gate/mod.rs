@@ -66,7 +66,7 @@ use self::{
     programs::Programs,
 };
 use crate::{
-    config::LinkName,
+    names::LinkName,
     replication::{Committed, Fenced},
     wire::Moment,
 };

@@ -19,7 +19,7 @@ use super::{
     settings::{Engine, Release, Settings},
 };
 
-use crate::config::LinkName;
+use crate::names::LinkName;
 
 /// The object that `cargo xtask build` made from remus-ebpf.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("REMUS_GATE_OBJECT"));

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use remus_abi::gate::{BUFFER_MIB_DEFAULT, BUFFER_MIB_MAX};
 use serde::{Deserialize, Serialize};
 
-use crate::config::LinkName;
+use crate::names::LinkName;
 
 /// The same on both hosts, but for the name of the uplink.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -8,12 +8,49 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    checkpoint::OutBatch,
-    wire::{Ack, Begin, Chain, Digest, End, FrameBuffer, Kind, Lane, Session, head},
+    checkpoint::{BATCH_MAX, OutBatch},
+    wire::{Ack, BODY_MAX, Begin, Chain, Digest, End, FrameBuffer, Kind, Lane, Session, head},
 };
+
+// A batch of pages is the body of one frame.
+const _: () = assert!(BATCH_MAX <= BODY_MAX);
 
 /// Parts of one frame: its header and what a batch may have.
 const PARTS_MAX: usize = 1 + OutBatch::PARTS_MAX;
+
+/// The bulk connection of a session at the primary, whole.
+#[derive(Debug)]
+pub struct Bulk {
+    stream: TcpStream,
+}
+
+/// A way to end both directions of a bulk connection at once, so that whoever waits on either of them returns.
+#[derive(Debug)]
+pub struct HangUp {
+    stream: TcpStream,
+}
+
+impl Bulk {
+    pub(super) fn new(stream: TcpStream) -> Self {
+        Self { stream }
+    }
+
+    /// The halves of the connection, each for a thread of its own, and a way to end both.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn split(self, session: Session) -> io::Result<(BulkOut, AckIn, HangUp)> {
+        let (acks, ours) = (self.stream.try_clone()?, self.stream.try_clone()?);
+        Ok((BulkOut::new(self.stream, session), AckIn::new(acks), HangUp { stream: ours }))
+    }
+}
+
+impl HangUp {
+    pub fn now(&self) {
+        // An error says that the connection has ended already.
+        drop(self.stream.shutdown(Shutdown::Both));
+    }
+}
 
 /// The sending direction, with the digest of all that it has carried.
 pub struct BulkOut {
@@ -24,7 +61,7 @@ pub struct BulkOut {
 }
 
 impl BulkOut {
-    pub fn new(stream: TcpStream, session: Session) -> Self {
+    fn new(stream: TcpStream, session: Session) -> Self {
         Self { stream, chain: Chain::new(session), small: Vec::with_capacity(256), bytes: 0 }
     }
 
@@ -121,7 +158,7 @@ pub struct AckIn {
 }
 
 impl AckIn {
-    pub fn new(stream: TcpStream) -> Self {
+    fn new(stream: TcpStream) -> Self {
         Self { stream, frames: FrameBuffer::new(Lane::BulkToPrimary) }
     }
 
@@ -142,10 +179,4 @@ impl AckIn {
             self.frames.filled(read);
         }
     }
-}
-
-/// Ends both directions at once, so that whoever waits on either end of it returns.
-pub fn hang_up(stream: &TcpStream) {
-    // An error says that it has ended already.
-    drop(stream.shutdown(Shutdown::Both));
 }

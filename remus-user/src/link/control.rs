@@ -1,8 +1,8 @@
 //! The control connection, async.
 
-use std::{io::Write, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -12,15 +12,12 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Patience, tune};
-use crate::wire::{
-    Attach, Bulk, CONTROL_BODY_MAX, Frame, FrameBuffer, HEADER_LEN, Hello, Kind, Lane, Refuse,
-    ToBackup, ToPrimary, WireError,
-};
+use super::{Bulk, Patience, tune};
+use crate::wire::{Attach, Frame, FrameBuffer, Lane, ToPrimary, WireError};
 
 /// How long a peer that has not said anything yet is waited for: until a connection to it is there, and until its
 /// first message is. Nothing is lost with it.
-const OPEN_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const OPEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// The primary's end of the control connection.
 pub struct Control {
@@ -90,11 +87,7 @@ impl Control {
 ///
 /// # Errors
 /// When the backup is gone.
-pub async fn open_bulk(
-    address: SocketAddr,
-    attach: Attach,
-    patience: Patience,
-) -> Result<std::net::TcpStream> {
+pub async fn open_bulk(address: SocketAddr, attach: Attach, patience: Patience) -> Result<Bulk> {
     let mut stream = dial(address, patience.stuck(), patience).await?;
     let mut buffer = Vec::new();
     attach.encode(&mut buffer);
@@ -102,78 +95,7 @@ pub async fn open_bulk(
     let stream = blocking(stream)?;
     // The sender thread must not wait for ever.
     stream.set_write_timeout(Some(patience.stuck())).context("limit the time of a write")?;
-    Ok(stream)
-}
-
-/// How a connection to a backup begins.
-pub enum Opening {
-    /// A primary wants a session; this is its control connection.
-    Hello(Box<Hello>),
-    /// The bulk connection of a session.
-    Attach(Attach),
-}
-
-/// Reads the first message of a connection that a backup has accepted, and gives the socket back with
-/// nothing read beyond it: a primary sends nothing more before it is answered.
-///
-/// # Errors
-/// When no opening comes within five seconds, or the bytes are something else; the connection is dropped.
-pub async fn accept(mut stream: TcpStream) -> Result<(Opening, std::net::TcpStream)> {
-    tune(&stream, OPEN_WITHIN).context("set up the connection")?;
-    let opening =
-        timeout(OPEN_WITHIN, read_opening(&mut stream)).await.context("no opening message")??;
-    Ok((opening, blocking(stream)?))
-}
-
-/// The header tells which lane this is; exactly one frame is read, since pages may follow an `Attach` at once.
-async fn read_opening(stream: &mut TcpStream) -> Result<Opening> {
-    let mut header = [0; HEADER_LEN];
-    stream.read_exact(&mut header).await.context("read the opening message")?;
-    let number = u16::from_le_bytes([header[6], header[7]]);
-    let lane =
-        if number == Kind::Attach as u16 { Lane::BulkToBackup } else { Lane::ControlToBackup };
-    let len = u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize;
-    ensure!(len <= CONTROL_BODY_MAX, "an opening message of {len} bytes");
-
-    let mut frames = FrameBuffer::new(lane);
-    let space = frames.space();
-    space[..HEADER_LEN].copy_from_slice(&header);
-    stream
-        .read_exact(&mut space[HEADER_LEN..HEADER_LEN + len])
-        .await
-        .context("read the opening message")?;
-    frames.filled(HEADER_LEN + len);
-    let frame = frames.next_frame()?.context("a whole frame was read")?;
-    match lane {
-        Lane::BulkToBackup => match Bulk::decode(&frame)? {
-            Bulk::Attach(attach) => Ok(Opening::Attach(attach)),
-            Bulk::BootPages(_)
-            | Bulk::BootState(_)
-            | Bulk::SyncPages(_)
-            | Bulk::Begin(_)
-            | Bulk::Pages(_)
-            | Bulk::State(_)
-            | Bulk::End(_) => {
-                bail!("a bulk connection opens with Attach")
-            }
-        },
-        Lane::ControlToBackup | Lane::ControlToPrimary | Lane::BulkToPrimary => {
-            match ToBackup::decode(&frame)? {
-                ToBackup::Hello(hello) => Ok(Opening::Hello(Box::new(hello))),
-                ToBackup::Heartbeat(_) | ToBackup::Goodbye(_) | ToBackup::Inbound(_) => {
-                    bail!("a control connection opens with Hello")
-                }
-            }
-        }
-    }
-}
-
-/// Answers on a connection that does not become a session, and lets it go.
-pub fn refuse(mut stream: std::net::TcpStream, refusal: Refuse) -> std::io::Result<()> {
-    let mut buffer = Vec::new();
-    ToPrimary::Refuse(refusal).encode(&mut buffer);
-    stream.set_write_timeout(Some(OPEN_WITHIN))?;
-    stream.write_all(&buffer)
+    Ok(Bulk::new(stream))
 }
 
 async fn dial(address: SocketAddr, within: Duration, patience: Patience) -> Result<TcpStream> {
@@ -186,7 +108,7 @@ async fn dial(address: SocketAddr, within: Duration, patience: Patience) -> Resu
     Ok(stream)
 }
 
-fn blocking(stream: TcpStream) -> Result<std::net::TcpStream> {
+pub(super) fn blocking(stream: TcpStream) -> Result<std::net::TcpStream> {
     let stream = stream.into_std().context("take a socket out of the runtime")?;
     stream.set_nonblocking(false)?;
     Ok(stream)

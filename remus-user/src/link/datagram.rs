@@ -24,7 +24,7 @@ impl AckDatagrams {
     ///
     /// # Errors
     /// When the connection is gone, or no socket is to be had.
-    pub fn beside(control: &TcpStream, to: &AckTo) -> io::Result<Self> {
+    pub(super) fn beside(control: &TcpStream, to: &AckTo) -> io::Result<Self> {
         let (mut here, mut there) = (control.local_addr()?, control.peer_addr()?);
         here.set_port(0);
         there.set_port(to.port.get());

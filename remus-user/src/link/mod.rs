@@ -16,6 +16,7 @@
 mod bulk;
 mod control;
 mod datagram;
+mod listener;
 mod patience;
 mod polled;
 
@@ -27,9 +28,10 @@ use std::{
 
 use libc::c_int;
 
-pub use bulk::{AckIn, BulkOut, hang_up};
-pub use control::{Control, Opening, accept, open_bulk, refuse};
+pub use bulk::{AckIn, Bulk, BulkOut, HangUp};
+pub use control::{Control, open_bulk};
 pub use datagram::AckDatagrams;
+pub use listener::{Accepted, Caller, Listener, Opening};
 pub use patience::Patience;
 pub use polled::{Arrived, Polled, are_ended_by_peer};
 

@@ -63,7 +63,7 @@ pub struct Polled {
 impl Polled {
     /// # Errors
     /// When the socket cannot be made non-blocking, or patient.
-    pub fn new(stream: TcpStream, lane: Lane) -> io::Result<Self> {
+    pub(super) fn new(stream: TcpStream, lane: Lane) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         tune(&stream, GIVE_UP_AFTER)?;
         let unsent = Vec::with_capacity(UNSENT_MAX);

@@ -4,13 +4,13 @@
 //! and never by more than [`STEP_MAX`], so that two hosts whose clocks disagree do not make every timer of
 //! the guest run out at once.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kvm_bindings::{KVM_CLOCK_REALTIME, kvm_clock_data};
 use kvm_ioctls::VmFd;
 
-use crate::checkpoint::ClockState;
+use crate::{checkpoint::ClockState, os::wall_now};
 
 /// How far a restore moves the guest's clock at most.
 const STEP_MAX: Duration = Duration::from_secs(5);
@@ -41,8 +41,7 @@ fn step_ns(saved: ClockState, real_ns: u64) -> u64 {
 }
 
 fn real_ns() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    u64::try_from(wall_now().as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -8,10 +8,7 @@
 //! The loop runs in ring 3, the only ring in which KVM-PVM executes a guest itself, in 64-bit mode, without interrupts, a
 //! stack, or anything that could fault but what is measured. It says that a round is over by a write to where no RAM is.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use kvm_bindings::kvm_regs;
@@ -25,7 +22,10 @@ use super::{
     memory::Memory,
     vm::Vm,
 };
-use crate::checkpoint::{PAGE_SIZE, Page, PageSet};
+use crate::{
+    checkpoint::{PAGE_SIZE, Page, PageSet},
+    os::boot_now,
+};
 
 /// Pages written in a round. Two bytes of the loop below have it.
 const PAGES: u32 = 128;
@@ -86,9 +86,9 @@ pub fn fault_cost(cpu: &CpuProfile) -> Result<Duration> {
 
 /// Until the loop says that it has been through all pages.
 fn round(vcpu: &mut VcpuFd) -> Result<Duration> {
-    let begun = Instant::now();
+    let begun = boot_now();
     match vcpu.run().context("KVM_RUN")? {
-        VcpuExit::MmioWrite(..) => Ok(begun.elapsed()),
+        VcpuExit::MmioWrite(..) => Ok(boot_now().since(begun)),
         other => bail!("the loop that measures faults ended with {other:?}"),
     }
 }

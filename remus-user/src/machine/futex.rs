@@ -4,7 +4,9 @@
 //! tens of microseconds in a nested VM.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::os::boot_now;
 
 /// Waits until `word` is no longer `from`; returns what it then is, or `None` after `limit`.
 pub(super) fn wait_while(
@@ -13,7 +15,7 @@ pub(super) fn wait_while(
     spin: Duration,
     limit: Option<Duration>,
 ) -> Option<u32> {
-    let start = Instant::now();
+    let start = boot_now();
     loop {
         for _ in 0..64 {
             let now = word.load(Ordering::SeqCst);
@@ -22,7 +24,7 @@ pub(super) fn wait_while(
             }
             std::hint::spin_loop();
         }
-        let waited = start.elapsed();
+        let waited = boot_now().since(start);
         if limit.is_some_and(|limit| waited >= limit) {
             return None;
         }

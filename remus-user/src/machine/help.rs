@@ -14,8 +14,10 @@ use std::{
     hint::spin_loop,
     ptr,
     sync::atomic::{AtomicPtr, AtomicU32, Ordering::SeqCst},
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+use crate::os::boot_now;
 
 /// Work that any number of threads may do together: each call does parts of it until there is none left.
 pub(super) type Work<'a> = &'a (dyn Fn() + Sync);
@@ -44,14 +46,14 @@ impl Help {
     /// Looks out for work while `waits`, for as long as `span`, and helps with what there is; after that, for as long
     /// again.
     pub(super) fn lend_a_hand(&self, span: Duration, waits: impl Fn() -> bool) {
-        let mut since = Instant::now();
-        while since.elapsed() < span {
+        let mut since = boot_now();
+        while boot_now().since(since) < span {
             for _ in 0..64 {
                 if !waits() {
                     return;
                 }
                 if self.help() {
-                    since = Instant::now();
+                    since = boot_now();
                 }
                 spin_loop();
             }

@@ -118,13 +118,19 @@ impl Memory {
         Ok(())
     }
 
-    /// Makes RAM what a guest begins with.
+    /// Makes RAM what a guest begins with. `between` is called every few milliseconds of the work.
     ///
     /// # Errors
     /// When a page of `boot` is beyond the end of RAM; what was written until then stays.
-    pub fn reset(&self, boot: &BootImage) -> Result<()> {
-        // SAFETY: all of the mapping; otherwise as in `write_page`.
-        unsafe { ptr::write_bytes(self.mapping.start, 0, self.mapping.bytes) };
+    pub fn reset(&self, boot: &BootImage, between: &mut dyn FnMut()) -> Result<()> {
+        /// Some 4 ms.
+        const AT_ONCE: usize = 32 << 20;
+        for begin in (0..self.mapping.bytes).step_by(AT_ONCE) {
+            let bytes = AT_ONCE.min(self.mapping.bytes - begin);
+            // SAFETY: a part of the mapping; otherwise as in `write_page`.
+            unsafe { ptr::write_bytes(self.mapping.start.add(begin), 0, bytes) };
+            between();
+        }
         self.touch_all();
         boot.pages().try_for_each(|(page, bytes)| self.write_page(page, bytes))
     }
@@ -371,7 +377,7 @@ mod tests {
         }
         let mut written = PageSet::new(memory.layout().pages());
         memory.harvest_touched(&mut written);
-        memory.reset(&boot).unwrap();
+        memory.reset(&boot, &mut || {}).unwrap();
         assert_eq!(memory.digest(), begun);
         memory.harvest_touched(&mut written);
         assert_eq!(written.len(), 256);

@@ -19,7 +19,6 @@
 //! Absent: what a disk's content has to do with checkpoints (disks that are written are in none), PIT, PCI, hot-plug,
 //! vhost (its writes are in no dirty log), nested virtualization.
 
-mod affinity;
 mod boot;
 mod capture;
 mod clock;
@@ -27,6 +26,7 @@ mod copy;
 mod cpu;
 mod devices;
 mod dirty_log;
+mod end;
 mod fault;
 mod flat;
 mod futex;
@@ -37,6 +37,7 @@ mod layout;
 mod memory;
 mod paused;
 mod prepared;
+mod restore;
 mod running;
 mod shape;
 mod touched;
@@ -47,6 +48,7 @@ pub use boot::{Found, Software, check_software};
 pub use cpu::CpuProfile;
 pub use devices::net::{NetCounters, Offloads, open_tap};
 pub use devices::{Console, DISK_ID_MAX, DISK_PATH_MAX, DiskShape, compressed_by};
+pub use end::End;
 pub use fault::fault_cost;
 pub use host::{HostReport, Kind, kind, probe, vcpus_max};
 pub use layout::{Layout, Slot};
@@ -57,7 +59,6 @@ pub use running::{Event, Machine};
 pub use shape::{
     DISKS_MAX, MEMORY_MIB_MAX, MEMORY_MIB_MIN, MTU_BYTES_MAX, MTU_BYTES_MIN, Placement, Shape,
 };
-pub use vcpu::End;
 
 #[cfg(test)]
 mod tests {

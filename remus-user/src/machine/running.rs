@@ -17,11 +17,12 @@ use super::devices::bus::Bus;
 use super::devices::net::{NetCounters, RECEIVE, TRANSMIT};
 use super::devices::port::Progress;
 use super::devices::rng::REQUESTS;
+use super::end::End;
 use super::memory::Memory;
 use super::paused::Paused;
-use super::prepared::put_in;
+use super::restore::put_in;
 use super::shape::Placement;
-use super::vcpu::{Control, End, Vcpus};
+use super::vcpu::{Control, Vcpus};
 use super::vm::{Vm, event};
 use crate::checkpoint::{BootImage, Page, PageSet, Staging};
 
@@ -182,18 +183,18 @@ impl Machine {
     /// Puts a guest that has ended back to where it began, and lets it run: what a reset button does.
     ///
     /// RAM is the boot image's then, which is not in the record of written pages: whoever copies that record must copy
-    /// the boot image too.
+    /// the boot image too. `between` is called every few milliseconds of the work, which takes 0.1 s a GiB.
     ///
     /// # Errors
     /// When a vCPU does not stop or does not take its state; the machine is of no use then.
-    pub fn reboot(&mut self, boot: &BootImage) -> Result<()> {
+    pub fn reboot(&mut self, boot: &BootImage, between: &mut dyn FnMut()) -> Result<()> {
         self.vcpus.pause()?;
         self.board.parking().park();
         let vcpus = self.vcpus.stop()?;
         put_in(boot.state(), 0, &self.cpu, &vcpus, &self.vm, &self.board)
             .context("reset the machine")?;
         // After that: until then KVM may still write what the guest had asked for, its steal time.
-        self.memory().reset(boot)?;
+        self.memory().reset(boot, between)?;
         // No device is live any more, and none writes.
         self.board.parking().resume();
         if self.tracks {

@@ -38,9 +38,9 @@ pub struct Shape {
 pub struct Placement {
     /// The host CPU of each vCPU thread, in their order. Threads beyond the list, all of them when it is
     /// empty, run wherever the scheduler puts them.
-    pub vcpu_cpus: Vec<usize>,
+    pub vcpu_cpus: Vec<u32>,
     /// The host CPUs of threads that serve devices, but for the one that owns the machine. Empty is anywhere.
-    pub device_cpus: Vec<usize>,
+    pub device_cpus: Vec<u32>,
 }
 
 impl Shape {

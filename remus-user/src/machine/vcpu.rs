@@ -37,12 +37,12 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
-use super::affinity;
 use super::capture::{self, Registers};
 use super::devices::bus::Bus;
+use super::end::End;
 use super::futex::{wait_while, wake_all};
 use super::help::Help;
-use crate::checkpoint::VcpuState;
+use crate::{checkpoint::VcpuState, os::run_on};
 
 /// How long a stopped vCPU looks out for the end of the pause before it sleeps: about a pause, since being
 /// woken takes the guest another 50 us.
@@ -57,19 +57,6 @@ const CAPTURE_SPIN: Duration = Duration::from_micros(300);
 const PAUSE_LIMIT: Duration = Duration::from_secs(2);
 /// Exits in which one instruction may end while a vCPU is being stopped.
 const COMPLETIONS_MAX: usize = 64;
-
-/// How a guest ended.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum End {
-    /// It switched itself off.
-    PowerOff,
-    /// It said that it cannot go on.
-    Crash,
-    /// It wants to be started anew.
-    Reset,
-    /// It did what no machine can go on from (a triple fault, an instruction that cannot be emulated).
-    Fault(String),
-}
 
 /// What all vCPUs are to do.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -224,7 +211,7 @@ impl Vcpus {
     /// Lets these vCPUs run, each in a thread of its own on the host CPU given for it, if any.
     pub(super) fn start(
         vcpus: Vec<VcpuFd>,
-        cpus: &[usize],
+        cpus: &[u32],
         msrs: &[u32],
         registers: Registers,
         bus: &Arc<Bus>,
@@ -257,7 +244,9 @@ impl Vcpus {
             let run = move || {
                 // A vCPU that vanishes would leave the pause waiting: a bug here stops the process.
                 let abort = AbortOnPanic;
-                affinity::run_on(cpu.as_slice(), "a vCPU");
+                if let Err(e) = run_on(cpu.as_slice()) {
+                    tracing::warn!("vCPU {n} runs on any host CPU: CPU {cpu:?} refuses it: {e}");
+                }
                 // The starting thread may have had it blocked.
                 if let Err(e) = unblock_signal(SIGRTMIN()) {
                     tracing::error!("a vCPU that cannot be stopped: {e}");

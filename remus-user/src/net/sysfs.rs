@@ -6,7 +6,7 @@ use std::{ffi::c_int, io, os::fd::AsRawFd};
 
 use anyhow::{Context, Result};
 
-use crate::sysfs::{Sysfs, owned};
+use crate::os::{Sysfs, owned};
 
 /// The link's `rps_cpus` where any CPU is set in it.
 ///

@@ -162,6 +162,7 @@ mod tests {
     use remus_abi::{Epoch, Stamp, Term};
 
     use super::*;
+    use crate::names::VmName;
     use crate::observe::{
         Shared,
         status::{Failover, Lost},
@@ -169,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_takeover_reads_as_times() {
-        let shared = Shared::new("demo", Role::Backup, Term::FIRST.next());
+        let shared = Shared::new(&VmName::new("demo").unwrap(), Role::Backup, Term::FIRST.next());
         shared.applied(Stamp::new(Term::FIRST.next(), Epoch::new(41).unwrap()));
         shared.stand(Protection::Promoted, "no backup of its own yet");
         let ns = |ms: u64| ms * 1_000_000;
@@ -196,7 +197,7 @@ mod tests {
 
     #[test]
     fn what_was_lost_is_shown_when_there_is_any() {
-        let shared = Shared::new("demo", Role::Primary, Term::FIRST);
+        let shared = Shared::new(&VmName::new("demo").unwrap(), Role::Primary, Term::FIRST);
         let mut status = shared.status(None);
         status.lost = Lost::default();
         assert!(!render(&status).contains("LOST"));

@@ -14,7 +14,7 @@ use std::{
             Ordering::{Acquire, Relaxed, Release},
         },
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use remus_abi::{
@@ -30,11 +30,15 @@ use super::{
         Distribution, Epochs, Failover, Gate, Inbound, Lost, Protection, Role, Status, Trigger,
     },
 };
-use crate::outlet;
+use crate::{
+    names::{Moment, VmName},
+    os::boot_now,
+    outlet,
+};
 
 /// See the module. Made once a VM; threads hold it in an [`Arc`].
 pub struct Shared {
-    vm: String,
+    vm: VmName,
     role: Role,
     standing: Mutex<Standing>,
     failover: Mutex<Option<Failover>>,
@@ -68,7 +72,7 @@ pub struct Shared {
 struct Standing {
     protection: Protection,
     reason: String,
-    since: Instant,
+    since: Moment,
     protected_before: Duration,
 }
 
@@ -91,15 +95,15 @@ pub struct GateReading {
 
 impl Shared {
     /// A VM that waits for its backup, in term `term`, epoch 1 open.
-    pub fn new(vm: &str, role: Role, term: Term) -> Arc<Self> {
+    pub fn new(vm: &VmName, role: Role, term: Term) -> Arc<Self> {
         let zero = || AtomicU64::new(0);
         Arc::new(Self {
-            vm: vm.to_owned(),
+            vm: vm.clone(),
             role,
             standing: Mutex::new(Standing {
                 protection: Protection::Waiting,
                 reason: String::new(),
-                since: Instant::now(),
+                since: boot_now(),
                 protected_before: Duration::ZERO,
             }),
             failover: Mutex::new(None),
@@ -129,7 +133,7 @@ impl Shared {
     /// Says how the VM stands now. `reason` is for people: empty when all is well.
     pub fn stand(&self, protection: Protection, reason: &str) {
         let mut standing = lock(&self.standing);
-        let now = Instant::now();
+        let now = boot_now();
         standing.protected_before = standing.protected(now);
         standing.since = now;
         standing.protection = protection;
@@ -240,9 +244,9 @@ impl Shared {
             },
         };
         let standing = lock(&self.standing);
-        let protected = standing.protected(Instant::now());
+        let protected = standing.protected(boot_now());
         Status {
-            vm: self.vm.clone(),
+            vm: self.vm.to_string(),
             role: self.role,
             protection: standing.protection,
             term: open.term().get(),
@@ -334,9 +338,9 @@ fn lost() -> Lost {
 }
 
 impl Standing {
-    fn protected(&self, now: Instant) -> Duration {
+    fn protected(&self, now: Moment) -> Duration {
         match self.protection {
-            Protection::Protected => self.protected_before + now.duration_since(self.since),
+            Protection::Protected => self.protected_before + now.since(self.since),
             Protection::Waiting
             | Protection::Syncing
             | Protection::Impaired
@@ -358,13 +362,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
+    fn demo() -> VmName {
+        VmName::new("demo").unwrap()
+    }
+
     fn stamp(epoch: u64) -> Stamp {
         Stamp::new(Term::FIRST, Epoch::new(epoch).unwrap())
     }
 
     #[test]
     fn an_epoch_is_seen_through_seal_commit_and_release() {
-        let shared = Shared::new("demo", Role::Primary, Term::FIRST);
+        let shared = Shared::new(&demo(), Role::Primary, Term::FIRST);
         shared.sealed(stamp(1), &PauseParts([400, 0, 0, 0, 0, 0]), 1000);
         shared.sealed(stamp(2), &PauseParts([400, 100, 0, 0, 0, 0]), 10);
         shared.sent(5_000, 4_096_000);
@@ -381,7 +389,7 @@ mod tests {
 
     #[test]
     fn only_protected_time_counts_as_protected() {
-        let shared = Shared::new("demo", Role::Primary, Term::FIRST);
+        let shared = Shared::new(&demo(), Role::Primary, Term::FIRST);
         let nap = Duration::from_millis(20);
         std::thread::sleep(nap);
         assert_eq!(shared.status(None).protected_ms, 0);
@@ -397,7 +405,7 @@ mod tests {
 
     #[test]
     fn a_new_term_starts_at_its_first_epoch() {
-        let shared = Shared::new("demo", Role::Backup, Term::FIRST);
+        let shared = Shared::new(&demo(), Role::Backup, Term::FIRST);
         shared.applied(stamp(7));
         assert_eq!(shared.status(None).epochs.acked, 7);
         shared.begin_term(Term::FIRST.next());
@@ -407,7 +415,7 @@ mod tests {
 
     #[test]
     fn a_gate_mode_that_nobody_knows_reads_closed() {
-        let shared = Shared::new("demo", Role::Primary, Term::FIRST);
+        let shared = Shared::new(&demo(), Role::Primary, Term::FIRST);
         let mut counters = [0; COUNTERS as usize];
         counters[Counter::RefusedByLock as usize] = 3;
         let residence_us = Distribution::default();

@@ -30,11 +30,10 @@ use tokio::{
 use super::{
     Shared, VmDir,
     status::Status,
-    vm_dir::{Holder, below, holder, open_directory},
+    vm_dir::{Holder, STATUS_SOCKET, below, holder, open_directory},
 };
-use crate::wire::VmName;
+use crate::names::VmName;
 
-pub(super) const NAME: &str = "status.sock";
 const REQUEST_BYTES_MAX: u64 = 64;
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(2);
 const CLIENTS_MAX: usize = 16;
@@ -53,7 +52,7 @@ impl StatusSocket {
     /// # Errors
     /// When the file system refuses.
     pub fn bind(directory: &VmDir) -> Result<Self> {
-        let path = directory.path().join(NAME);
+        let path = directory.path().join(STATUS_SOCKET);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 return Err(e).with_context(|| format!("remove the stale {}", path.display()));
@@ -61,7 +60,8 @@ impl StatusSocket {
             Err(_) | Ok(()) => {}
         }
         let bind = || -> io::Result<UnixListener> {
-            let listener = UnixListener::bind(below(&open_directory(directory.path())?, NAME))?;
+            let listener =
+                UnixListener::bind(below(&open_directory(directory.path())?, STATUS_SOCKET))?;
             // Until here the directory's mode kept others out.
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
             listener.set_nonblocking(true)?;
@@ -161,7 +161,7 @@ pub fn query(run_dir: &Path, vm: &VmName, since: Option<Epoch>) -> Result<Status
 }
 
 fn exchange(directory: &Path, line: &str) -> io::Result<String> {
-    let mut stream = connect(&below(&open_directory(directory)?, NAME))?;
+    let mut stream = connect(&below(&open_directory(directory)?, STATUS_SOCKET))?;
     stream.write_all(line.as_bytes())?;
     let mut answer = String::new();
     (&mut stream).take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
@@ -173,7 +173,7 @@ fn exchange(directory: &Path, line: &str) -> io::Result<String> {
 fn connect(path: &Path) -> io::Result<UnixStream> {
     // SAFETY: plain socket(2); the result is checked.
     let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
-    let stream = UnixStream::from(crate::sysfs::owned(fd)?);
+    let stream = UnixStream::from(crate::os::owned(fd)?);
     stream.set_read_timeout(Some(EXCHANGE_TIMEOUT))?;
     stream.set_write_timeout(Some(EXCHANGE_TIMEOUT))?;
     // SAFETY: sockaddr_un is plain data.
@@ -199,7 +199,7 @@ fn unanswered(run_dir: &Path, vm: &VmName, error: &io::Error) -> String {
             format!("no VM {vm} runs here: there is no directory {}", run_dir.display())
         }
         io::ErrorKind::NotFound => {
-            let socket = run_dir.join(vm.as_str()).join(NAME);
+            let socket = run_dir.join(vm.as_str()).join(STATUS_SOCKET);
             format!("no VM {vm} runs here: there is no {}", socket.display())
         }
         io::ErrorKind::ConnectionRefused => {

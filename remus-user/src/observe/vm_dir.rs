@@ -19,9 +19,11 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::wire::VmName;
+use crate::names::VmName;
 
 const LOCK: &str = "lock";
+/// The status socket's file in it.
+pub(super) const STATUS_SOCKET: &str = "status.sock";
 /// Longer than it takes to look who has a lock.
 const LOOK_PAUSE: Duration = Duration::from_millis(3);
 
@@ -170,7 +172,7 @@ pub fn running(run_dir: &Path) -> Result<Vec<VmName>> {
     };
     let mut names: Vec<_> = entries
         .flatten()
-        .filter(|entry| match fs::symlink_metadata(entry.path().join(super::socket::NAME)) {
+        .filter(|entry| match fs::symlink_metadata(entry.path().join(STATUS_SOCKET)) {
             Ok(_) => true,
             Err(e) => e.kind() == io::ErrorKind::PermissionDenied,
         })

@@ -1,6 +1,8 @@
 //! How often a file that goes on failing is complained of.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::names::Moment;
 
 const PERIOD: Duration = Duration::from_secs(10);
 
@@ -10,7 +12,7 @@ pub(super) struct Complaint {
     bytes: u64,
     /// Why the newest of them were lost.
     why: String,
-    told: Option<Instant>,
+    told: Option<Moment>,
 }
 
 impl Complaint {
@@ -20,8 +22,8 @@ impl Complaint {
     }
 
     /// Returns what to say now, if anything.
-    pub(super) fn poll(&mut self, now: Instant) -> Option<String> {
-        if self.bytes == 0 || self.told.is_some_and(|told| now - told < PERIOD) {
+    pub(super) fn poll(&mut self, now: Moment) -> Option<String> {
+        if self.bytes == 0 || self.told.is_some_and(|told| now.since(told) < PERIOD) {
             return None;
         }
         self.told = Some(now);
@@ -37,7 +39,7 @@ mod tests {
     #[test]
     fn the_first_loss_is_told_at_once_and_the_others_together() {
         let mut complaint = Complaint::default();
-        let now = Instant::now();
+        let now = Moment(0);
         assert_eq!(complaint.poll(now), None);
         complaint.add(1, "full");
         let told = complaint.poll(now);
@@ -48,6 +50,6 @@ mod tests {
         }
         let told = complaint.poll(now + PERIOD);
         assert_eq!(told.as_deref(), Some("9999 bytes of what the guest said are lost: full"));
-        assert_eq!(complaint.poll(now + 3 * PERIOD), None, "nothing more was lost");
+        assert_eq!(complaint.poll(now + PERIOD * 3), None, "nothing more was lost");
     }
 }

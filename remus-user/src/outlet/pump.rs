@@ -3,9 +3,9 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
-use std::time::Instant;
 
 use super::{Kind, complaint::Complaint};
+use crate::os::boot_now;
 
 /// Writes into an outlet's file, and keeps account of what that refuses.
 pub(super) struct Pump {
@@ -80,7 +80,7 @@ impl Pump {
             Kind::Console.count_lost(left as u64);
             self.complaint.add(left as u64, &error.to_string());
         }
-        if let Some(text) = self.complaint.poll(Instant::now()) {
+        if let Some(text) = self.complaint.poll(boot_now()) {
             tracing::warn!("console: {}: {text}", self.name);
         }
     }

@@ -11,18 +11,6 @@
 //!
 //! It ends when the guest does, or when another host speaks for it.
 
-mod announced;
-mod control;
-mod datagrams;
-mod engine;
-mod inbox;
-mod relay;
-mod report;
-mod sender;
-mod standing;
-mod start;
-mod sync;
-
 use std::{sync::Arc, thread, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -35,26 +23,21 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-pub(crate) use self::{
-    announced::{Announced, decode_cpu, encode_cpu},
-    engine::{Engine, Parts, Stopped},
-    inbox::{Inbox, Input, Post, inbox},
-    report::Report,
-};
-use self::{control::keep_sessions, datagrams::Datagrams, relay::relay, start::Permission};
 use crate::{
     checkpoint::{BootImage, HotSet, QUIET_EPOCHS_DEFAULT, STATE_VERSION},
     checks::{self, open_console_log, wiring::Part},
-    config::{Config, LEASE_MARGIN, ReleaseTrigger},
+    config::{Config, LEASE_MARGIN, ReleaseTrigger, Start},
+    engine::{Engine, Input, Parts, Peer, Pulse, Report, relay},
     gate::{Gate, Trigger},
     link::Patience,
-    machine::{self, Console, CpuProfile, DiskShape, Shape, fault_cost},
+    machine::{Console, CpuProfile, DiskShape, Shape, fault_cost},
     observe::{Shared, StatusSocket, VmDir, status::Role},
-    os::{boot_now, fresh_instance, run_on},
-    replication::{Pipeline, Policy},
+    os::{Inbox, Post, boot_now, fresh_instance, inbox, run_on},
+    replication::{Pipeline, Policy, Stopped},
     signals::{self, Ends},
-    standby::{Plan, Standby, Wiring, offloads_under},
-    store::{Record, Standing, Store},
+    standby::{Announced, Plan, Standby, Wiring, encode_cpu, offloads_under},
+    store::{self, Permission, Record, Standing, Store},
+    supervisor::{Datagrams, keep_sessions},
     terminal::{self, Terminal},
     watch::{Subject, Watch},
     wire::{Hello, Instance, Refusal, Session, Timing},
@@ -79,10 +62,10 @@ pub fn run(options: PrimaryOptions) -> Result<()> {
     let PrimaryOptions { config, terminal } = options;
     let directory = VmDir::claim(&config.run_dir, &config.name)?;
     let store = Store::at(&config.state_dir)?;
-    let vm = config.name.as_str();
+    let vm = &config.name;
     let _claim = store.claim(vm)?;
     let before = store.read(vm)?;
-    let permission = start::permission(vm, before, config.protection.start, fresh_instance)?;
+    let permission = store::permission(vm, before, fresh_instance)?;
     let record = permission.record();
     if before != Some(record) {
         store.write(vm, record)?;
@@ -140,22 +123,6 @@ pub fn run(options: PrimaryOptions) -> Result<()> {
     }
 }
 
-/// Whether what this host knows of the VM allows it to start here, and in which term: what [`run`] asks first. `None` when
-/// there is no record of it.
-///
-/// # Errors
-/// When another host may speak for the guest, or the record cannot be read; with what to do.
-pub(crate) fn may_start(config: &Config) -> Result<Option<Term>> {
-    if !config.state_dir.is_dir() {
-        return Ok(None);
-    }
-    let vm = config.name.as_str();
-    let record = Store::at(&config.state_dir)?.read(vm)?;
-    let is_known = record.is_some();
-    let permission = start::permission(vm, record, config.protection.start, fresh_instance)?;
-    Ok(is_known.then_some(permission.fenced.term()))
-}
-
 /// How long a guest that may be heard without a backup waits for the backup's first word. It may be that another host
 /// speaks for the guest.
 const ASK_FIRST: Duration = Duration::from_millis(500);
@@ -171,8 +138,8 @@ struct Shell<'a> {
     watch: Watch,
     socket: StatusSocket,
     shared: Arc<Shared>,
-    inbox: Inbox,
-    post: Post,
+    inbox: Inbox<Input>,
+    post: Post<Input>,
 }
 
 impl<'a> Shell<'a> {
@@ -184,11 +151,11 @@ impl<'a> Shell<'a> {
         boot: BootImage,
         permission: Permission,
     ) -> Result<Self> {
-        let vm = config.name.as_str();
+        let vm = &config.name;
         let shared = Shared::new(vm, Role::Primary, permission.fenced.term());
         let (inbox, post) = inbox()?;
         let subject = Subject {
-            vm: vm.to_owned(),
+            vm: vm.clone(),
             wanted: checks::wanted(config),
             tap: standby.wiring.tap(),
             store: store.clone(),
@@ -216,20 +183,22 @@ impl<'a> Shell<'a> {
             runtime,
             standby,
             boot,
-            permission: Permission { fenced, instance, open },
+            permission: Permission { fenced, instance },
             watch,
             socket,
             shared,
             mut inbox,
             post,
         } = self;
-        let (vm, term, timing) = (config.name.as_str(), fenced.term(), timing_of(config));
+        let (vm, term, timing) = (&config.name, fenced.term(), timing_of(config));
+        // Before a backup has a checkpoint.
+        let open = config.protection.start == Start::Unprotected;
         let io_cpus = &config.placement.io_cpus;
         let hello = hello_of(config, &standby, term, instance)?;
         let datagrams = Datagrams::new(trigger_of(config, &standby.gate), timing.lease);
         let (orders_out, orders) = mpsc::unbounded_channel();
         let (relay, relayed) = relay(term);
-        let backup = config.protection.backup;
+        let (backup, pulse) = (config.protection.backup, Pulse::new());
         runtime.spawn(socket.serve(Arc::clone(&shared)));
         runtime.spawn(keep_sessions(backup, hello, datagrams, relayed, post.clone(), orders));
 
@@ -261,7 +230,7 @@ impl<'a> Shell<'a> {
             Pipeline::start_shut(fenced, policy, boot_now())
         };
         let parts = Parts {
-            vm: vm.to_owned(),
+            vm: vm.clone(),
             cool_after: cool_after_on(&CpuProfile::of_host()?),
             machine,
             boot,
@@ -269,17 +238,15 @@ impl<'a> Shell<'a> {
             announcer,
             watch: Some(watch),
             brain,
-            lease: timing.lease,
             goodbye_within: Patience::of(&timing).goodbye(),
-            depth: policy.depth,
             pause_max: config.protection.pause_max,
             encoding: config.protection.encoding,
             store: store.clone(),
             report: Report::new(shared),
             inbox,
             post: post.clone(),
-            orders: Some(orders_out),
-            relay: Some(relay),
+            pulse,
+            peer: Some(Peer { orders: orders_out, relay }),
         };
         let (ended_in, mut ended) = oneshot::channel();
         let engine_cpus = io_cpus.clone();
@@ -315,7 +282,7 @@ impl<'a> Shell<'a> {
 
 /// Whether the backup's first word is that another host speaks for the guest: why, if so. Nobody is waited for longer than
 /// [`ASK_FIRST`]: a backup that is away says nothing.
-async fn another_speaks(mut inbox: Inbox) -> Result<(Inbox, Option<String>)> {
+async fn another_speaks(mut inbox: Inbox<Input>) -> Result<(Inbox<Input>, Option<String>)> {
     let waited = spawn_blocking(move || {
         inbox.wait(ASK_FIRST);
         inbox
@@ -334,7 +301,7 @@ async fn another_speaks(mut inbox: Inbox) -> Result<(Inbox, Option<String>)> {
 fn plan_of(config: &Config) -> Result<Plan> {
     let vcpus = u8::try_from(config.machine.vcpus).context("machine.vcpus is too many")?;
     Ok(Plan {
-        vm: config.name.as_str().to_owned(),
+        vm: config.name.clone(),
         shape: Shape {
             memory_mib: config.machine.memory_mib,
             vcpus,
@@ -344,7 +311,7 @@ fn plan_of(config: &Config) -> Result<Plan> {
             disks: disks_of(config)?,
         },
         cpu: CpuProfile::of_host()?,
-        placement: placement_of(config),
+        placement: config.placement.of_machine(config.machine.vcpus as usize),
         tap: config.net.tap.clone(),
         bridge: config.net.bridge.clone(),
         gate: config.gate.clone(),
@@ -419,13 +386,6 @@ fn trigger_of(config: &Config, gate: &Gate) -> Option<Trigger> {
             }
         },
     }
-}
-
-fn placement_of(config: &Config) -> machine::Placement {
-    let of = |n| config.placement.of_vcpu(n).map(|cpu| cpu as usize);
-    let vcpu_cpus = (0..config.machine.vcpus as usize).map_while(of).collect();
-    let device_cpus = config.placement.io_cpus.iter().map(|cpu| *cpu as usize).collect();
-    machine::Placement { vcpu_cpus, device_cpus }
 }
 
 fn timing_of(config: &Config) -> Timing {

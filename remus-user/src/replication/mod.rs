@@ -26,7 +26,7 @@ pub use detector::{Detector, Suspicion, SuspicionWhy};
 pub use fenced::{Fenced, FencedBy};
 pub use lease::{BackupLease, LeaseError, PrimaryLease};
 pub use pipeline::{
-    Committed, Pipeline, Policy, SealWhen, Sealed, SessionError, Standing, SyncNext,
+    Acked, Committed, Pipeline, Policy, SealWhen, Sealed, SessionError, Standing, Stopped, SyncNext,
 };
 pub use standalone::{Inconsistent, Refused, Renewed, Standalone};
 pub use stream::AckError;

@@ -19,6 +19,7 @@ pub(super) struct Stream {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct InFlight {
     epoch: Epoch,
+    sealed: Moment,
     /// Known once the sender has encoded it.
     digest: Option<Digest>,
 }
@@ -48,8 +49,8 @@ impl Stream {
     }
 
     /// A checkpoint was captured; returns its predecessor in this session.
-    pub(super) fn push(&mut self, epoch: Epoch) -> Epoch {
-        self.in_flight.push_back(InFlight { epoch, digest: None });
+    pub(super) fn push(&mut self, epoch: Epoch, sealed: Moment) -> Epoch {
+        self.in_flight.push_back(InFlight { epoch, sealed, digest: None });
         std::mem::replace(&mut self.last, epoch)
     }
 
@@ -59,12 +60,19 @@ impl Stream {
         }
     }
 
-    /// Takes out what `ack` commits, everything before it included; `false` when it was taken out before.
+    /// When the oldest checkpoint that is not acked was sealed.
+    pub(super) fn oldest_seal(&self) -> Option<Moment> {
+        self.in_flight.front().map(|flight| flight.sealed)
+    }
+
+    /// Takes out what `ack` commits, everything before it included, and tells `each` its epoch and when it was sealed.
+    /// Returns `false` when all of it was taken out before.
     pub(super) fn handle_ack(
         &mut self,
         now: Moment,
         term: Term,
         ack: &Ack,
+        mut each: impl FnMut(Epoch, Moment),
     ) -> Result<bool, AckError> {
         let Ack { session, term: ack_term, epoch, digest, sent } = *ack;
         if ack_term != term {
@@ -85,7 +93,7 @@ impl Stream {
             None => Err(AckError::NotSent(epoch)),
             Some(ours) if ours != digest => Err(AckError::Digest(epoch)),
             Some(_) => {
-                self.in_flight.drain(..=at);
+                self.in_flight.drain(..=at).for_each(|flight| each(flight.epoch, flight.sealed));
                 Ok(true)
             }
         }

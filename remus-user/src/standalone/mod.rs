@@ -37,8 +37,8 @@ use self::{
     socket::{Asked, Socket},
 };
 use crate::{
-    config::{LinkName, VmName},
     gate::Settings,
+    names::{LinkName, VmName},
     observe::VmDir,
     signals::Ends,
 };

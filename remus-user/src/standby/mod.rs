@@ -6,6 +6,7 @@
 //! The order, and why: the tap is made down and in no bridge; the gate is put on it, closed; only then is it
 //! connected. At no moment can a frame pass without a gate.
 
+mod announced;
 mod announcer;
 mod wiring;
 
@@ -16,13 +17,17 @@ use remus_abi::Term;
 use tracing::warn;
 
 use crate::{
-    config::LinkName,
     gate::{self, Engine, Gate, Pinned},
     machine::{CpuProfile, MTU_BYTES_MAX, Offloads, Placement, Prepared, Shape},
+    names::{LinkName, VmName},
     net::{Links, Mac, TapSpec},
 };
 
-pub(crate) use self::{announcer::Announcer, wiring::Wiring};
+pub(crate) use self::{
+    announced::{Announced, decode_cpu, encode_cpu},
+    announcer::Announcer,
+    wiring::Wiring,
+};
 
 // The gate holds the longest frame that a guest may send: addresses, type and two VLAN tags beside the packet.
 const _: () = assert!(MTU_BYTES_MAX as usize + 14 + 8 <= remus_abi::gate::FRAME_MAX);
@@ -30,7 +35,7 @@ const _: () = assert!(MTU_BYTES_MAX as usize + 14 + 8 <= remus_abi::gate::FRAME_
 /// What it is built from.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Plan {
-    pub(crate) vm: String,
+    pub(crate) vm: VmName,
     pub(crate) shape: Shape,
     pub(crate) cpu: CpuProfile,
     pub(crate) placement: Placement,
@@ -73,7 +78,7 @@ impl Standby {
             name: plan.tap.as_str(),
             guest_mac: mac,
             mtu_bytes: plan.shape.mtu_bytes.into(),
-            vm: &plan.vm,
+            vm: plan.vm.as_str(),
         };
         let tap = links.ensure_tap(&spec, |found| Gate::guards(&found.name))?;
         let index = tap.index;

@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use tracing::{info, warn};
 
 use crate::{
-    config::LinkName,
     gate::Gate,
+    names::LinkName,
     net::{IfIndex, Links, Mac, Overheard},
 };
 

@@ -23,7 +23,7 @@ use anyhow::{Context, Result, bail};
 use remus_abi::Term;
 use serde::{Deserialize, Serialize};
 
-use crate::wire::Instance;
+use crate::names::{Instance, VmName};
 
 /// How the VM stood on this host when the record was written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -87,7 +87,7 @@ impl Store {
     ///
     /// # Errors
     /// When another process has it, or the lock's file cannot be made.
-    pub fn claim(&self, vm: &str) -> Result<Claim> {
+    pub fn claim(&self, vm: &VmName) -> Result<Claim> {
         let path = self.dir.join(format!("{vm}.lock"));
         // For reading alone: whoever writes keeps a file system from being remounted read-only.
         let lock = File::options()
@@ -113,7 +113,7 @@ impl Store {
     ///
     /// # Errors
     /// When there is a record that cannot be read. Guessing would risk two hosts speaking for one guest.
-    pub fn read(&self, vm: &str) -> Result<Option<Record>> {
+    pub fn read(&self, vm: &VmName) -> Result<Option<Record>> {
         let path = self.path(vm);
         let text = match fs::read_to_string(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -129,7 +129,7 @@ impl Store {
     ///
     /// # Errors
     /// When it may not be on disk; the old record is then still whole.
-    pub fn write(&self, vm: &str, record: Record) -> Result<()> {
+    pub fn write(&self, vm: &VmName, record: Record) -> Result<()> {
         self.replace(&self.path(vm), &encode(record)?)
     }
 
@@ -138,7 +138,7 @@ impl Store {
     ///
     /// # Errors
     /// When it may not be on disk, or could not be put in force; says what is in the way.
-    pub fn keep_reserved(&self, vm: &str, record: Record) -> Result<()> {
+    pub fn keep_reserved(&self, vm: &VmName, record: Record) -> Result<()> {
         let (path, text) = (self.reserved(vm), encode(record)?);
         let shown = self.dir.display();
         if fs::read(&path).is_ok_and(|found| found == text) {
@@ -160,7 +160,7 @@ impl Store {
     ///
     /// # Errors
     /// When it may not be on disk; to be tried again.
-    pub fn take_reserved(&self, vm: &str, record: Record) -> Result<()> {
+    pub fn take_reserved(&self, vm: &VmName, record: Record) -> Result<()> {
         let (reserved, path) = (self.reserved(vm), self.path(vm));
         if fs::read(&reserved).is_ok_and(|found| encode(record).is_ok_and(|text| found == text)) {
             let put = || -> io::Result<()> {
@@ -177,7 +177,7 @@ impl Store {
     }
 
     /// Gives up what was reserved. No error where there is nothing.
-    pub fn forget_reserved(&self, vm: &str) {
+    pub fn forget_reserved(&self, vm: &VmName) {
         // What stays is overwritten by the next reservation, and read by nobody.
         fs::remove_file(self.reserved(vm)).ok();
     }
@@ -224,11 +224,11 @@ impl Store {
         write().with_context(|| format!("write {}", path.display()))
     }
 
-    fn reserved(&self, vm: &str) -> PathBuf {
+    fn reserved(&self, vm: &VmName) -> PathBuf {
         self.dir.join(format!("{vm}.takeover"))
     }
 
-    fn path(&self, vm: &str) -> PathBuf {
+    fn path(&self, vm: &VmName) -> PathBuf {
         self.dir.join(format!("{vm}.json"))
     }
 }
@@ -258,20 +258,24 @@ fn damaged(path: &Path) -> String {
 mod tests {
     use super::*;
 
+    fn vm(name: &str) -> VmName {
+        VmName::new(name).unwrap()
+    }
+
     #[test]
     fn a_record_is_read_as_it_was_written_and_replaced_whole() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::at(dir.path()).unwrap();
-        assert_eq!(store.read("a").unwrap(), None);
+        assert_eq!(store.read(&vm("a")).unwrap(), None);
         let owner = Instance::new(7);
         for record in [
             Record { term: Term::FIRST, standing: Standing::Backup, owner },
             Record { term: Term::MAX, standing: Standing::Promoted, owner: None },
         ] {
-            store.write("a", record).unwrap();
-            assert_eq!(store.read("a").unwrap(), Some(record));
+            store.write(&vm("a"), record).unwrap();
+            assert_eq!(store.read(&vm("a")).unwrap(), Some(record));
         }
-        assert_eq!(store.read("b").unwrap(), None);
+        assert_eq!(store.read(&vm("b")).unwrap(), None);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left aside");
     }
 
@@ -279,12 +283,12 @@ mod tests {
     fn a_record_has_one_process_that_acts_on_it() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::at(dir.path()).unwrap();
-        let first = store.claim("a").unwrap();
-        let error = store.claim("a").unwrap_err().to_string();
+        let first = store.claim(&vm("a")).unwrap();
+        let error = store.claim(&vm("a")).unwrap_err().to_string();
         assert!(error.contains("another process of this host has VM a"), "{error}");
-        drop(store.claim("b").unwrap());
+        drop(store.claim(&vm("b")).unwrap());
         drop(first);
-        drop(store.claim("a").unwrap());
+        drop(store.claim(&vm("a")).unwrap());
     }
 
     #[test]
@@ -293,19 +297,19 @@ mod tests {
         let (state, kept) = (dir.path().join("state"), dir.path().join("kept"));
         let store = Store::at(&state).unwrap();
         let promoted = Record { term: Term::MAX, standing: Standing::Promoted, owner: None };
-        store.keep_reserved("a", promoted).unwrap();
-        store.keep_reserved("a", promoted).unwrap();
-        assert_eq!(store.read("a").unwrap(), None, "not in force yet");
-        store.take_reserved("a", promoted).unwrap();
-        assert_eq!(store.read("a").unwrap(), Some(promoted));
-        store.keep_reserved("a", promoted).unwrap();
+        store.keep_reserved(&vm("a"), promoted).unwrap();
+        store.keep_reserved(&vm("a"), promoted).unwrap();
+        assert_eq!(store.read(&vm("a")).unwrap(), None, "not in force yet");
+        store.take_reserved(&vm("a"), promoted).unwrap();
+        assert_eq!(store.read(&vm("a")).unwrap(), Some(promoted));
+        store.keep_reserved(&vm("a"), promoted).unwrap();
         fs::rename(&state, kept).unwrap();
-        store.take_reserved("a", promoted).unwrap();
-        assert_eq!(store.read("a").unwrap(), Some(promoted));
+        store.take_reserved(&vm("a"), promoted).unwrap();
+        assert_eq!(store.read(&vm("a")).unwrap(), Some(promoted));
         // Another term's is not put in force.
-        store.keep_reserved("a", Record { term: Term::FIRST, ..promoted }).unwrap();
-        store.take_reserved("a", promoted).unwrap();
-        assert_eq!(store.read("a").unwrap(), Some(promoted));
+        store.keep_reserved(&vm("a"), Record { term: Term::FIRST, ..promoted }).unwrap();
+        store.take_reserved(&vm("a"), promoted).unwrap();
+        assert_eq!(store.read(&vm("a")).unwrap(), Some(promoted));
     }
 
     #[test]
@@ -322,7 +326,7 @@ mod tests {
         let store = Store::at(dir.path()).unwrap();
         for text in ["", "{\"term\":99999999,\"standing\":\"ended\"}", "{\"term\":1}"] {
             fs::write(dir.path().join("a.json"), text).unwrap();
-            let error = format!("{:#}", store.read("a").unwrap_err());
+            let error = format!("{:#}", store.read(&vm("a")).unwrap_err());
             assert!(error.contains("is damaged"), "{error}");
         }
     }

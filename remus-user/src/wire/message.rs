@@ -3,11 +3,11 @@
 use remus_abi::{Epoch, Term};
 
 use super::{
-    AckTo, Digest, Frame, HEADER_LEN, Inbound, Instance, Kind, Moment, Session, Timing, VmName,
-    WireError,
+    AckTo, Digest, Frame, HEADER_LEN, Inbound, Instance, Kind, Moment, Session, Timing, WireError,
     field::{Field, Reader, fixed, put_run},
     head,
 };
+use crate::names::VmName;
 
 /// What the primary says on the control connection.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]

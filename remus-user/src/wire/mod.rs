@@ -39,13 +39,13 @@ mod field;
 mod frame;
 mod inbound;
 mod message;
-mod names;
 mod timing;
 mod version;
 
 #[cfg(test)]
 mod tests;
 
+pub use crate::names::{Digest, Instance, Moment, Session};
 pub use ack_to::AckTo;
 pub use chain::Chain;
 pub use frame::{
@@ -56,6 +56,5 @@ pub use message::{
     Ack, Attach, Begin, Bulk, End, Goodbye, GoodbyeAck, GoodbyeWhy, Heartbeat, HeartbeatAck, Hello,
     Lacks, Refusal, Refuse, StandDown, ToBackup, ToPrimary, Welcome,
 };
-pub use names::{Digest, Instance, Moment, NameError, Session, VmName};
 pub use timing::{Timing, TimingError};
 pub use version::WIRE_VERSION;

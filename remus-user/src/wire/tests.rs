@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use remus_abi::{Epoch, Term, ack::AckKey};
 
 use super::*;
+use crate::names::VmName;
 
 /// One frame a line, `name hex`, as this version has them.
 const GOLDEN: &str = include_str!("../../../tests/golden/wire-v6.txt");

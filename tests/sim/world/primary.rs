@@ -1,12 +1,9 @@
 //! The primary's host: guest, dirty log, sender, gate, around the real pipeline and lease.
 
 use remus::{
-    replication::{
-        Fenced, LeaseError, Pipeline, Policy, PrimaryLease, SealWhen, Standing, SyncNext, Tempo,
-    },
-    wire::{
-        Ack, Begin, Digest, End, Heartbeat, HeartbeatAck, Hello, Instance, Moment, Session, VmName,
-    },
+    names::VmName,
+    replication::{Fenced, Pipeline, Policy, SealWhen, Standing, SyncNext, Tempo},
+    wire::{Ack, Begin, Digest, End, Heartbeat, HeartbeatAck, Hello, Instance, Moment, Session},
 };
 use remus_abi::{Epoch, Stamp, Term};
 
@@ -20,7 +17,6 @@ use super::{
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct PrimaryHost {
     pipeline: Pipeline,
-    lease: PrimaryLease,
     gate: Gate,
     /// Until when the commit acks alone would let it release.
     ack_lease_until: Moment,
@@ -69,7 +65,6 @@ impl PrimaryHost {
             Start::Unprotected => (Pipeline::start_unprotected(fenced, policy, now), Mode::Open),
         };
         Self {
-            lease: PrimaryLease::new(pipeline.term(), timing().lease),
             gate: Gate::new(mode, Stamp::new(pipeline.term(), pipeline.open())),
             pipeline,
             ack_lease_until: Moment(0),
@@ -136,25 +131,24 @@ impl PrimaryHost {
         self.synced = false;
     }
 
-    /// An answer renews the lease, and the gate is told.
-    fn renew(&mut self, now: u64, term: Term, sent: Moment, fault: Option<Fault>) {
-        let now = Moment(now);
-        let sent = if fault == Some(Fault::LeaseFromArrival) { now } else { sent };
-        match self.lease.handle_answer(now, term, sent) {
-            Ok(()) => self.gate.lease_until = self.lease.until(),
-            // It was on its way while the term changed.
-            Err(LeaseError::OtherTerm(_)) => {}
-            Err(LeaseError::FromTheFuture) => panic!("the backup echoes what it was sent"),
-        }
-    }
-
+    /// A heartbeat of the session `of` is answered: the lease is renewed, and the gate is told.
     pub(crate) fn take_heartbeat_ack(
         &mut self,
         now: u64,
+        of: u64,
         ack: &HeartbeatAck,
         fault: Option<Fault>,
     ) {
-        self.renew(now, ack.term, ack.sent, fault);
+        if ack.term != self.pipeline.term() {
+            // It was on its way while the term changed.
+            return;
+        }
+        let now = Moment(now);
+        let sent = if fault == Some(Fault::LeaseFromArrival) { now } else { ack.sent };
+        let until = self.pipeline.handle_answer(now, session(of), sent);
+        if let Some(until) = until.expect("the backup echoes what it was sent") {
+            self.gate.lease_until = Some(until);
+        }
     }
 
     pub(crate) fn summary(&self) -> String {
@@ -228,7 +222,6 @@ impl World {
         let primary = &mut self.primary;
         let fenced = Fenced::by_operator(primary.pipeline.term(), "backup");
         primary.pipeline.run_unprotected(fenced, Moment(self.now));
-        primary.lease = PrimaryLease::new(primary.pipeline.term(), timing().lease);
         primary.ack_lease_until = Moment(0);
         let open = Stamp::new(primary.pipeline.term(), primary.pipeline.open());
         let before = std::mem::replace(&mut primary.gate, Gate::new(Mode::Open, open));
@@ -306,11 +299,13 @@ impl World {
     pub(crate) fn take_ack(&mut self, ack: &Ack, seen: &mut SeenSet) {
         let (now, fault) = (self.now, self.fault);
         let primary = &mut self.primary;
-        match primary.pipeline.handle_ack(Moment(now), ack) {
-            Ok(Some(committed)) => {
-                primary.renew(now, ack.term, ack.sent, fault);
+        let from_arrival = Ack { sent: Moment(now), ..*ack };
+        let heard = if fault == Some(Fault::LeaseFromArrival) { &from_arrival } else { ack };
+        match primary.pipeline.handle_ack(Moment(now), heard, |_, _| {}) {
+            Ok(Some(acked)) => {
+                primary.gate.lease_until = acked.lease_until;
                 primary.ack_lease_until = primary.ack_lease_until.max(ack.sent + timing().lease);
-                primary.gate.committed = primary.gate.committed.max(committed.stamp());
+                primary.gate.committed = primary.gate.committed.max(acked.committed.stamp());
                 if fault == Some(Fault::HoldsFromFirstAck) {
                     primary.gate.mode = Mode::Hold;
                 }
@@ -344,7 +339,7 @@ impl World {
         );
         let released = self.primary.gate.committed.epoch();
         if released <= self.primary.pipeline.acked() && released > Epoch::NONE {
-            self.primary.pipeline.handle_released(released);
+            self.primary.pipeline.handle_flushed(Moment(self.now));
         }
         Ok(())
     }

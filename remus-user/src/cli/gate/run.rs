@@ -8,8 +8,8 @@ use super::Where;
 use crate::{
     checks,
     cli::Failure,
-    config::{LinkName, VmName},
     gate::{Release, Settings},
+    names::{LinkName, VmName},
     signals,
     standalone::{self, AtExit, StandaloneOptions},
 };

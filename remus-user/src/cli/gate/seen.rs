@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use crate::{
     cli::nothing_below,
-    config::VmName,
     gate::{Attachment, Pinned},
+    names::VmName,
     net::{IfIndex, Links},
     observe::{Holder, holder},
     standalone::mode_name,

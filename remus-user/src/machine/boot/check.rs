@@ -1,13 +1,12 @@
 //! Whether a machine can begin with given software, asked of the files before the machine is made.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::fs::File;
 
 use anyhow::{Context, Result, ensure};
 use remus_abi::boot::HIGH_RAM;
 
 use super::elf::{self, Entered};
+use super::file::open;
 use super::kind::{self, KernelKind};
 use super::{Software, bzimage, initrd};
 use crate::machine::host::{self, Kind};
@@ -67,15 +66,4 @@ pub fn check_software(software: Software<'_>, memory_mib: u32) -> Result<Found> 
         initrd::check(path, end, low.min(limit), low)?;
     }
     Ok(found)
-}
-
-/// Opens a file of `software`. What is no file, a FIFO for instance, is not waited for.
-pub(super) fn open(path: &Path) -> Result<File> {
-    let opened = || -> Result<File> {
-        let flags = libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-        ensure!(file.metadata()?.is_file(), "it is not a file");
-        Ok(file)
-    };
-    opened().with_context(|| format!("open {}", path.display()))
 }

@@ -18,7 +18,7 @@ pub(super) struct Initrd {
 
 /// Loads the file at `path` as high below `limit` as RAM under the device hole goes, and above `kernel_end`.
 pub(super) fn load(memory: &Memory, path: &Path, kernel_end: u64, limit: u64) -> Result<Initrd> {
-    let mut file = super::check::open(path)?;
+    let mut file = super::file::open(path)?;
     let (low, _) = memory.layout().low_and_high_bytes();
     let Initrd { address, bytes } = fit(&file, path, kernel_end, low.min(limit), low)?;
     let length = usize::try_from(bytes).expect("it fits into RAM");
@@ -34,7 +34,7 @@ pub(super) fn load(memory: &Memory, path: &Path, kernel_end: u64, limit: u64) ->
 /// # Errors
 /// When it does not, or cannot be read.
 pub(super) fn check(path: &Path, from: u64, to: u64, low: u64) -> Result<()> {
-    fit(&super::check::open(path)?, path, from, to, low).map(drop)
+    fit(&super::file::open(path)?, path, from, to, low).map(drop)
 }
 
 fn fit(file: &File, path: &Path, from: u64, to: u64, low: u64) -> Result<Initrd> {

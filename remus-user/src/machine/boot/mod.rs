@@ -26,6 +26,7 @@ mod bare;
 mod bzimage;
 mod check;
 mod elf;
+mod file;
 mod initrd;
 mod kind;
 mod low;
@@ -79,7 +80,7 @@ pub(super) fn load(
     software: Software<'_>,
 ) -> Result<()> {
     let path = software.kernel.display();
-    let mut file = check::open(software.kernel)?;
+    let mut file = file::open(software.kernel)?;
     let loaded = kind::of(&mut file).and_then(|kind| match kind {
         KernelKind::Elf => load_elf(memory, vcpu, firmware, &mut file, software),
         KernelKind::BzImage => {

@@ -78,7 +78,7 @@ impl Board {
     ///
     /// # Errors
     /// When one cannot be had.
-    pub(in crate::machine) fn start(&self, cpus: &[usize]) -> Result<()> {
+    pub(in crate::machine) fn start(&self, cpus: &[u32]) -> Result<()> {
         for (n, (disk, port)) in self.disks.iter().enumerate() {
             let (port, disk) = (Arc::clone(port), Arc::clone(disk));
             Worker::start(n, cpus, port, disk, Arc::clone(&self.parking))?;

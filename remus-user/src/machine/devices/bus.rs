@@ -7,7 +7,7 @@ use remus_abi::boot::{POWER_PORT, PowerOff, SERIAL_PORT, VIRTIO_MMIO_BASE, VIRTI
 use super::board::Board;
 use super::port::Registers;
 use super::power;
-use crate::machine::vcpu::End;
+use crate::machine::end::End;
 
 /// Ports of a 16550.
 const SERIAL_PORTS: u16 = 8;

@@ -1,6 +1,8 @@
 //! A guest decides how often some lines are logged; this decides how many of them are.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::{names::Moment, os::boot_now};
 
 const PERIOD: Duration = Duration::from_secs(1);
 /// Lines in a period.
@@ -9,7 +11,7 @@ const LINES: u32 = 200;
 /// Passes so many lines a second, and counts the others.
 #[derive(Default)]
 pub(super) struct LogLimit {
-    since: Option<Instant>,
+    since: Option<Moment>,
     passed: u32,
     held_back: u64,
 }
@@ -17,8 +19,8 @@ pub(super) struct LogLimit {
 impl LogLimit {
     /// Whether to log now. A new period begins by saying how many lines the last one kept back.
     pub(super) fn passes(&mut self) -> bool {
-        let now = Instant::now();
-        if self.since.is_none_or(|since| now - since >= PERIOD) {
+        let now = boot_now();
+        if self.since.is_none_or(|since| now.since(since) >= PERIOD) {
             if self.held_back > 0 {
                 tracing::warn!("{} lines of the guest's were not logged", self.held_back);
             }

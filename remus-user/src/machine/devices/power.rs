@@ -5,7 +5,7 @@
 
 use remus_abi::boot::POWER_PORT;
 
-use crate::machine::vcpu::End;
+use crate::machine::end::End;
 
 pub(in crate::machine) const SLEEP_CONTROL: u16 = POWER_PORT + 1;
 pub(in crate::machine) const SLEEP_STATUS: u16 = POWER_PORT + 2;

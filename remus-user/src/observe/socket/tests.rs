@@ -29,7 +29,7 @@ fn demo() -> VmName {
 fn with_server(run_dir: &RunDir, test: impl FnOnce(&Shared)) {
     let directory = VmDir::claim(&run_dir.0, &demo()).unwrap();
     let socket = StatusSocket::bind(&directory).unwrap();
-    let shared = Shared::new("demo", Role::Primary, Term::FIRST);
+    let shared = Shared::new(&VmName::new("demo").unwrap(), Role::Primary, Term::FIRST);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let server = runtime.spawn(socket.serve(Arc::clone(&shared)));
@@ -40,7 +40,7 @@ fn with_server(run_dir: &RunDir, test: impl FnOnce(&Shared)) {
 /// What comes back for raw bytes.
 fn raw(run_dir: &RunDir, request: &[u8]) -> String {
     let directory = open_directory(&run_dir.0.join("demo")).unwrap();
-    let mut stream = UnixStream::connect(below(&directory, NAME)).unwrap();
+    let mut stream = UnixStream::connect(below(&directory, STATUS_SOCKET)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     // The server may have hung up on the rest of an overlong request.
     let sent = stream.write_all(request).and_then(|()| stream.shutdown(std::net::Shutdown::Write));
@@ -162,7 +162,7 @@ fn clients_that_say_nothing_do_not_keep_others_out_for_long() {
     let run_dir = RunDir::new("silent");
     with_server(&run_dir, |_| {
         let directory = open_directory(&run_dir.0.join("demo")).unwrap();
-        let connect = || UnixStream::connect(below(&directory, NAME)).unwrap();
+        let connect = || UnixStream::connect(below(&directory, STATUS_SOCKET)).unwrap();
         let silent: Vec<_> = (0..CLIENTS_MAX).map(|_| connect()).collect();
         std::thread::sleep(EXCHANGE_TIMEOUT + Duration::from_millis(500));
         query(&run_dir.0, &demo(), None).unwrap();

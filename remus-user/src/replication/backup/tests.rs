@@ -1,6 +1,6 @@
 use super::*;
+use crate::names::VmName;
 use crate::replication::Detector;
-use crate::wire::VmName;
 use proptest::prelude::*;
 use std::time::Duration;
 

@@ -1,5 +1,10 @@
-use super::*;
 use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    replication::stream::AckError,
+    wire::{Ack, Digest, GoodbyeWhy},
+};
 
 const MS: u64 = 1_000_000;
 
@@ -20,6 +25,12 @@ fn start() -> Pipeline {
     Pipeline::start_shut(Fenced::first_start(), Policy::new(&Timing::default()), Moment(0))
 }
 
+/// Takes an ack, and tells nobody of the commits.
+fn take(pipeline: &mut Pipeline, now: Moment, ack: &Ack) -> Result<Option<Stamp>, AckError> {
+    let acked = pipeline.handle_ack(now, ack, |_, _| {})?;
+    Ok(acked.map(|acked| acked.committed.stamp()))
+}
+
 /// Seals and hands to the sender, in session `n`.
 fn seal(pipeline: &mut Pipeline, n: u64, now: Moment) -> Epoch {
     let sealed = pipeline.seal(now);
@@ -34,7 +45,7 @@ fn protected() -> Pipeline {
     pipeline.handle_welcome(session(1), &welcome(1, 9)).unwrap();
     assert_eq!(pipeline.handle_sync_round(0), SyncNext::Seal);
     let first = seal(&mut pipeline, 1, Moment(0));
-    pipeline.handle_ack(Moment(0), &ack(1, first)).unwrap().unwrap();
+    take(&mut pipeline, Moment(0), &ack(1, first)).unwrap().unwrap();
     assert_eq!(pipeline.standing(), Standing::Protected);
     pipeline
 }
@@ -46,8 +57,8 @@ fn a_full_pipeline_does_not_seal_until_an_ack_makes_room() {
     let two = seal(&mut pipeline, 1, Moment(25 * MS));
     let three = seal(&mut pipeline, 1, Moment(50 * MS));
     assert_eq!(pipeline.poll_seal(Moment(75 * MS)), SealWhen::NotYet);
-    let committed = pipeline.handle_ack(Moment(76 * MS), &ack(1, two)).unwrap().unwrap();
-    assert_eq!(committed.stamp(), Stamp::new(Term::FIRST, two));
+    let committed = take(&mut pipeline, Moment(76 * MS), &ack(1, two)).unwrap();
+    assert_eq!(committed, Some(Stamp::new(Term::FIRST, two)));
     assert_eq!(pipeline.poll_seal(Moment(76 * MS)), SealWhen::Now);
     assert_eq!(
         (pipeline.acked(), pipeline.captured(), pipeline.open()),
@@ -60,7 +71,7 @@ fn late_seals_keep_to_the_grid_and_do_not_bunch_up() {
     let mut pipeline = protected();
     let mut at = |now: u64| {
         let epoch = seal(&mut pipeline, 1, Moment(now * MS));
-        pipeline.handle_ack(Moment(now * MS), &ack(1, epoch)).unwrap();
+        take(&mut pipeline, Moment(now * MS), &ack(1, epoch)).unwrap();
         pipeline.poll_seal(Moment(now * MS))
     };
     assert_eq!(at(27), SealWhen::At(Moment(50 * MS)));
@@ -81,25 +92,25 @@ fn an_ack_of_what_was_not_sent_commits_nothing() {
     let two = pipeline.seal(Moment(25 * MS)).checkpoint.epoch();
     let now = Moment(30 * MS);
     assert_eq!(
-        pipeline.handle_ack(now, &ack(1, two)),
+        take(&mut pipeline, now, &ack(1, two)),
         Err(AckError::NotSent(two)),
         "not encoded yet"
     );
     pipeline.handle_sent(session(1), two, Digest(2));
     let mut other = ack(1, two);
     other.digest = Digest(99);
-    assert_eq!(pipeline.handle_ack(now, &other), Err(AckError::Digest(two)));
+    assert_eq!(take(&mut pipeline, now, &other), Err(AckError::Digest(two)));
     let beyond = two.next();
-    assert_eq!(pipeline.handle_ack(now, &ack(1, beyond)), Err(AckError::NotSent(beyond)));
-    assert_eq!(pipeline.handle_ack(now, &ack(2, two)), Err(AckError::OtherSession(session(2))));
+    assert_eq!(take(&mut pipeline, now, &ack(1, beyond)), Err(AckError::NotSent(beyond)));
+    assert_eq!(take(&mut pipeline, now, &ack(2, two)), Err(AckError::OtherSession(session(2))));
     let term = Term::FIRST.next();
     assert_eq!(
-        pipeline.handle_ack(now, &Ack { term, ..ack(1, two) }),
+        take(&mut pipeline, now, &Ack { term, ..ack(1, two) }),
         Err(AckError::OtherTerm(term))
     );
     assert_eq!(pipeline.acked(), Epoch::FIRST);
-    assert!(pipeline.handle_ack(now, &ack(1, two)).unwrap().is_some());
-    assert_eq!(pipeline.handle_ack(now, &ack(1, two)), Ok(None), "said twice");
+    assert!(take(&mut pipeline, now, &ack(1, two)).unwrap().is_some());
+    assert_eq!(take(&mut pipeline, now, &ack(1, two)), Ok(None), "said twice");
 }
 
 #[test]
@@ -108,11 +119,11 @@ fn a_lost_session_stalls_and_its_late_acks_commit_nothing() {
     let two = seal(&mut pipeline, 1, Moment(25 * MS));
     pipeline.handle_session_lost();
     assert_eq!(pipeline.standing(), Standing::Stalled);
-    assert_eq!(pipeline.handle_ack(Moment(26 * MS), &ack(1, two)), Err(AckError::NoSession));
+    assert_eq!(take(&mut pipeline, Moment(26 * MS), &ack(1, two)), Err(AckError::NoSession));
     assert_eq!(pipeline.poll_seal(Moment(90 * MS)), SealWhen::NotYet);
     pipeline.handle_welcome(session(2), &welcome(2, 9)).unwrap();
     assert_eq!(
-        pipeline.handle_ack(Moment(99 * MS), &ack(1, two)),
+        take(&mut pipeline, Moment(99 * MS), &ack(1, two)),
         Err(AckError::OtherSession(session(1)))
     );
     pipeline.handle_sync_round(0);
@@ -157,21 +168,75 @@ fn a_newer_term_stops_it_for_good() {
 }
 
 #[test]
-fn the_goodbye_waits_for_the_last_commit() {
+fn each_commit_is_told_with_the_time_since_its_seal_and_released_once() {
     let mut pipeline = protected();
-    let two = seal(&mut pipeline, 1, Moment(0));
-    pipeline.handle_guest_ended(GoodbyeWhy::PowerOff);
-    assert_eq!(pipeline.poll_goodbye(), None);
-    assert!(pipeline.handle_ack(Moment(1), &ack(1, two)).unwrap().is_some());
-    assert_eq!(pipeline.poll_goodbye().map(|goodbye| goodbye.epoch), Some(two));
-    pipeline.handle_goodbye_answered();
-    assert_eq!(pipeline.standing(), Standing::Stopped);
+    assert!(pipeline.handle_flushed(Moment(0)).is_some());
+    let two = seal(&mut pipeline, 1, Moment(25 * MS));
+    let three = seal(&mut pipeline, 1, Moment(50 * MS));
+    assert_eq!(pipeline.unacked_for(Moment(60 * MS)), Some(Duration::from_millis(35)));
+    let mut told = Vec::new();
+    let acked = pipeline.handle_ack(Moment(70 * MS), &ack(1, three), |stamp, since_seal| {
+        told.push((stamp.epoch(), since_seal));
+    });
+    let lease = Timing::default().lease;
+    assert_eq!(acked.unwrap().unwrap().lease_until, Some(Moment(0) + lease));
+    assert_eq!(told, [(two, Duration::from_millis(45)), (three, Duration::from_millis(20))]);
+    assert!(pipeline.wants_flush());
+    let newest = Stamp::new(Term::FIRST, three);
+    let released = pipeline.handle_flushed(Moment(71 * MS));
+    assert_eq!(released, Some((newest, Duration::from_millis(21))));
+    assert_eq!(pipeline.handle_flushed(Moment(72 * MS)), None, "nothing new has left");
 }
 
 #[test]
-#[should_panic(expected = "released")]
-fn releasing_what_is_not_acked_is_a_bug() {
-    protected().handle_released(Epoch::new(2).unwrap());
+fn an_answer_renews_the_lease_of_its_own_session_only() {
+    let mut pipeline = protected();
+    let sent = Moment(10 * MS);
+    let until = pipeline.handle_answer(Moment(11 * MS), session(1), sent).unwrap();
+    assert_eq!(until, Some(sent + Timing::default().lease));
+    assert_eq!(pipeline.handle_answer(Moment(40 * MS), session(2), Moment(39 * MS)), Ok(None));
+    assert_eq!(pipeline.lease_until(), until);
+    assert!(pipeline.handle_answer(Moment(41 * MS), session(1), Moment(42 * MS)).is_err());
+    pipeline.run_unprotected(Fenced::by_operator(pipeline.term(), "backup-host"), Moment(50 * MS));
+    assert_eq!(pipeline.lease_until(), None, "a new term has a lease of its own");
+}
+
+#[test]
+fn an_end_is_sealed_committed_and_released_before_the_goodbye_and_counts_once_it_is_answered() {
+    let mut pipeline = protected();
+    let give_up = Moment(900 * MS);
+    pipeline.handle_flushed(Moment(0));
+    pipeline.handle_end(GoodbyeWhy::PowerOff, give_up);
+    assert_eq!(pipeline.poll_seal(Moment(0)), SealWhen::Now);
+    assert_eq!(pipeline.poll_goodbye(), None);
+    let two = seal(&mut pipeline, 1, Moment(0));
+    assert_eq!(pipeline.poll_seal(Moment(500 * MS)), SealWhen::NotYet, "no seal after the last");
+    assert_eq!(pipeline.poll_goodbye(), None);
+    assert!(take(&mut pipeline, Moment(1), &ack(1, two)).unwrap().is_some());
+    assert_eq!(pipeline.poll_goodbye(), None, "its last words are still held");
+    pipeline.handle_flushed(Moment(2));
+    assert_eq!(pipeline.poll_goodbye().map(|goodbye| goodbye.epoch), Some(two));
+    assert_eq!(pipeline.poll_goodbye(), None, "said once");
+    assert_eq!(pipeline.poll_stopped(Moment(3)), None);
+    pipeline.handle_goodbye_answered();
+    assert_eq!(pipeline.standing(), Standing::Stopped);
+    assert_eq!(pipeline.poll_stopped(Moment(3)), Some(Stopped::Ended(GoodbyeWhy::PowerOff)));
+}
+
+#[test]
+fn an_end_that_the_backup_has_not_acknowledged_does_not_count() {
+    let mut pipeline = protected();
+    let give_up = Moment(900 * MS);
+    pipeline.handle_end(GoodbyeWhy::Stopped, give_up);
+    assert_eq!(pipeline.poll_stopped(Moment(899 * MS)), None);
+    let unheard = Some(Stopped::EndedUnheard(GoodbyeWhy::Stopped));
+    assert_eq!(pipeline.poll_stopped(give_up), unheard);
+    pipeline.handle_session_lost();
+    assert_eq!(pipeline.poll_stopped(Moment(0)), unheard, "nobody is waited for any more");
+    // Nobody could go on with this one.
+    let mut alone = start();
+    alone.handle_end(GoodbyeWhy::Stopped, give_up);
+    assert_eq!(alone.poll_stopped(Moment(0)), Some(Stopped::Ended(GoodbyeWhy::Stopped)));
 }
 
 proptest! {
@@ -200,13 +265,13 @@ proptest! {
                         ack.digest = Digest(999);
                     }
                     let in_session = pipeline.session() == Some(asked);
-                    let committed = pipeline.handle_ack(Moment(now), &ack);
+                    let committed = take(&mut pipeline, Moment(now), &ack);
                     prop_assert!(in_session || committed.is_err());
                     if let Ok(Some(committed)) = committed {
-                        prop_assert!(committed.stamp().epoch() > acked && digest != 0);
+                        prop_assert!(committed.epoch() > acked && digest != 0);
                     }
                 }
-                6 => pipeline.handle_released(pipeline.acked()),
+                6 => _ = pipeline.handle_flushed(Moment(now)),
                 7 => pipeline.handle_session_lost(),
                 _ => pipeline.handle_gate_filling(Moment(now)),
             }

@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::Result;
 use clap::ValueEnum;
 use remus::{
-    config::LinkName,
     gate::{Counters, Engine, Flushed, Gate, Release, Settings},
+    names::LinkName,
 };
 use remus_abi::{Term, gate::BUFFER_MIB_MAX};
 use serde::Serialize;

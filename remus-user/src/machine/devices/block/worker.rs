@@ -11,7 +11,7 @@ use super::super::parking::Parking;
 use super::super::port::Port;
 use super::device::{Next, Work};
 use super::{Block, Disk};
-use crate::machine::affinity;
+use crate::os::run_on;
 
 /// A disk's thread. It ends at the first turn that it is not given, after [`Parking::shut`]; nobody waits for it,
 /// since it may be in a system call that takes its time, and touches nothing of the machine's after that.
@@ -28,7 +28,7 @@ impl Worker {
     /// When a thread cannot be had.
     pub(in crate::machine) fn start(
         number: usize,
-        cpus: &[usize],
+        cpus: &[u32],
         port: Arc<Port<Block>>,
         disk: Arc<Disk>,
         parking: Arc<Parking>,
@@ -36,7 +36,11 @@ impl Worker {
         let worker = Self { port, disk, parking };
         let cpus = cpus.to_vec();
         let run = move || {
-            affinity::run_on(&cpus, "a disk's thread");
+            if let Err(e) = run_on(&cpus) {
+                tracing::warn!(
+                    "the thread of disk {number} runs on any host CPU: {cpus:?} refuse it: {e}"
+                );
+            }
             if let Err(e) = worker.run() {
                 tracing::error!("disk {}: it is served no more: {e:#}", worker.disk.shape.path);
             }

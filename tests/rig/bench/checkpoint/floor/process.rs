@@ -55,7 +55,7 @@ pub fn serve(options: &Options) -> Result<()> {
     if let Some((_, others)) = apart {
         sys::use_only_cpu(others[0]).context("take the engine's CPU")?;
     }
-    let vcpu_cpus = apart.map(|(vcpus, _)| vcpus).into_iter().collect();
+    let vcpu_cpus = apart.and_then(|(vcpus, _)| u32::try_from(vcpus).ok()).into_iter().collect();
     let mut machine = start(options, vcpu_cpus)?;
     let listener = UnixListener::bind(&options.socket);
     let listener = listener.with_context(|| format!("bind {}", options.socket.display()))?;
@@ -69,7 +69,7 @@ pub fn serve(options: &Options) -> Result<()> {
     }
 }
 
-fn start(options: &Options, vcpu_cpus: Vec<usize>) -> Result<Machine> {
+fn start(options: &Options, vcpu_cpus: Vec<u32>) -> Result<Machine> {
     let shape = Shape {
         memory_mib: options.memory_mib,
         vcpus: 1,

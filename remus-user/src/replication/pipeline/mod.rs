@@ -8,7 +8,7 @@
 //! ```
 //!
 //! ```text
-//!            handle_welcome          first ack                     guest_ended
+//!            handle_welcome          first ack               handle_end, last seal
 //!  Waiting ───────────────► Syncing ───────────► Protected ───────────────────► Ending ──► Stopped
 //!     ▲                      │   ▲                   │ handle_session_lost
 //!     └── session lost ──────┘   └──── Stalled ◄─────┘
@@ -16,19 +16,35 @@
 //!                                         └──► Unprotected ──► Syncing ..      anything ── newer term ──► Stopped
 //! ```
 //!
-//! Deliberately absent: partial resync (every session begins with all of RAM), and everything that acts: this
+//! The pipeline is the only one that books a checkpoint's life: when it was sealed, what it is called on the wire,
+//! whether it is acked and released. It also holds the release lease of its term, the end of the guest, and the standing
+//! down for another host.
+//!
+//! Deliberately absent: partial resync (every session begins with all of RAM), and everything that acts: the pipeline
 //! says what may be done, and the engine does it.
 
-use std::fmt;
+mod acks;
+mod end;
+mod permission;
+mod view;
+
+use std::{fmt, time::Duration};
 
 use remus_abi::{Epoch, Stamp, Term};
 
+use self::end::{Ending, Stop};
+pub use self::{
+    end::Stopped,
+    permission::{Acked, Committed, Sealed},
+    view::Standing,
+};
 use super::{
     cadence::{Cadence, Due, Seen, Tempo},
     fenced::{Fenced, FencedBy},
-    stream::{AckError, Stream},
+    lease::PrimaryLease,
+    stream::Stream,
 };
-use crate::wire::{Ack, Digest, Goodbye, GoodbyeWhy, Instance, Moment, Session, Timing, Welcome};
+use crate::wire::{Instance, Moment, Session, Timing, Welcome};
 
 /// How the pipeline is to work.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -37,34 +53,24 @@ pub struct Policy {
     pub tempo: Tempo,
     /// Most un-acked checkpoints; at least 1, and 2 or more to overlap sending with running.
     pub depth: usize,
-    /// The live sync ends when no more pages than these are left: a pause can take them.
+    /// The live sync ends when at most this many pages are left: a pause can take them.
     pub sync_pages_max: usize,
-    /// The live sync ends after this many rounds, however many pages are left.
+    /// The live sync ends after this many rounds at the latest, however many pages are left then.
     pub sync_rounds_max: u32,
-}
-
-/// How the VM stands; the words of docs/protocol.md.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Standing {
-    Waiting,
-    Syncing,
-    Protected,
-    Stalled,
-    Unprotected,
-    /// The guest has ended; its last checkpoint is on its way, or the goodbye.
-    Ending,
-    Stopped,
+    /// How long an answer of the backup lets the gate release.
+    pub lease: Duration,
 }
 
 /// The primary's brain.
 ///
 /// Call order, in the engine's loop:
 /// 1. events: [`handle_welcome`](Self::handle_welcome), [`handle_sync_round`](Self::handle_sync_round),
-///    [`handle_sent`](Self::handle_sent), [`handle_ack`](Self::handle_ack) (give its `Committed` to the gate),
-///    [`handle_released`](Self::handle_released), [`handle_output_waiting`](Self::handle_output_waiting),
-///    [`handle_session_lost`](Self::handle_session_lost), [`handle_newer_term`](Self::handle_newer_term)
+///    [`handle_sent`](Self::handle_sent), [`handle_ack`](Self::handle_ack) and [`handle_answer`](Self::handle_answer) (give
+///    the gate what they return), [`handle_flushed`](Self::handle_flushed),
+///    [`handle_output_waiting`](Self::handle_output_waiting), [`handle_session_lost`](Self::handle_session_lost),
+///    [`handle_newer_term`](Self::handle_newer_term), [`handle_end`](Self::handle_end)
 /// 2. [`poll_seal`](Self::poll_seal); on [`SealWhen::Now`] pause, [`seal`](Self::seal), capture, resume
-/// 3. [`poll_goodbye`](Self::poll_goodbye) once [`handle_guest_ended`](Self::handle_guest_ended) was called
+/// 3. [`poll_goodbye`](Self::poll_goodbye), [`poll_stopped`](Self::poll_stopped)
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Pipeline {
     term: Term,
@@ -73,10 +79,12 @@ pub struct Pipeline {
     captured: Epoch,
     acked: Epoch,
     released: Epoch,
+    /// When the newest acked checkpoint was sealed.
+    acked_sealed: Option<Moment>,
     /// The backup that may hold a checkpoint of this term. No other is taken: it could be promoted beside us.
     bound: Option<Instance>,
-    /// That backup knows that the guest has ended.
-    end_is_heard: bool,
+    lease: PrimaryLease,
+    ending: Option<Ending>,
     cadence: Cadence,
     policy: Policy,
     phase: Phase,
@@ -85,17 +93,26 @@ pub struct Pipeline {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum Phase {
     Waiting,
-    Syncing { stream: Stream, rounds: Rounds, from: Before },
-    Protected { stream: Stream },
+    Syncing {
+        stream: Stream,
+        rounds: Rounds,
+        from: SyncedFrom,
+    },
+    Protected {
+        stream: Stream,
+    },
     Stalled,
     Unprotected,
-    Ending { stream: Stream, why: GoodbyeWhy },
-    Stopped,
+    /// The guest has ended, and its last checkpoint is captured.
+    Ending {
+        stream: Stream,
+    },
+    Stopped(Stop),
 }
 
 /// Where a sync came from, and falls back to while nothing of it can be committed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum Before {
+enum SyncedFrom {
     Waiting,
     Stalled,
     Unprotected,
@@ -103,7 +120,7 @@ enum Before {
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Rounds {
-    /// So many rounds of pre-copy were sent.
+    /// This many rounds of pre-copy were sent.
     Live(u32),
     /// The next pause takes the rest.
     Ready,
@@ -131,28 +148,6 @@ pub enum SyncNext {
     Seal,
 }
 
-/// An epoch ended: what to capture, and what the guest runs in from now on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Sealed {
-    pub session: Session,
-    /// The epoch that ends, and names the checkpoint.
-    pub checkpoint: Stamp,
-    /// The checkpoint before it in this session; [`Epoch::NONE`] for the first.
-    pub predecessor: Epoch,
-    /// What the gate stamps from now on. To be written before anything resumes.
-    pub open: Stamp,
-    /// The first checkpoint of a session: if the gate was open, holding begins in this pause.
-    pub is_first: bool,
-}
-
-/// Permission to release the output of a term up to an epoch: its checkpoint is committed at the backup.
-///
-/// Only an ack makes one, or the word of a checkpointer that is not ours; not `Clone`. The gate's commit takes it.
-#[derive(PartialEq, Eq, Debug)]
-pub struct Committed {
-    stamp: Stamp,
-}
-
 /// Why a `Welcome` begins no session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SessionError {
@@ -167,21 +162,15 @@ pub enum SessionError {
     OtherBackup { bound: Instance },
 }
 
-impl Committed {
-    /// On the word of somebody else's checkpointer, which `remus gate run` takes: only
-    /// [`Standalone`](super::Standalone) does this.
-    pub(super) fn by_checkpointer(stamp: Stamp) -> Self {
-        Self { stamp }
-    }
-
-    pub fn stamp(&self) -> Stamp {
-        self.stamp
-    }
-}
-
 impl Policy {
     pub fn new(timing: &Timing) -> Self {
-        Self { tempo: Tempo::new(timing), depth: 2, sync_pages_max: 2048, sync_rounds_max: 8 }
+        Self {
+            tempo: Tempo::new(timing),
+            depth: 2,
+            sync_pages_max: 2048,
+            sync_rounds_max: 8,
+            lease: timing.lease,
+        }
     }
 }
 
@@ -205,8 +194,10 @@ impl Pipeline {
             captured: Epoch::NONE,
             acked: Epoch::NONE,
             released: Epoch::NONE,
+            acked_sealed: None,
             bound: None,
-            end_is_heard: false,
+            lease: PrimaryLease::new(fenced.term(), policy.lease),
+            ending: None,
             cadence: Cadence::new(policy.tempo, now),
             policy,
             phase,
@@ -232,13 +223,13 @@ impl Pipeline {
             return Err(SessionError::NewerTerm(newest));
         }
         let from = match &self.phase {
-            Phase::Waiting => Before::Waiting,
-            Phase::Stalled => Before::Stalled,
-            Phase::Unprotected => Before::Unprotected,
+            Phase::Waiting => SyncedFrom::Waiting,
+            Phase::Stalled => SyncedFrom::Stalled,
+            Phase::Unprotected => SyncedFrom::Unprotected,
             Phase::Syncing { .. }
             | Phase::Protected { .. }
             | Phase::Ending { .. }
-            | Phase::Stopped => {
+            | Phase::Stopped(_) => {
                 return Err(SessionError::NotNow);
             }
         };
@@ -279,12 +270,15 @@ impl Pipeline {
             | Phase::Stalled
             | Phase::Unprotected
             | Phase::Ending { .. }
-            | Phase::Stopped => {
+            | Phase::Stopped(_) => {
                 return SealWhen::NotYet;
             }
         };
         if stream.len() >= self.policy.depth {
             return SealWhen::NotYet;
+        }
+        if self.ending.is_some() {
+            return SealWhen::Now;
         }
         match self.cadence.poll(now, stream.len() > 0) {
             Due::Seal => SealWhen::Now,
@@ -314,7 +308,7 @@ impl Pipeline {
             | Phase::Stalled
             | Phase::Unprotected
             | Phase::Ending { .. }
-            | Phase::Stopped => {
+            | Phase::Stopped(_) => {
                 panic!("sealed without a session")
             }
         };
@@ -322,10 +316,17 @@ impl Pipeline {
         // From here on the backup may come to hold a checkpoint of this term.
         self.bound = Some(stream.backup);
         let (session, epoch) = (stream.session, self.open);
-        let predecessor = stream.push(epoch);
+        let predecessor = stream.push(epoch, now);
         self.captured = epoch;
         self.open = epoch.next();
         self.cadence.handle_sealed(now);
+        if self.ending.is_some() {
+            // What the guest said last is in this checkpoint.
+            self.change(|phase| match phase {
+                Phase::Protected { stream } => Phase::Ending { stream },
+                other => other,
+            });
+        }
         self.check_invariants();
         let checkpoint = Stamp::new(self.term, epoch);
         Sealed {
@@ -342,7 +343,7 @@ impl Pipeline {
         self.cadence.handle_output(now);
     }
 
-    /// So many pages are dirty now, as [`SealWhen::Look`] asked, and the guest is at work in this epoch, or not.
+    /// Takes what was seen after [`SealWhen::Look`]: `pages` are dirty now, and the guest is at work in this epoch, or not.
     pub fn handle_look(&mut self, now: Moment, pages: usize, works: bool) {
         self.cadence.handle_look(now, pages, works);
     }
@@ -352,7 +353,7 @@ impl Pipeline {
         self.cadence.handle_seen(seen);
     }
 
-    /// So many pages of a checkpoint had changed, the sender has found.
+    /// The sender found `pages` of a checkpoint changed.
     pub fn handle_changed(&mut self, pages: usize) {
         self.cadence.handle_changed(pages);
     }
@@ -362,62 +363,26 @@ impl Pipeline {
         self.cadence.handle_filling(now);
     }
 
-    /// The sender has encoded a checkpoint. Must be said before its `End` is written to the link, or the ack
-    /// could overtake it. Ignored for a session that is over.
-    pub fn handle_sent(&mut self, session: Session, epoch: Epoch, digest: Digest) {
-        match self.stream_mut() {
-            Some(stream) if stream.session == session => stream.sent(epoch, digest),
-            Some(_) | None => {}
-        }
-    }
-
-    /// A commit ack. `None` when it says nothing new.
-    ///
-    /// # Errors
-    /// [`AckError`]: drop the session; nothing is committed by it.
-    pub fn handle_ack(&mut self, now: Moment, ack: &Ack) -> Result<Option<Committed>, AckError> {
-        let term = self.term;
-        let stream = self.stream_mut().ok_or(AckError::NoSession)?;
-        if !stream.handle_ack(now, term, ack)? {
-            return Ok(None);
-        }
-        self.acked = ack.epoch;
-        self.phase = match std::mem::replace(&mut self.phase, Phase::Stopped) {
-            Phase::Syncing { stream, rounds: _, from: _ } | Phase::Protected { stream } => {
-                Phase::Protected { stream }
-            }
-            ending @ Phase::Ending { .. } => ending,
-            Phase::Waiting | Phase::Stalled | Phase::Unprotected | Phase::Stopped => {
-                unreachable!("a stream was found")
-            }
-        };
-        self.check_invariants();
-        Ok(Some(Committed { stamp: Stamp::new(term, self.acked) }))
-    }
-
-    /// The gate has released everything up to `epoch`.
-    pub fn handle_released(&mut self, epoch: Epoch) {
-        self.released = self.released.max(epoch);
-        self.check_invariants();
-    }
-
     /// The session is over, for whatever reason; its links are or will be closed. Every page on its way is owed
     /// again ([`DirtyBook::put_back`](crate::checkpoint::DirtyBook::put_back)). The gate stays shut on what waits.
     pub fn handle_session_lost(&mut self) {
-        self.phase = match std::mem::replace(&mut self.phase, Phase::Stopped) {
-            // Its first checkpoint may be committed although the ack was lost, so an open gate is not opened again.
-            Phase::Syncing { rounds: Rounds::Sealed, from: Before::Unprotected, .. } => {
-                Phase::Stalled
-            }
-            Phase::Syncing { from: Before::Unprotected, .. } => Phase::Unprotected,
-            Phase::Syncing { from: Before::Waiting, .. } => Phase::Waiting,
-            Phase::Syncing { from: Before::Stalled, .. } | Phase::Protected { .. } => {
-                Phase::Stalled
-            }
+        let has_ended = self.ending.is_some();
+        self.change(|phase| match phase {
             // A guest that has ended has nothing more to say, and what it said and nobody committed is not said.
-            Phase::Ending { .. } => Phase::Stopped,
-            same @ (Phase::Waiting | Phase::Stalled | Phase::Unprotected | Phase::Stopped) => same,
-        };
+            Phase::Ending { .. } | Phase::Protected { .. } if has_ended => {
+                Phase::Stopped(Stop::Ended)
+            }
+            // Its first checkpoint may be committed although the ack was lost, so an open gate is not opened again.
+            Phase::Syncing { rounds: Rounds::Sealed, from: SyncedFrom::Unprotected, .. } => {
+                Phase::Stalled
+            }
+            Phase::Syncing { from: SyncedFrom::Unprotected, .. } => Phase::Unprotected,
+            Phase::Syncing { from: SyncedFrom::Waiting, .. } => Phase::Waiting,
+            Phase::Syncing { from: SyncedFrom::Stalled, .. } | Phase::Protected { .. } => {
+                Phase::Stalled
+            }
+            other => other,
+        });
         self.check_invariants();
     }
 
@@ -426,7 +391,7 @@ impl Pipeline {
     pub fn handle_newer_term(&mut self, newest: Term) -> bool {
         let is_newer = newest > self.term;
         if is_newer {
-            self.phase = Phase::Stopped;
+            self.phase = Phase::Stopped(Stop::StoodDown(newest));
         }
         is_newer
     }
@@ -434,118 +399,17 @@ impl Pipeline {
     /// The guest goes on with an open gate, in a term of its own, and may take any backup. The caller discards
     /// nothing: what waits in the gate was said by the guest that goes on.
     ///
-    /// The lease of the old term is over with it: begin a new [`PrimaryLease`](super::PrimaryLease).
+    /// The lease of the old term is over with it.
     ///
     /// # Panics
     /// When the permission is not for a newer term, or the guest has ended.
     pub fn run_unprotected(&mut self, fenced: Fenced, now: Moment) {
         assert!(fenced.term() > self.term, "going on unprotected takes a newer term");
         assert!(
-            !matches!(self.phase, Phase::Ending { .. } | Phase::Stopped),
+            self.ending.is_none() && !matches!(self.phase, Phase::Stopped(_)),
             "the guest has ended"
         );
         *self = Self::start_unprotected(fenced, self.policy, now);
-    }
-
-    /// The guest ended on purpose. If it was protected, seal once more before calling this, so that its last
-    /// words are in a checkpoint; the goodbye waits for that.
-    pub fn handle_guest_ended(&mut self, why: GoodbyeWhy) {
-        self.phase = match std::mem::replace(&mut self.phase, Phase::Stopped) {
-            Phase::Protected { stream } | Phase::Syncing { stream, .. } => {
-                Phase::Ending { stream, why }
-            }
-            ending @ Phase::Ending { .. } => ending,
-            Phase::Waiting | Phase::Stalled | Phase::Unprotected | Phase::Stopped => Phase::Stopped,
-        };
-    }
-
-    /// What to say to the backup once nothing is on its way any more.
-    pub fn poll_goodbye(&self) -> Option<Goodbye> {
-        match &self.phase {
-            Phase::Ending { stream, why } if stream.len() == 0 => {
-                Some(Goodbye { term: self.term, epoch: self.acked, why: *why })
-            }
-            Phase::Ending { .. }
-            | Phase::Waiting
-            | Phase::Syncing { .. }
-            | Phase::Protected { .. }
-            | Phase::Stalled
-            | Phase::Unprotected
-            | Phase::Stopped => None,
-        }
-    }
-
-    /// The backup has taken the goodbye.
-    pub fn handle_goodbye_answered(&mut self) {
-        if self.poll_goodbye().is_some() {
-            self.phase = Phase::Stopped;
-            self.end_is_heard = true;
-        }
-    }
-
-    /// Whether the end of the guest is one for everybody: no backup holds a checkpoint that it could go on from, or
-    /// that backup has acknowledged the end. Otherwise the guest may live on there, as after a crash of this host.
-    pub fn end_counts(&self) -> bool {
-        self.bound.is_none() || self.end_is_heard
-    }
-
-    pub fn standing(&self) -> Standing {
-        match &self.phase {
-            Phase::Waiting => Standing::Waiting,
-            Phase::Syncing { .. } => Standing::Syncing,
-            Phase::Protected { .. } => Standing::Protected,
-            Phase::Stalled => Standing::Stalled,
-            Phase::Unprotected => Standing::Unprotected,
-            Phase::Ending { .. } => Standing::Ending,
-            Phase::Stopped => Standing::Stopped,
-        }
-    }
-
-    /// Whether output may pass without a commit: unprotected, or syncing from there with nothing sealed yet.
-    pub fn gate_is_open(&self) -> bool {
-        match &self.phase {
-            Phase::Unprotected => true,
-            Phase::Syncing { rounds, from, .. } => {
-                *from == Before::Unprotected && *rounds != Rounds::Sealed
-            }
-            Phase::Waiting
-            | Phase::Protected { .. }
-            | Phase::Stalled
-            | Phase::Ending { .. }
-            | Phase::Stopped => false,
-        }
-    }
-
-    pub fn session(&self) -> Option<Session> {
-        self.stream().map(|stream| stream.session)
-    }
-
-    pub fn in_flight(&self) -> usize {
-        self.stream().map_or(0, Stream::len)
-    }
-
-    pub fn term(&self) -> Term {
-        self.term
-    }
-
-    pub fn fenced_by(&self) -> FencedBy {
-        self.fenced_by
-    }
-
-    pub fn open(&self) -> Epoch {
-        self.open
-    }
-
-    pub fn captured(&self) -> Epoch {
-        self.captured
-    }
-
-    pub fn acked(&self) -> Epoch {
-        self.acked
-    }
-
-    pub fn released(&self) -> Epoch {
-        self.released
     }
 
     fn stream(&self) -> Option<&Stream> {
@@ -553,7 +417,7 @@ impl Pipeline {
             Phase::Syncing { stream, .. }
             | Phase::Protected { stream }
             | Phase::Ending { stream, .. } => Some(stream),
-            Phase::Waiting | Phase::Stalled | Phase::Unprotected | Phase::Stopped => None,
+            Phase::Waiting | Phase::Stalled | Phase::Unprotected | Phase::Stopped(_) => None,
         }
     }
 
@@ -562,8 +426,15 @@ impl Pipeline {
             Phase::Syncing { stream, .. }
             | Phase::Protected { stream }
             | Phase::Ending { stream, .. } => Some(stream),
-            Phase::Waiting | Phase::Stalled | Phase::Unprotected | Phase::Stopped => None,
+            Phase::Waiting | Phase::Stalled | Phase::Unprotected | Phase::Stopped(_) => None,
         }
+    }
+
+    /// Moves to the phase that `change` makes of this one.
+    fn change(&mut self, change: impl FnOnce(Phase) -> Phase) {
+        // What stands here while `change` runs is seen by nobody.
+        let phase = std::mem::replace(&mut self.phase, Phase::Waiting);
+        self.phase = change(phase);
     }
 
     fn checked(self) -> Self {

@@ -13,22 +13,37 @@
 
 use std::{os::fd::AsRawFd, thread::sleep, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use remus_abi::gate::Mode;
 use tracing::{info, warn};
-use vmm_sys_util::epoll::{ControlOperation, EpollEvent, EventSet};
 
-use super::{Engine, GATE, TICK};
+use super::{Engine, Pulse, TICK, wait::Source};
 use crate::{
     gate::{Gate, Lost, Remedy},
     os::boot_now,
-    primary::control::Order,
-    wire::{Moment, Session},
+    wire::Moment,
 };
 
-/// How long the guest may stand still for a gate to be put back. Heartbeats go on meanwhile: the backup does not
-/// suspect.
+/// How long the guest may stand still for a gate to be put back. Heartbeats and the engine's pulse go on meanwhile: the
+/// backup does not suspect.
 const BACK_WITHIN: Duration = Duration::from_secs(2);
+
+/// The gate, and how it fares.
+pub(super) struct Guard {
+    pub(super) gate: Gate,
+    /// Frames are still on their way out.
+    pub(super) flush_again: bool,
+    /// Why the gate, which is open, could not hold.
+    doubted: Option<Lost>,
+    /// When the gate was last put back.
+    back_at: Option<Moment>,
+}
+
+impl Guard {
+    pub(super) fn new(gate: Gate) -> Self {
+        Self { gate, flush_again: false, doubted: None, back_at: None }
+    }
+}
 
 impl Engine {
     /// Looks after the gate.
@@ -36,9 +51,9 @@ impl Engine {
     /// # Errors
     /// When it is lost and cannot be put back: the guest is paused, and must not run on.
     pub(super) fn look_after_gate(&mut self, now: Moment) -> Result<()> {
-        match self.gate.verify() {
+        match self.guard.gate.verify() {
             Ok(()) => {
-                if self.doubt.take().is_some() {
+                if self.guard.doubted.take().is_some() {
                     info!("the gate is well again");
                     self.report.reason("");
                 }
@@ -54,7 +69,7 @@ impl Engine {
 
     /// An error of the machine, which may come from the loss of the tap: then that is what is said.
     pub(super) fn explain(&mut self, error: anyhow::Error, now: Moment) -> Result<()> {
-        match self.gate.verify() {
+        match self.guard.gate.verify() {
             Err(lost) if !self.brain.gate_is_open() => self.put_gate_back(lost, now),
             Ok(()) | Err(_) => Err(error),
         }
@@ -62,7 +77,7 @@ impl Engine {
 
     /// Whether a session may begin: its first checkpoint will make the gate hold.
     pub(super) fn gate_is_well(&mut self) -> bool {
-        match self.gate.verify() {
+        match self.guard.gate.verify() {
             Ok(()) => true,
             Err(lost) => {
                 self.doubt_gate(lost);
@@ -73,65 +88,57 @@ impl Engine {
 
     /// The gate is lost while it holds nothing back.
     fn doubt_gate(&mut self, lost: Lost) {
-        if self.doubt.as_ref() == Some(&lost) {
+        if self.guard.doubted.as_ref() == Some(&lost) {
             return;
         }
         let why = format!("no backup is taken, since the gate is lost: {lost}");
         warn!("{why}");
-        if let Some(session) = self.link.as_ref().map(|link| link.session) {
-            self.lost(session, &why);
+        if let Some(session) = self.current() {
+            self.lose(session, &why);
         }
         self.report.reason(&why);
-        self.doubt = Some(lost);
+        self.guard.doubted = Some(lost);
     }
 
     fn put_gate_back(&mut self, lost: Lost, now: Moment) -> Result<()> {
         let paused = self.machine.pause()?;
-        let (mode, events) = (self.gate.mode(), self.gate.as_raw_fd());
-        self.gate.close();
+        let (mode, events) = (self.guard.gate.mode(), self.guard.gate.as_raw_fd());
+        self.guard.gate.close();
         warn!("the gate is lost, the guest is paused: {lost}");
-        self.report.gate(&self.gate)?;
+        self.report.gate(&self.guard.gate)?;
         self.report.gate_lost(&lost.to_string());
         // Lost again as soon as it was put back: somebody insists.
-        let again = self.gate_back_at.is_some_and(|at| now.since(at) < BACK_WITHIN);
+        let again = self.guard.back_at.is_some_and(|at| now.since(at) < BACK_WITHIN);
         let give_up = if again { now } else { now + BACK_WITHIN };
-        if let Err(e) = well_again(&mut self.gate, lost, give_up) {
+        if let Err(e) = well_again(&mut self.guard.gate, &self.pulse, lost, give_up) {
             // Nothing of the guest runs any more.
             paused.keep();
             return Err(e);
         }
-        if self.gate.as_raw_fd() != events {
+        if self.guard.gate.as_raw_fd() != events {
             // The old one left the epoll instance when it was closed.
-            let event = EpollEvent::new(EventSet::IN, GATE);
-            let added = self.epoll.ctl(ControlOperation::Add, self.gate.as_raw_fd(), event);
-            added.context("wait for the new gate")?;
+            self.waiter.add(Source::Gate, self.guard.gate.as_raw_fd())?;
         }
-        self.gate.set_debug(tracing::enabled!(tracing::Level::DEBUG));
+        self.guard.gate.set_debug(tracing::enabled!(tracing::Level::DEBUG));
         match mode {
             Mode::Closed | Mode::Open => {}
-            Mode::Hold => self.gate.hold_from(self.brain.open()),
+            Mode::Hold => self.guard.gate.hold_from(self.brain.open()),
         }
-        if let Some(until) = self.lease.until() {
-            self.gate.renew_lease(until.0);
+        if let Some(until) = self.brain.lease_until() {
+            self.guard.gate.renew_lease(until.0);
         }
         paused.resume();
         let back = boot_now();
         warn!("the gate is back, {} ms later", back.since(now).as_millis());
-        self.gate_back_at = Some(back);
+        self.guard.back_at = Some(back);
         self.brain.handle_gate_filling(back);
         self.report_standing();
         Ok(())
     }
-
-    /// Refuses a session because of the gate.
-    pub(super) fn refuse_for_gate(&mut self, session: Session) {
-        warn!("session {session} is not begun: the gate is lost");
-        self.order(Order::Drop(session));
-    }
 }
 
 /// Makes `gate` well, if that can be done before `give_up`. The guest is paused.
-fn well_again(gate: &mut Gate, mut lost: Lost, give_up: Moment) -> Result<()> {
+fn well_again(gate: &mut Gate, pulse: &Pulse, mut lost: Lost, give_up: Moment) -> Result<()> {
     loop {
         let refused = match lost.remedy() {
             Remedy::NewGate => match gate.again() {
@@ -148,6 +155,8 @@ fn well_again(gate: &mut Gate, mut lost: Lost, give_up: Moment) -> Result<()> {
             let why = refused.unwrap_or_default();
             bail!("the gate is lost, and the guest must not run on: {lost}{why}");
         }
+        // This host looks after the guest all the while.
+        pulse.beat();
         sleep(TICK);
         match gate.verify() {
             Ok(()) => return Ok(()),

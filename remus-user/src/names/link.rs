@@ -1,5 +1,4 @@
-//! Names of network links: they become part of paths and of kernel objects, so their characters are limited. (The
-//! name of a VM also crosses the wire, and is `wire::VmName`.)
+//! Names of network links. They become part of paths and of kernel objects, so their characters are limited.
 
 use std::fmt;
 

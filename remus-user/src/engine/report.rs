@@ -10,7 +10,7 @@ use remus_abi::{
 };
 
 use super::{
-    sender::{Cargo, Shipment},
+    shipment::{Cargo, Shipment},
     standing::Evidence,
 };
 use crate::{
@@ -49,20 +49,13 @@ impl Report {
         }
     }
 
-    /// How the VM stands, if that or its reason has changed. `unacked` is how long the oldest checkpoint that is not
-    /// committed has been on its way.
-    /// Protected means now: a backup that has not answered for a lease may be gone, whatever TCP thinks.
-    pub(crate) fn standing(
-        &mut self,
-        brain: &Pipeline,
-        lease_holds: bool,
-        unacked: Option<Duration>,
-    ) {
+    /// Says how the VM stands, if that or its reason has changed.
+    pub(crate) fn standing(&mut self, brain: &Pipeline, now: Moment) {
         let evidence = Evidence {
             standing: brain.standing(),
             fenced_by: brain.fenced_by(),
-            lease_holds,
-            unacked,
+            lease_holds: brain.lease_holds(now),
+            unacked: brain.unacked_for(now),
             said: &self.said,
             refusals: &self.refusals,
             warnings: &self.warnings,

@@ -7,7 +7,6 @@
 
 use std::{
     io,
-    net::TcpStream,
     sync::{
         Arc,
         mpsc::{Receiver, SyncSender, sync_channel},
@@ -15,55 +14,17 @@ use std::{
     thread,
 };
 
-use anyhow::{Context, Result};
-use remus_abi::{Epoch, Term};
-
-use super::inbox::{Input, Post};
+use super::{
+    input::Input,
+    shipment::{Cargo, Shipment},
+};
 use crate::{
-    checkpoint::{BootImage, Encoder, EncoderSettings, MachineState, Staging, Verdict},
+    checkpoint::{BootImage, Encoder, EncoderSettings},
     link::BulkOut,
-    os::boot_now,
+    os::{Post, boot_now},
     wire::{BODY_MAX, Begin, End, Session},
 };
-
-/// Buffers that travel between engine and sender, and what is in them.
-pub(crate) struct Shipment {
-    pub(super) staging: Staging,
-    pub(super) state: MachineState,
-    pub(super) cargo: Cargo,
-    /// The sender's answer: what the comparer found, page by page.
-    pub(super) verdicts: Vec<Verdict>,
-    /// The sender's answer: bytes written for it.
-    pub(super) bytes: u64,
-    encoded: Vec<u8>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Cargo {
-    /// Pages of the live sync.
-    Sync,
-    /// A whole checkpoint.
-    Checkpoint {
-        term: Term,
-        epoch: Epoch,
-        predecessor: Epoch,
-        /// The guest was reset in it.
-        reset: bool,
-    },
-}
-
-impl Shipment {
-    pub(super) fn new(staging: Staging) -> Self {
-        Self {
-            staging,
-            state: MachineState::default(),
-            cargo: Cargo::Sync,
-            verdicts: Vec::new(),
-            bytes: 0,
-            encoded: Vec::new(),
-        }
-    }
-}
+use anyhow::{Context, Result};
 
 /// The thread, seen from the engine. Dropping it ends the thread once it has dealt with what it has.
 pub(super) struct Sender {
@@ -74,14 +35,13 @@ impl Sender {
     /// Starts the thread. At most `depth` shipments may be with it.
     pub(super) fn start(
         session: Session,
-        bulk: TcpStream,
+        mut out: BulkOut,
         boot: Arc<BootImage>,
         ram_pages: u32,
         encoding: EncoderSettings,
         depth: usize,
-        post: Post,
+        post: Post<Input>,
     ) -> Result<Self> {
-        let mut out = BulkOut::new(bulk, session);
         let (jobs, inbox) = sync_channel(depth);
         let run = move || {
             let sent = send_boot_image(&mut out, &boot, ram_pages, encoding);
@@ -108,7 +68,7 @@ fn run(
     mut encoder: Encoder,
     mut broken: bool,
     jobs: &Receiver<Box<Shipment>>,
-    post: &Post,
+    post: &Post<Input>,
 ) {
     for mut shipment in jobs {
         shipment.verdicts.clear();
@@ -125,7 +85,7 @@ fn run(
     }
 }
 
-fn lost(session: Session, e: &io::Error, post: &Post) {
+fn lost(session: Session, e: &io::Error, post: &Post<Input>) {
     post.send(Input::Lost { session, why: format!("sending to the backup failed: {e}") });
 }
 
@@ -153,7 +113,7 @@ fn send(
     out: &mut BulkOut,
     encoder: &mut Encoder,
     shipment: &mut Shipment,
-    post: &Post,
+    post: &Post<Input>,
 ) -> io::Result<()> {
     let Shipment { staging, state, cargo, verdicts, encoded, bytes: _ } = shipment;
     match *cargo {

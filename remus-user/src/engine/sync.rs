@@ -9,12 +9,12 @@ use crate::checkpoint::{Page, PageSet};
 const STRIDE: usize = 512;
 
 /// One round under way.
-pub(super) struct Sync {
+pub(super) struct LiveSync {
     pages: PageSet,
     next: Option<Page>,
 }
 
-impl Sync {
+impl LiveSync {
     pub(super) fn new(ram_pages: u32) -> Self {
         Self { pages: PageSet::new(ram_pages), next: None }
     }
@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn strides_cover_the_round_once() {
-        let mut sync = Sync::new(2000);
+        let mut sync = LiveSync::new(2000);
         let mut stride = Vec::new();
         assert!(!sync.next_stride(&mut stride), "no round yet");
         sync.begin_round(PageSet::insert_all);

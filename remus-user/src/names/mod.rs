@@ -1,6 +1,10 @@
-//! What the messages name: sessions, hosts, digests, moments, machines.
+//! What everything has a name by: machines, links, hosts, sessions, contents, moments.
+
+mod link;
 
 use std::{fmt, ops::Add, time::Duration};
+
+pub use self::link::{BadName, LinkName};
 
 /// One replication connection, from `Hello` to the loss of a link: random, chosen by the primary, never 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -13,7 +17,7 @@ pub struct Session(u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Instance(u64);
 
-/// What a session has carried up to a point: see [`Chain`](super::Chain).
+/// What a session has carried up to a point: see [`Chain`](crate::wire::Chain).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Digest(pub u64);
 

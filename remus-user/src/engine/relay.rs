@@ -36,7 +36,7 @@ pub(crate) struct Relay {
 }
 
 /// The control task's end.
-pub(super) struct Relayed {
+pub(crate) struct Relayed {
     way: Arc<Way>,
     /// What is sent now: its buffer is used again.
     message: Inbound,
@@ -48,7 +48,7 @@ struct Way {
     bell: Notify,
 }
 
-pub(super) fn relay(term: Term) -> (Relay, Relayed) {
+pub(crate) fn relay(term: Term) -> (Relay, Relayed) {
     let room = || InboundFrames::with_capacity(InboundFrames::BYTES_MAX);
     let way = Arc::new(Way { ready: Mutex::new(room()), bell: Notify::new() });
     let relayed = Relayed { way: Arc::clone(&way), message: Inbound { term, frames: room() } };
@@ -101,7 +101,7 @@ impl Relay {
 
 impl Relayed {
     /// Waits for frames. Cancel safe: none are taken before it returns.
-    pub(super) async fn next(&mut self) -> &Inbound {
+    pub(crate) async fn next(&mut self) -> &Inbound {
         loop {
             self.way.bell.notified().await;
             self.message.frames.clear();

@@ -3,36 +3,22 @@
 use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
 use anyhow::{Result, bail};
-use remus_abi::{Epoch, Term};
+use remus_abi::Term;
 use tokio::{
     sync::mpsc::UnboundedReceiver,
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
-use super::{
-    datagrams::{Datagrams, Place},
-    inbox::{Input, Post},
-    relay::Relayed,
-};
+use super::datagrams::{Datagrams, Place};
 use crate::{
+    engine::{Input, Order, Relayed},
     link::{Control, Patience, open_bulk},
-    os::{boot_now, fresh_session},
-    wire::{
-        Attach, Goodbye, GoodbyeWhy, Heartbeat, Hello, Refusal, Session, Timing, ToBackup,
-        ToPrimary,
-    },
+    os::{Post, boot_now, fresh_session},
+    wire::{Attach, Goodbye, Heartbeat, Hello, Refusal, Session, Timing, ToBackup, ToPrimary},
 };
 
 /// Between two tries to make a session, once the lease of the one before is over.
 const RETRY_EVERY: Duration = Duration::from_millis(200);
-
-/// What the engine asks of the task.
-pub(crate) enum Order {
-    /// The session is of no use any more; make another.
-    Drop(Session),
-    /// Say goodbye, then end.
-    Goodbye { epoch: Epoch, why: GoodbyeWhy },
-}
 
 /// How a session ended.
 enum Ended {
@@ -66,13 +52,13 @@ pub(crate) async fn keep_sessions(
     hello: Hello,
     mut datagrams: Datagrams,
     mut relayed: Relayed,
-    post: Post,
+    post: Post<Input>,
     mut orders: UnboundedReceiver<Order>,
 ) {
     let (term, timing) = (hello.term, hello.timing);
     let patience = Patience::of(&timing);
     let mut still_open = StillOpen::default();
-    let mut soon_until = Instant::now();
+    let mut soon_until = boot_now();
     loop {
         let session = fresh_session();
         let hello = Hello { session, ..hello.clone() };
@@ -88,12 +74,12 @@ pub(crate) async fn keep_sessions(
                     Err(e) => post.send(Input::Lost { session, why: format!("{e:#}") }),
                 }
                 still_open.keep(control);
-                soon_until = Instant::now() + patience.lease();
+                soon_until = boot_now() + patience.lease();
             }
             Ok(None) => {}
             Err(e) => post.send(Input::NoSession { why: format!("{e:#}") }),
         }
-        let pause = if Instant::now() < soon_until { patience.again() } else { RETRY_EVERY };
+        let pause = if boot_now() < soon_until { patience.again() } else { RETRY_EVERY };
         tokio::select! {
             () = sleep(pause) => {}
             order = orders.recv() => match order {
@@ -110,7 +96,7 @@ async fn make_session(
     hello: Hello,
     datagrams: &mut Datagrams,
     still_open: &mut StillOpen,
-    post: &Post,
+    post: &Post<Input>,
 ) -> Result<Option<(Control, Option<Place>)>> {
     let (session, term, patience) = (hello.session, hello.term, Patience::of(&hello.timing));
     let mut control = Control::connect(backup, patience).await?;
@@ -170,7 +156,7 @@ async fn keep_session(
     session: Session,
     term: Term,
     timing: Timing,
-    post: &Post,
+    post: &Post<Input>,
     said: Said<'_>,
 ) -> Result<Ended> {
     let Said { relayed, orders } = said;
@@ -178,11 +164,11 @@ async fn keep_session(
     let mut beat = interval(timing.heartbeat);
     beat.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut seq = 0;
-    let mut last_answer = Instant::now();
+    let mut last_answer = boot_now();
     loop {
         tokio::select! {
             _ = beat.tick() => {
-                if last_answer.elapsed() > patience.unanswered() {
+                if boot_now().since(last_answer) > patience.unanswered() {
                     bail!("the backup has not answered for {:?}", patience.unanswered());
                 }
                 seq += 1;
@@ -191,7 +177,7 @@ async fn keep_session(
             }
             message = control.receive() => match message? {
                 ToPrimary::HeartbeatAck(ack) if ack.term == term => {
-                    last_answer = Instant::now();
+                    last_answer = boot_now();
                     post.send(Input::Answered { session, sent: ack.sent });
                 }
                 // Of another term: as if it had never come.

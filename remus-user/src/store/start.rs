@@ -1,44 +1,40 @@
-//! Whether a guest may start here, in which term, and whether it may be heard before a backup is there.
+//! Whether a guest may start on this host, and in which term, by what the record says.
 
 use anyhow::{Result, bail};
 
+use super::{Record, Standing};
 use crate::{
-    config::Start,
+    names::{Instance, VmName},
     replication::Fenced,
-    store::{Record, Standing},
-    wire::Instance,
 };
 
 /// Permission to start.
 #[derive(Debug)]
-pub(super) struct Permission {
-    pub(super) fenced: Fenced,
+pub struct Permission {
+    pub fenced: Fenced,
     /// Who this host is in that term. The same for every attempt at one start: a backup that accepted an attempt, of
     /// which this host died before it could note that, knows the next one for the same.
-    pub(super) instance: Instance,
-    /// The gate opens before a backup has a checkpoint.
-    pub(super) open: bool,
+    pub instance: Instance,
 }
 
 impl Permission {
     /// What is on disk before anybody is asked. A start of which nothing else is written has spent no term.
-    pub(super) fn record(&self) -> Record {
-        let Self { fenced, instance, open: _ } = self;
+    pub fn record(&self) -> Record {
+        let Self { fenced, instance } = self;
         Record { term: fenced.term(), standing: Standing::Starting, owner: Some(*instance) }
     }
 }
 
-/// Judges by what this host knows, its record of the VM, and what the config asks for.
+/// Judges by the record, which is what this host knows of the VM.
 ///
 /// A record that says `Protected` is a host that died as a primary, or ended without a word to its backup, which may
 /// have taken over. Only the backup knows, so nothing starts here until an operator has looked.
 ///
 /// # Errors
 /// When another host may speak for the guest; with what to do.
-pub(super) fn permission(
-    vm: &str,
+pub fn permission(
+    vm: &VmName,
     record: Option<Record>,
-    start: Start,
     fresh: impl Fn() -> Instance,
 ) -> Result<Permission> {
     let (fenced, instance) = match record {
@@ -61,7 +57,7 @@ pub(super) fn permission(
              (remus clean {vm} --record) to start it here"
         ),
     };
-    Ok(Permission { fenced, instance, open: start == Start::Unprotected })
+    Ok(Permission { fenced, instance })
 }
 
 #[cfg(test)]
@@ -70,18 +66,17 @@ mod tests {
 
     use super::*;
 
+    fn vm() -> VmName {
+        VmName::new("a").unwrap()
+    }
+
     fn fresh() -> Instance {
         Instance::new(7).unwrap()
     }
 
     fn after(standing: Standing) -> Result<Permission> {
         let owner = Instance::new(5);
-        permission(
-            "a",
-            Some(Record { term: Term::FIRST, standing, owner }),
-            Start::Unprotected,
-            fresh,
-        )
+        permission(&vm(), Some(Record { term: Term::FIRST, standing, owner }), fresh)
     }
 
     #[test]
@@ -94,23 +89,17 @@ mod tests {
     #[test]
     fn a_run_that_is_known_to_be_over_is_followed_by_the_next_term() {
         for standing in [Standing::Ended, Standing::Unprotected, Standing::Promoted] {
-            let Permission { fenced, instance, .. } = after(standing).unwrap();
+            let Permission { fenced, instance } = after(standing).unwrap();
             assert_eq!((fenced.term(), instance), (Term::FIRST.next(), fresh()));
         }
     }
 
     #[test]
     fn a_start_that_came_to_nothing_spends_no_term_and_is_made_again_by_the_same_host() {
-        let first = permission("a", None, Start::Protected, fresh).unwrap();
+        let first = permission(&vm(), None, fresh).unwrap();
         let Record { term, standing, owner } = first.record();
         assert_eq!((term, standing, owner), (Term::FIRST, Standing::Starting, Some(fresh())));
         let again = after(Standing::Starting).unwrap();
         assert_eq!((again.fenced.term(), again.instance), (Term::FIRST, Instance::new(5).unwrap()));
-    }
-
-    #[test]
-    fn the_gate_opens_at_the_start_only_where_the_config_says_so() {
-        assert!(permission("a", None, Start::Unprotected, fresh).unwrap().open);
-        assert!(!permission("a", None, Start::Protected, fresh).unwrap().open);
     }
 }

@@ -2,10 +2,13 @@
 
 use proptest::prelude::*;
 
-use super::{
-    Assembly, BatchError, Compression, Content, Encoder, EncoderSettings, PAGE_SIZE, Page, Staging,
+use remus::{
+    checkpoint::{
+        Assembly, BatchError, Compression, Content, Encoder, EncoderSettings, PAGE_SIZE, Page,
+        Staging,
+    },
+    wire::{FrameBuffer, Kind, Lane, head},
 };
-use crate::wire::{FrameBuffer, Kind, Lane, head};
 
 const PAGES: u32 = 8;
 

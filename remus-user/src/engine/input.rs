@@ -1,0 +1,45 @@
+//! What other threads tell the engine, and what the engine asks of the task that keeps its sessions.
+
+use remus_abi::{Epoch, Term};
+
+use super::shipment::Shipment;
+use crate::{
+    link::Bulk,
+    wire::{Ack, Digest, GoodbyeWhy, Moment, Refusal, Session, Welcome},
+};
+
+/// Everything that happens to the engine from outside of its own devices.
+pub(crate) enum Input {
+    /// A backup has welcomed a session; its bulk connection.
+    Connected { session: Session, welcome: Welcome, bulk: Bulk },
+    /// One of the session's connections is gone.
+    Lost { session: Session, why: String },
+    /// No session could be made, and another try follows. The reason is for people.
+    NoSession { why: String },
+    /// The backup refused a session, for now; what it said is for people.
+    Refused { why: Refusal, text: String },
+    /// What a takeover by the backup lacks, in words; nothing when they are empty.
+    BackupLacks { what: String },
+    /// The backup answered a heartbeat that was sent at this moment.
+    Answered { session: Session, sent: Moment },
+    /// The sender has a checkpoint ready to send, with this digest; said before its last byte leaves.
+    Encoded { session: Session, epoch: Epoch, digest: Digest },
+    /// The backup has committed a checkpoint.
+    Acked(Ack),
+    /// The sender has dealt with a shipment.
+    Shipped(Box<Shipment>),
+    /// Another host speaks for the guest.
+    StandDown { newer: Term },
+    /// The backup has taken the goodbye, or there is none to take it.
+    GoodbyeSaid,
+    /// The operator ends the guest.
+    Stop,
+}
+
+/// What the engine asks of the task that keeps its sessions.
+pub(crate) enum Order {
+    /// The session is of no use any more; make another.
+    Drop(Session),
+    /// Say goodbye, then end.
+    Goodbye { epoch: Epoch, why: GoodbyeWhy },
+}

@@ -1,0 +1,6 @@
+//! What stands beside the engine of one VM: the sessions with its backup, made one after another.
+
+mod datagrams;
+mod sessions;
+
+pub(crate) use self::{datagrams::Datagrams, sessions::keep_sessions};
