@@ -24,7 +24,10 @@ use crate::{
     standby::Standby,
     store::{Record, Standing, Store},
     watch::{Found, Watch},
-    wire::{Attach, Instance, Lacks, Lane, Moment, Session, Timing, ToBackup, ToPrimary, VmName},
+    wire::{
+        Attach, Features, Instance, Lacks, Lane, Moment, Session, Timing, ToBackup, ToPrimary,
+        VmName,
+    },
 };
 
 /// Numbers of the links, for the detector.
@@ -129,6 +132,7 @@ pub(super) struct Follower {
 /// A session, or what is left of it: the detector goes on until there is another.
 pub(super) struct Following {
     pub(super) session: Session,
+    pub(super) features: Features,
     pub(super) timing: Timing,
     pub(super) detector: Detector,
     pub(super) control: Option<Polled>,
@@ -208,7 +212,8 @@ impl Follower {
                 };
                 let attached = Polled::new(stream, Lane::BulkToBackup)
                     .map_err(anyhow::Error::from)
-                    .and_then(|bulk| {
+                    .and_then(|mut bulk| {
+                        bulk.frames.agree(following.features);
                         self.brain.handle_attach(&Attach { session })?;
                         Ok(bulk)
                     });
@@ -288,7 +293,9 @@ impl Follower {
                     };
                     detector.handle_heard(now, CONTROL);
                     if let Some(answer) = answer {
-                        control.answer(|out| answer.encode(out)).context("answer the primary")?;
+                        control
+                            .answer(|out| _ = answer.encode(out))
+                            .context("answer the primary")?;
                     }
                 }
                 match control.read() {
@@ -368,7 +375,7 @@ impl Follower {
             following.told.clone_from(&self.lacks);
             let lacks = Lacks::new(&self.lacks);
             // A connection that is broken is found out by whoever reads it.
-            control.send(|out| ToPrimary::Lacks(lacks).encode(out)).ok();
+            control.send(|out| _ = lacks.encode(out)).ok();
         }
     }
 

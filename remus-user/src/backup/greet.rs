@@ -31,7 +31,7 @@ use crate::{
     standby::{Plan, Standby, offloads_under},
     store::{Record, Standing},
     watch::{Subject, Watch},
-    wire::{Hello, Lane, Refusal, Refuse, ToPrimary},
+    wire::{Features, Hello, Lane, Refusal, Refuse, ToPrimary},
 };
 
 impl Follower {
@@ -196,8 +196,10 @@ impl Follower {
             }
         });
         self.letters.await_bulk_of(hello.session);
+        let features = Features::shared_with(hello.features);
         let answered = Polled::new(stream, Lane::ControlToBackup).and_then(|mut control| {
-            control.send(|out| welcome.encode(out))?;
+            control.frames.agree(features);
+            control.send(|out| _ = welcome.encode(out))?;
             Ok(control)
         });
         let control = match answered {
@@ -211,6 +213,7 @@ impl Follower {
         info!("VM {}: session {} in term {}", self.vm, hello.session, hello.term);
         self.session = Some(Following {
             session: hello.session,
+            features,
             timing: hello.timing,
             detector: Detector::new(&hello.timing, 2, boot_now()),
             control: Some(control),

@@ -9,7 +9,10 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     checkpoint::OutBatch,
-    wire::{Ack, Begin, Chain, Digest, End, FrameBuffer, Kind, Lane, Session, head},
+    wire::{
+        Ack, Begin, BulkToPrimary, Chain, Digest, End, Features, FrameBuffer, Kind, Lane, Session,
+        head,
+    },
 };
 
 /// Parts of one frame: its header and what a batch may have.
@@ -121,8 +124,11 @@ pub struct AckIn {
 }
 
 impl AckIn {
-    pub fn new(stream: TcpStream) -> Self {
-        Self { stream, frames: FrameBuffer::new(Lane::BulkToPrimary) }
+    /// Reads the acks of a session that has `features`.
+    pub fn new(stream: TcpStream, features: Features) -> Self {
+        let mut frames = FrameBuffer::new(Lane::BulkToPrimary);
+        frames.agree(features);
+        Self { stream, frames }
     }
 
     /// Waits for the next ack.
@@ -132,7 +138,8 @@ impl AckIn {
     pub fn next_ack(&mut self) -> Result<Ack> {
         loop {
             if let Some(frame) = self.frames.next_frame()? {
-                return Ok(Ack::decode(&frame)?);
+                let BulkToPrimary::Ack(ack) = BulkToPrimary::decode(&frame)?;
+                return Ok(ack);
             }
             let read = match self.stream.read(self.frames.space()) {
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,

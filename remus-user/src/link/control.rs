@@ -14,8 +14,8 @@ use tokio::{
 
 use super::{Patience, tune};
 use crate::wire::{
-    Attach, Bulk, CONTROL_BODY_MAX, Frame, FrameBuffer, HEADER_LEN, Hello, Kind, Lane, Refuse,
-    ToBackup, ToPrimary, WireError,
+    Attach, BulkToBackup, CONTROL_BODY_MAX, Features, Frame, FrameBuffer, HEADER_LEN, Hello, Kind,
+    Lane, Refuse, ToBackup, ToPrimary, WireError,
 };
 
 /// How long a peer that has not said anything yet is waited for: until a connection to it is there, and until its
@@ -28,6 +28,7 @@ pub struct Control {
     outgoing: OwnedWriteHalf,
     buffer: Vec<u8>,
     patience: Patience,
+    features: Features,
 }
 
 /// The reading half; its own type, so that reading may be one arm of a select and sending another.
@@ -46,7 +47,8 @@ impl Control {
         let (incoming, outgoing) = stream.into_split();
         let incoming =
             Incoming { stream: incoming, frames: FrameBuffer::new(Lane::ControlToPrimary) };
-        Ok(Self { incoming, outgoing, buffer: Vec::with_capacity(256), patience })
+        let buffer = Vec::with_capacity(256);
+        Ok(Self { incoming, outgoing, buffer, patience, features: Features::NONE })
     }
 
     /// The address of this end.
@@ -55,6 +57,17 @@ impl Control {
     /// When the connection is gone.
     pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
         self.outgoing.local_addr()
+    }
+
+    /// The session has these features, for all that is received from here on.
+    pub fn agree(&mut self, features: Features) {
+        self.features = features;
+        self.incoming.frames.agree(features);
+    }
+
+    /// What the session has.
+    pub fn features(&self) -> Features {
+        self.features
     }
 
     /// Sends the message that `encode` appends, whole.
@@ -130,8 +143,8 @@ async fn read_opening(stream: &mut TcpStream) -> Result<Opening> {
     let mut header = [0; HEADER_LEN];
     stream.read_exact(&mut header).await.context("read the opening message")?;
     let number = u16::from_le_bytes([header[6], header[7]]);
-    let lane =
-        if number == Kind::Attach as u16 { Lane::BulkToBackup } else { Lane::ControlToBackup };
+    let is_bulk = number == Kind::Attach as u16;
+    let lane = if is_bulk { Lane::BulkToBackup } else { Lane::ControlToBackup };
     let len = u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize;
     ensure!(len <= CONTROL_BODY_MAX, "an opening message of {len} bytes");
 
@@ -144,26 +157,22 @@ async fn read_opening(stream: &mut TcpStream) -> Result<Opening> {
         .context("read the opening message")?;
     frames.filled(HEADER_LEN + len);
     let frame = frames.next_frame()?.context("a whole frame was read")?;
-    match lane {
-        Lane::BulkToBackup => match Bulk::decode(&frame)? {
-            Bulk::Attach(attach) => Ok(Opening::Attach(attach)),
-            Bulk::BootPages(_)
-            | Bulk::BootState(_)
-            | Bulk::SyncPages(_)
-            | Bulk::Begin(_)
-            | Bulk::Pages(_)
-            | Bulk::State(_)
-            | Bulk::End(_) => {
-                bail!("a bulk connection opens with Attach")
-            }
-        },
-        Lane::ControlToBackup | Lane::ControlToPrimary | Lane::BulkToPrimary => {
-            match ToBackup::decode(&frame)? {
-                ToBackup::Hello(hello) => Ok(Opening::Hello(Box::new(hello))),
-                ToBackup::Heartbeat(_) | ToBackup::Goodbye(_) | ToBackup::Inbound(_) => {
-                    bail!("a control connection opens with Hello")
-                }
-            }
+    if is_bulk {
+        return match BulkToBackup::decode(&frame)? {
+            BulkToBackup::Attach(attach) => Ok(Opening::Attach(attach)),
+            BulkToBackup::BootPages(_)
+            | BulkToBackup::BootState(_)
+            | BulkToBackup::SyncPages(_)
+            | BulkToBackup::Begin(_)
+            | BulkToBackup::Pages(_)
+            | BulkToBackup::State(_)
+            | BulkToBackup::End(_) => bail!("a bulk connection opens with Attach"),
+        };
+    }
+    match ToBackup::decode(&frame)? {
+        ToBackup::Hello(hello) => Ok(Opening::Hello(Box::new(hello))),
+        ToBackup::Heartbeat(_) | ToBackup::Goodbye(_) | ToBackup::Inbound(_) => {
+            bail!("a control connection opens with Hello")
         }
     }
 }
@@ -171,7 +180,7 @@ async fn read_opening(stream: &mut TcpStream) -> Result<Opening> {
 /// Answers on a connection that does not become a session, and lets it go.
 pub fn refuse(mut stream: std::net::TcpStream, refusal: Refuse) -> std::io::Result<()> {
     let mut buffer = Vec::new();
-    ToPrimary::Refuse(refusal).encode(&mut buffer);
+    refusal.encode(&mut buffer);
     stream.set_write_timeout(Some(OPEN_WITHIN))?;
     stream.write_all(&buffer)
 }

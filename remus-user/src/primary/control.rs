@@ -18,7 +18,7 @@ use crate::{
     link::{Control, Patience, open_bulk},
     os::{boot_now, fresh_session},
     wire::{
-        Attach, Goodbye, GoodbyeWhy, Heartbeat, Hello, Refusal, Session, Timing, ToBackup,
+        Attach, Feature, Features, Goodbye, GoodbyeWhy, Heartbeat, Hello, Refusal, Session, Timing,
         ToPrimary,
     },
 };
@@ -116,8 +116,8 @@ async fn make_session(
     let mut control = Control::connect(backup, patience).await?;
     let place = datagrams.prepare(control.local_addr()?, backup).await;
     let acks_to = place.as_ref().map(|place| place.to);
-    let hello = ToBackup::Hello(Hello { acks_to, ..hello });
-    control.send(|out| hello.encode(out)).await?;
+    let hello = Hello { acks_to, ..hello };
+    control.send(|out| _ = hello.encode(out)).await?;
     let answer = match control.answer().await {
         Ok(answer) => answer,
         Err(e) => {
@@ -127,6 +127,7 @@ async fn make_session(
     };
     let refused = match answer {
         ToPrimary::Welcome(welcome) => {
+            control.agree(Features::shared_with(welcome.features));
             let bulk = match open_bulk(backup, Attach { session }, patience).await {
                 Ok(bulk) => bulk,
                 Err(e) => {
@@ -179,6 +180,7 @@ async fn keep_session(
     beat.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut seq = 0;
     let mut last_answer = Instant::now();
+    let engine_age = control.features().has(Feature::EngineAge).then_some(Duration::ZERO);
     loop {
         tokio::select! {
             _ = beat.tick() => {
@@ -186,8 +188,8 @@ async fn keep_session(
                     bail!("the backup has not answered for {:?}", patience.unanswered());
                 }
                 seq += 1;
-                let heartbeat = ToBackup::Heartbeat(Heartbeat { term, seq, sent: boot_now() });
-                control.send(|out| heartbeat.encode(out)).await?;
+                let heartbeat = Heartbeat { term, seq, sent: boot_now(), engine_age };
+                control.send(|out| _ = heartbeat.encode(out)).await?;
             }
             message = control.receive() => match message? {
                 ToPrimary::HeartbeatAck(ack) if ack.term == term => {
@@ -204,7 +206,7 @@ async fn keep_session(
                     bail!("the backup said something out of place");
                 }
             },
-            inbound = relayed.next() => control.send(|out| inbound.encode(out)).await?,
+            inbound = relayed.next() => control.send(|out| _ = inbound.encode(out)).await?,
             order = orders.recv() => match order {
                 Some(Order::Drop(dropped)) if dropped == session => return Ok(Ended::Again),
                 Some(Order::Drop(_)) => {}
@@ -227,7 +229,7 @@ fn newer_than(ours: Term, theirs: Term) -> Term {
 
 /// The backup is to know that it must not promote; if it does not hear it, it will be right to.
 async fn say_goodbye(control: &mut Control, goodbye: Goodbye, within: Duration) -> Result<()> {
-    control.send(|out| ToBackup::Goodbye(goodbye).encode(out)).await?;
+    control.send(|out| _ = goodbye.encode(out)).await?;
     timeout(within, async {
         loop {
             match control.receive().await? {

@@ -57,7 +57,7 @@ use crate::{
     store::{Record, Standing, Store},
     terminal::{self, Terminal},
     watch::{Subject, Watch},
-    wire::{Hello, Instance, Refusal, Session, Timing},
+    wire::{Features, Hello, Instance, Refusal, Session, Timing},
 };
 
 /// What it costs to copy a page in a pause and to compare it after that: some 0.35 and 0.2 us.
@@ -380,6 +380,7 @@ fn hello_of(config: &Config, standby: &Standby, term: Term, primary: Instance) -
         gate: gate.clone(),
     };
     Ok(Hello {
+        features: Features::OURS,
         vm: config.name.clone(),
         session: Session::new(1).expect("a template; each session gets its own"),
         primary,

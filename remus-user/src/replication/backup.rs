@@ -24,8 +24,8 @@ use super::{detector::Suspicion, fenced::Fenced, lease::BackupLease};
 use crate::{
     checkpoint::Arrived,
     wire::{
-        Ack, Attach, Begin, Digest, End, Goodbye, GoodbyeAck, Heartbeat, HeartbeatAck, Hello,
-        Inbound, Instance, Moment, Refusal, Refuse, Session, StandDown, Timing, Welcome,
+        Ack, Attach, Begin, Digest, End, Features, Goodbye, GoodbyeAck, Heartbeat, HeartbeatAck,
+        Hello, Inbound, Instance, Moment, Refusal, Refuse, Session, StandDown, Timing, Welcome,
     },
 };
 
@@ -197,7 +197,8 @@ impl Backup {
         self.owner = Some(*primary);
         self.following =
             Following::Somebody { session: *session, timing: *timing, course: Course::Greeted };
-        Ok(Welcome { session: *session, backup: self.me, newest: self.newest })
+        let features = Features::OURS;
+        Ok(Welcome { session: *session, features, backup: self.me, newest: self.newest })
     }
 
     /// What a stranger must not take from the primary that is followed, in words; `None` when there is nothing.
@@ -348,7 +349,7 @@ impl Backup {
         now: Moment,
         heartbeat: &Heartbeat,
     ) -> Result<HeartbeatAck, FollowError> {
-        let Heartbeat { term, seq, sent } = *heartbeat;
+        let Heartbeat { term, seq, sent, engine_age: _ } = *heartbeat;
         let Following::Somebody { timing, .. } = &self.following else {
             return Err(FollowError::NoSession);
         };

@@ -5,7 +5,8 @@ use remus::{
         Fenced, LeaseError, Pipeline, Policy, PrimaryLease, SealWhen, Standing, SyncNext, Tempo,
     },
     wire::{
-        Ack, Begin, Digest, End, Heartbeat, HeartbeatAck, Hello, Instance, Moment, Session, VmName,
+        Ack, Begin, Digest, End, Features, Heartbeat, HeartbeatAck, Hello, Instance, Moment,
+        Session, VmName,
     },
 };
 use remus_abi::{Epoch, Stamp, Term};
@@ -39,6 +40,7 @@ pub(crate) struct PrimaryHost {
 /// What the primary `instance` says first.
 fn hello(session: Session, instance: u64, term: Term) -> Hello {
     Hello {
+        features: Features::OURS,
         vm: VmName::new("vm").expect("a plain name"),
         session,
         primary: Instance::new(instance).expect("not 0"),
@@ -298,8 +300,8 @@ impl World {
     }
 
     pub(crate) fn heartbeat(&mut self) {
-        let heartbeat =
-            Heartbeat { term: self.primary.pipeline.term(), seq: 0, sent: Moment(self.now) };
+        let term = self.primary.pipeline.term();
+        let heartbeat = Heartbeat { term, seq: 0, sent: Moment(self.now), engine_age: None };
         self.send(self.primary.session(), Message::Heartbeat(ByValue(heartbeat)));
     }
 

@@ -18,7 +18,7 @@ use crate::{
     },
     replication::SyncNext,
     store,
-    wire::{Ack, Moment, Session, Welcome},
+    wire::{Ack, Features, Moment, Session, Welcome},
 };
 
 /// The session that is going on.
@@ -62,6 +62,7 @@ impl Engine {
         }
         let ours = bulk.try_clone().context("share the bulk connection")?;
         let acks = bulk.try_clone().context("share the bulk connection")?;
+        let acks = AckIn::new(acks, Features::shared_with(welcome.features));
         start_ack_reader(session, acks, self.post.clone())?;
         let boot = Arc::clone(&self.boot);
         let post = self.post.clone();
@@ -177,8 +178,7 @@ impl Engine {
 }
 
 /// Reads acks until the connection ends.
-fn start_ack_reader(session: Session, bulk: TcpStream, post: Post) -> Result<()> {
-    let mut acks = AckIn::new(bulk);
+fn start_ack_reader(session: Session, mut acks: AckIn, post: Post) -> Result<()> {
     let read = move || {
         loop {
             match acks.next_ack() {

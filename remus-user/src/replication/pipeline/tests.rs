@@ -1,4 +1,5 @@
 use super::*;
+use crate::wire::Features;
 use proptest::prelude::*;
 
 const MS: u64 = 1_000_000;
@@ -8,7 +9,8 @@ fn session(n: u64) -> Session {
 }
 
 fn welcome(n: u64, backup: u64) -> Welcome {
-    Welcome { session: session(n), backup: Instance::new(backup).unwrap(), newest: Term::FIRST }
+    let backup = Instance::new(backup).unwrap();
+    Welcome { session: session(n), features: Features::OURS, backup, newest: Term::FIRST }
 }
 
 fn ack(n: u64, epoch: Epoch) -> Ack {
