@@ -6,8 +6,7 @@ use remus::{
     machine::CpuProfile,
     observe::status::Protection,
     wire::{
-        Attach, Goodbye, GoodbyeWhy, Heartbeat, Hello, Instance, Moment, Session, Timing, ToBackup,
-        ToPrimary,
+        Attach, Goodbye, GoodbyeWhy, Heartbeat, Hello, Instance, Moment, Session, Timing, ToPrimary,
     },
 };
 use remus_abi::{Epoch, Term};
@@ -106,8 +105,9 @@ fn a_backup_that_refused_everything_takes_over_as_if_nothing_had_been_said() {
         let goodbye = Goodbye { term, epoch: Epoch::FIRST, why: GoodbyeWhy::Stopped };
         say(&|out| _ = Attach { session: Session::new(1000).unwrap() }.encode(out));
         say(&|out| _ = Attach { session: Session::new(u64::MAX).unwrap() }.encode(out));
-        say(&|out| ToBackup::Goodbye(goodbye).encode(out));
-        say(&|out| ToBackup::Heartbeat(Heartbeat { term, seq: 1, sent: Moment(1) }).encode(out));
+        say(&|out| _ = goodbye.encode(out));
+        let heartbeat = Heartbeat { term, seq: 1, sent: Moment(1), engine_age: None };
+        say(&|out| _ = heartbeat.encode(out));
 
         replies_more(&client, 100).await;
         for daemon in [&mut primary, &mut backup] {

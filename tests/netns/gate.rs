@@ -10,7 +10,7 @@ use remus::{
     gate::{Flushed, Gate, Release, Settings},
     names::LinkName,
     replication::{Committed, Fenced, Pipeline, Policy},
-    wire::{Ack, Digest, Instance, Moment, Session, Timing, Welcome},
+    wire::{Ack, Digest, Features, Instance, Moment, Session, Timing, Welcome},
 };
 use remus_abi::{
     Epoch, Term,
@@ -50,7 +50,12 @@ pub(crate) fn committed_in(fenced: Fenced, n: u64) -> Committed {
     let policy = Policy { depth: usize::try_from(n).unwrap(), ..Policy::new(&Timing::default()) };
     let mut pipeline = Pipeline::start_shut(fenced, policy, now);
     let (session, backup) = (Session::new(1).unwrap(), Instance::new(1).unwrap());
-    pipeline.handle_welcome(session, &Welcome { session, backup, newest: term }).unwrap();
+    pipeline
+        .handle_welcome(
+            session,
+            &Welcome { session, features: Features::OURS, backup, newest: term },
+        )
+        .unwrap();
     pipeline.handle_sync_round(0);
     for n in 1..=n {
         pipeline.seal(now);

@@ -11,7 +11,8 @@ use remus::{
     checkpoint::STATE_VERSION,
     names::VmName,
     wire::{
-        Frame, FrameBuffer, Hello, Instance, Lane, Session, Timing, ToBackup, ToPrimary, WireError,
+        Features, Frame, FrameBuffer, Hello, Instance, Lane, Session, Timing, ToBackup, ToPrimary,
+        WireError,
     },
 };
 use remus_abi::Term;
@@ -50,6 +51,7 @@ pub fn hello(memory_mib: u32, cpu: &str) -> Hello {
     Hello {
         vm: VmName::new(VM).unwrap(),
         session: Session::new(7).unwrap(),
+        features: Features::NONE,
         primary: Instance::new(7).unwrap(),
         term: Term::FIRST,
         ram_pages: memory_mib << 8,

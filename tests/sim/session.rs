@@ -11,8 +11,8 @@ use remus::{
     names::VmName,
     replication::{Backup, Fenced, Pipeline, Policy, Sealed, SyncNext},
     wire::{
-        Ack, Attach, Begin, Bulk, Chain, End, FrameBuffer, HEADER_LEN, Hello, Instance, Kind, Lane,
-        Moment, Session, Timing, head,
+        Attach, Begin, BulkToBackup, BulkToPrimary, Chain, End, Features, FrameBuffer, HEADER_LEN,
+        Hello, Instance, Kind, Lane, Moment, Session, Timing, head,
     },
 };
 use remus_abi::{Epoch, Term};
@@ -128,6 +128,7 @@ impl PrimaryEnd {
         let welcome = backup.accept(&Hello {
             vm: VmName::new("vm").unwrap(),
             session,
+            features: Features::OURS,
             primary: Instance::new(1).unwrap(),
             term: Term::FIRST,
             ram_pages: RAM_PAGES,
@@ -191,7 +192,7 @@ impl PrimaryEnd {
             buffer.space()[..chunk.len()].copy_from_slice(chunk);
             buffer.filled(chunk.len());
             while let Some(frame) = buffer.next_frame().unwrap() {
-                let ack = Ack::decode(&frame).unwrap();
+                let BulkToPrimary::Ack(ack) = BulkToPrimary::decode(&frame).unwrap();
                 self.now += 1;
                 let now = Moment(self.now);
                 let acked = self.pipeline.handle_ack(now, &ack, |_, _| {}).unwrap().unwrap();
@@ -246,32 +247,34 @@ impl BackupEnd {
     fn take_frames(&mut self, was: &BTreeMap<Epoch, Ram>) {
         let Self { brain, assembly, chain, bytes, image, reset, acks } = self;
         while let Some(frame) = bytes.next_frame().unwrap() {
-            match Bulk::decode(&frame).unwrap() {
-                Bulk::Attach(attach) => brain.handle_attach(&attach).unwrap(),
-                Bulk::BootPages(_) | Bulk::BootState(_) => unreachable!("both know the boot image"),
-                Bulk::SyncPages(body) => {
+            match BulkToBackup::decode(&frame).unwrap() {
+                BulkToBackup::Attach(attach) => brain.handle_attach(&attach).unwrap(),
+                BulkToBackup::BootPages(_) | BulkToBackup::BootState(_) => {
+                    unreachable!("both know the boot image")
+                }
+                BulkToBackup::SyncPages(body) => {
                     brain.handle_sync_pages().unwrap();
                     let batch = assembly.sync_batch(body).unwrap();
                     batch.iter().for_each(|(page, content)| apply(image, page, content));
                     chain.absorb_frame(&frame);
                 }
-                Bulk::Begin(begin) => {
+                BulkToBackup::Begin(begin) => {
                     brain.handle_begin(&begin, chain.digest()).unwrap();
                     assembly.begin(begin.pages_max, begin.state_len).unwrap();
                     *reset = begin.reset;
                     chain.absorb_frame(&frame);
                 }
-                Bulk::Pages(body) => {
+                BulkToBackup::Pages(body) => {
                     brain.handle_part().unwrap();
                     assembly.add_pages(body).unwrap();
                     chain.absorb_frame(&frame);
                 }
-                Bulk::State(body) => {
+                BulkToBackup::State(body) => {
                     brain.handle_part().unwrap();
                     assembly.add_state(body).unwrap();
                     chain.absorb_frame(&frame);
                 }
-                Bulk::End(end) => {
+                BulkToBackup::End(end) => {
                     let arrived = assembly.arrived();
                     let ack = brain.handle_end(Moment(1), &end, chain.digest(), arrived).unwrap();
                     ack.encode(acks);

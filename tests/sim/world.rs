@@ -438,6 +438,6 @@ order_by! {
     Begin: |m: &Begin| (m.session, m.term, m.epoch, m.predecessor, m.predecessor_digest, m.sent);
     End: |m: &End| (m.epoch, m.pages, m.digest);
     Ack: |m: &Ack| (m.session, m.term, m.epoch, m.digest, m.sent);
-    Heartbeat: |m: &Heartbeat| (m.term, m.seq, m.sent);
+    Heartbeat: |m: &Heartbeat| (m.term, m.seq, m.sent, m.engine_age);
     HeartbeatAck: |m: &HeartbeatAck| (m.term, m.seq, m.sent);
 }

@@ -24,7 +24,10 @@ use crate::{
     standby::Standby,
     store::{Record, Standing, Store},
     watch::{Found, Watch},
-    wire::{Attach, Instance, Lacks, Lane, Moment, Session, Timing, ToBackup, ToPrimary},
+    wire::{
+        Attach, Features, Heartbeat, Instance, Lacks, Lane, Moment, Session, Timing, ToBackup,
+        ToPrimary,
+    },
 };
 
 /// Numbers of the links, for the detector.
@@ -135,6 +138,7 @@ pub(super) struct Delayed {
 /// A session, or what is left of it: the detector goes on until there is another.
 pub(super) struct Following {
     pub(super) session: Session,
+    pub(super) features: Features,
     pub(super) timing: Timing,
     pub(super) detector: Detector,
     pub(super) control: Option<Polled>,
@@ -146,6 +150,8 @@ pub(super) struct Following {
     pub(super) protected: bool,
     /// What the primary was told that a takeover would lack.
     pub(super) told: String,
+    /// Heartbeats come, and say that the primary's engine hangs.
+    pub(super) hangs: bool,
 }
 
 /// How the following of a VM goes on.
@@ -215,7 +221,8 @@ impl Follower {
                 let attached = stream
                     .polled(Lane::BulkToBackup)
                     .map_err(anyhow::Error::from)
-                    .and_then(|bulk| {
+                    .and_then(|mut bulk| {
+                        bulk.frames.agree(following.features);
                         self.brain.handle_attach(&Attach { session })?;
                         Ok(bulk)
                     });
@@ -266,22 +273,28 @@ impl Follower {
             beside,
             shared,
             lacks,
-            vm: _,
+            vm,
             ..
         } = self
         else {
             return Ok(());
         };
-        let Following { detector, control, bulk, datagrams, image, protected, .. } = following;
+        let Following { detector, control, bulk, datagrams, image, protected, hangs, .. } =
+            following;
         let mut is_heard = false;
         if let Some(control) = control {
             loop {
                 while let Some(frame) = control.frames.next_frame()? {
-                    is_heard = true;
                     let now = boot_now();
                     let answer = match ToBackup::decode(&frame)? {
                         ToBackup::Heartbeat(heartbeat) => {
-                            Some(ToPrimary::HeartbeatAck(brain.handle_heartbeat(now, &heartbeat)?))
+                            let ack = brain.handle_heartbeat(now, &heartbeat)?;
+                            if std::mem::replace(hangs, ack.is_none()) != ack.is_none() {
+                                tell_hang(vm, &heartbeat);
+                            }
+                            // A guest whose engine hangs is as dead as one whose host is silent.
+                            let Some(ack) = ack else { continue };
+                            Some(ToPrimary::HeartbeatAck(ack))
                         }
                         ToBackup::Goodbye(goodbye) => {
                             Some(ToPrimary::GoodbyeAck(brain.handle_goodbye(&goodbye)?))
@@ -293,9 +306,12 @@ impl Follower {
                         }
                         ToBackup::Hello(_) => bail!("a second Hello"),
                     };
+                    is_heard = true;
                     detector.handle_heard(now, CONTROL);
                     if let Some(answer) = answer {
-                        control.answer(|out| answer.encode(out)).context("answer the primary")?;
+                        control
+                            .answer(|out| _ = answer.encode(out))
+                            .context("answer the primary")?;
                     }
                 }
                 match control.read() {
@@ -375,7 +391,7 @@ impl Follower {
             following.told.clone_from(&self.lacks);
             let lacks = Lacks::new(&self.lacks);
             // A connection that is broken is found out by whoever reads it.
-            control.send(|out| ToPrimary::Lacks(lacks).encode(out)).ok();
+            control.send(|out| _ = lacks.encode(out)).ok();
         }
     }
 
@@ -396,6 +412,15 @@ impl Follower {
         self.brain.handle_session_lost();
         self.shared.stand(Protection::Stalled, why);
     }
+}
+
+/// Says that a hang has begun, or is over.
+fn tell_hang(vm: &VmName, heartbeat: &Heartbeat) {
+    let age = heartbeat.engine_age.unwrap_or_default();
+    warn!(
+        "VM {vm}: heartbeats come from the primary, whose engine last turned {} ms ago",
+        age.as_millis()
+    );
 }
 
 /// Protected, as far as a takeover lacks nothing.

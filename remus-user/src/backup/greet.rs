@@ -28,7 +28,7 @@ use crate::{
     standby::{Announced, Plan, Standby, decode_cpu, offloads_under},
     store::{Record, Standing},
     watch::{Subject, Watch},
-    wire::{Hello, Lane, Refusal, Refuse, ToPrimary},
+    wire::{Features, Hello, Lane, Refusal, Refuse, ToPrimary},
 };
 
 impl Follower {
@@ -190,8 +190,10 @@ impl Follower {
             }
         });
         self.calls.await_bulk_of(hello.session);
+        let features = Features::shared_with(hello.features);
         let answered = stream.polled(Lane::ControlToBackup).and_then(|mut control| {
-            control.send(|out| welcome.encode(out))?;
+            control.frames.agree(features);
+            control.send(|out| _ = welcome.encode(out))?;
             Ok(control)
         });
         let control = match answered {
@@ -205,6 +207,7 @@ impl Follower {
         info!("VM {}: session {} in term {}", self.vm, hello.session, hello.term);
         self.session = Some(Following {
             session: hello.session,
+            features,
             timing: hello.timing,
             detector: Detector::new(&hello.timing, 2, boot_now()),
             control: Some(control),
@@ -213,6 +216,7 @@ impl Follower {
             image: Image::new(ram_pages, vcpus, hello.session),
             protected: false,
             told: String::new(),
+            hangs: false,
         });
         self.delayed = None;
         self.shared.begin_term(hello.term);

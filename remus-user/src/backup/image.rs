@@ -15,7 +15,7 @@ use crate::{
     machine::Memory,
     os::boot_now,
     replication::Backup,
-    wire::{Ack, Bulk, Chain, Frame, Session},
+    wire::{Ack, BulkToBackup, Chain, Frame, Session},
 };
 
 /// What is beside RAM of the newest committed checkpoint.
@@ -62,42 +62,42 @@ impl Image {
         memory: &Memory,
         beside: &mut Beside,
     ) -> Result<Option<Ack>> {
-        match Bulk::decode(frame)? {
+        match BulkToBackup::decode(frame)? {
             // It came before this image was made.
-            Bulk::Attach(_) => anyhow::bail!("a second Attach"),
-            Bulk::BootPages(body) => {
+            BulkToBackup::Attach(_) => anyhow::bail!("a second Attach"),
+            BulkToBackup::BootPages(body) => {
                 brain.handle_boot_part()?;
                 self.boot.as_mut().context("a second boot image")?.add_pages(body)?;
                 self.chain.absorb_frame(frame);
             }
-            Bulk::BootState(body) => {
+            BulkToBackup::BootState(body) => {
                 brain.handle_boot_part()?;
                 self.boot.as_mut().context("a second boot image")?.add_state(body)?;
                 self.chain.absorb_frame(frame);
             }
-            Bulk::SyncPages(body) => {
+            BulkToBackup::SyncPages(body) => {
                 brain.handle_sync_pages()?;
                 let batch = self.assembly.sync_batch(body)?;
                 put(&batch, memory)?;
                 self.chain.absorb_frame(frame);
             }
-            Bulk::Begin(begin) => {
+            BulkToBackup::Begin(begin) => {
                 brain.handle_begin(&begin, self.chain.digest())?;
                 self.assembly.begin(begin.pages_max, begin.state_len)?;
                 self.reset = begin.reset;
                 self.chain.absorb_frame(frame);
             }
-            Bulk::Pages(body) => {
+            BulkToBackup::Pages(body) => {
                 brain.handle_part()?;
                 self.assembly.add_pages(body)?;
                 self.chain.absorb_frame(frame);
             }
-            Bulk::State(body) => {
+            BulkToBackup::State(body) => {
                 brain.handle_part()?;
                 self.assembly.add_state(body)?;
                 self.chain.absorb_frame(frame);
             }
-            Bulk::End(end) => {
+            BulkToBackup::End(end) => {
                 // A state that cannot be read must not be committed.
                 let arrived =
                     MachineState::decode(self.assembly.state()).context("the machine's state")?;

@@ -31,7 +31,7 @@ use crate::{
     replication::{Fenced, Pipeline, Policy, Promotion, Stopped, Suspicion},
     standby::Standby,
     store::{Record, Standing},
-    wire::{Moment, ToPrimary},
+    wire::Moment,
 };
 
 /// Between two tries to put a takeover on record.
@@ -110,7 +110,7 @@ impl Follower {
         let running = boot_now();
         // An old primary that only stood still reads this when it wakes.
         if let Some(mut control) = control {
-            control.send(|out| ToPrimary::StandDown(promoted.stand_down()).encode(out)).ok();
+            control.send(|out| _ = promoted.stand_down().encode(out)).ok();
         }
         shared.begin_term(term);
         shared.took_over(Failover {

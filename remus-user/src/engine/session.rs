@@ -17,7 +17,7 @@ use crate::{
     os::Post,
     replication::SyncNext,
     store,
-    wire::{Session, Welcome},
+    wire::{Features, Session, Welcome},
 };
 
 /// Shipments beyond the pipeline's depth: one being filled, one being compared.
@@ -66,7 +66,9 @@ impl Engine {
         let ram_pages = self.capture.harvest.ram_pages();
         let places = self.brain.depth() + SPARE_SHIPMENTS;
         self.spare.make(places);
-        let (out, acks, hang_up) = bulk.split(session).context("share the bulk connection")?;
+        let (out, acks, hang_up) = bulk
+            .split(session, Features::shared_with(welcome.features))
+            .context("share the bulk connection")?;
         start_ack_reader(session, acks, self.post.clone())?;
         let boot = Arc::clone(&self.boot);
         let post = self.post.clone();

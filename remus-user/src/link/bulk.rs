@@ -9,7 +9,10 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     checkpoint::{BATCH_MAX, OutBatch},
-    wire::{Ack, BODY_MAX, Begin, Chain, Digest, End, FrameBuffer, Kind, Lane, Session, head},
+    wire::{
+        Ack, BODY_MAX, Begin, BulkToPrimary, Chain, Digest, End, Features, FrameBuffer, Kind, Lane,
+        Session, head,
+    },
 };
 
 // A batch of pages is the body of one frame.
@@ -35,13 +38,21 @@ impl Bulk {
         Self { stream }
     }
 
-    /// The halves of the connection, each for a thread of its own, and a way to end both.
+    /// The halves of the connection in a session that has `features`, each for a thread of its own, and a way to end both.
     ///
     /// # Errors
     /// When the process has no descriptor left.
-    pub fn split(self, session: Session) -> io::Result<(BulkOut, AckIn, HangUp)> {
+    pub fn split(
+        self,
+        session: Session,
+        features: Features,
+    ) -> io::Result<(BulkOut, AckIn, HangUp)> {
         let (acks, ours) = (self.stream.try_clone()?, self.stream.try_clone()?);
-        Ok((BulkOut::new(self.stream, session), AckIn::new(acks), HangUp { stream: ours }))
+        Ok((
+            BulkOut::new(self.stream, session),
+            AckIn::new(acks, features),
+            HangUp { stream: ours },
+        ))
     }
 }
 
@@ -158,8 +169,10 @@ pub struct AckIn {
 }
 
 impl AckIn {
-    fn new(stream: TcpStream) -> Self {
-        Self { stream, frames: FrameBuffer::new(Lane::BulkToPrimary) }
+    fn new(stream: TcpStream, features: Features) -> Self {
+        let mut frames = FrameBuffer::new(Lane::BulkToPrimary);
+        frames.agree(features);
+        Self { stream, frames }
     }
 
     /// Waits for the next ack.
@@ -169,7 +182,8 @@ impl AckIn {
     pub fn next_ack(&mut self) -> Result<Ack> {
         loop {
             if let Some(frame) = self.frames.next_frame()? {
-                return Ok(Ack::decode(&frame)?);
+                let BulkToPrimary::Ack(ack) = BulkToPrimary::decode(&frame)?;
+                return Ok(ack);
             }
             let read = match self.stream.read(self.frames.space()) {
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,

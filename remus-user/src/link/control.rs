@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{Bulk, Patience, tune};
-use crate::wire::{Attach, Frame, FrameBuffer, Lane, ToPrimary, WireError};
+use crate::wire::{Attach, Features, Frame, FrameBuffer, Lane, ToPrimary, WireError};
 
 /// How long a peer that has not said anything yet is waited for: until a connection to it is there, and until its
 /// first message is. Nothing is lost with it.
@@ -25,6 +25,7 @@ pub struct Control {
     outgoing: OwnedWriteHalf,
     buffer: Vec<u8>,
     patience: Patience,
+    features: Features,
 }
 
 /// The reading half; its own type, so that reading may be one arm of a select and sending another.
@@ -43,7 +44,8 @@ impl Control {
         let (incoming, outgoing) = stream.into_split();
         let incoming =
             Incoming { stream: incoming, frames: FrameBuffer::new(Lane::ControlToPrimary) };
-        Ok(Self { incoming, outgoing, buffer: Vec::with_capacity(256), patience })
+        let buffer = Vec::with_capacity(256);
+        Ok(Self { incoming, outgoing, buffer, patience, features: Features::NONE })
     }
 
     /// The address of this end.
@@ -52,6 +54,17 @@ impl Control {
     /// When the connection is gone.
     pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
         self.outgoing.local_addr()
+    }
+
+    /// The session has these features, for all that is received from here on.
+    pub fn agree(&mut self, features: Features) {
+        self.features = features;
+        self.incoming.frames.agree(features);
+    }
+
+    /// What the session has.
+    pub fn features(&self) -> Features {
+        self.features
     }
 
     /// Sends the message that `encode` appends, whole.

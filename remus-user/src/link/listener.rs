@@ -18,8 +18,8 @@ use super::{
     tune,
 };
 use crate::wire::{
-    AckTo, Attach, Bulk, CONTROL_BODY_MAX, FrameBuffer, HEADER_LEN, Hello, Kind, Lane, Refuse,
-    ToBackup, ToPrimary,
+    AckTo, Attach, BulkToBackup, CONTROL_BODY_MAX, FrameBuffer, HEADER_LEN, Hello, Kind, Lane,
+    Refuse, ToBackup,
 };
 
 /// The port at which a backup waits for primaries.
@@ -45,8 +45,8 @@ async fn read_opening(stream: &mut TcpStream) -> Result<Opening> {
     let mut header = [0; HEADER_LEN];
     stream.read_exact(&mut header).await.context("read the opening message")?;
     let number = u16::from_le_bytes([header[6], header[7]]);
-    let lane =
-        if number == Kind::Attach as u16 { Lane::BulkToBackup } else { Lane::ControlToBackup };
+    let is_bulk = number == Kind::Attach as u16;
+    let lane = if is_bulk { Lane::BulkToBackup } else { Lane::ControlToBackup };
     let len = u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize;
     ensure!(len <= CONTROL_BODY_MAX, "an opening message of {len} bytes");
 
@@ -59,26 +59,22 @@ async fn read_opening(stream: &mut TcpStream) -> Result<Opening> {
         .context("read the opening message")?;
     frames.filled(HEADER_LEN + len);
     let frame = frames.next_frame()?.context("a whole frame was read")?;
-    match lane {
-        Lane::BulkToBackup => match Bulk::decode(&frame)? {
-            Bulk::Attach(attach) => Ok(Opening::Attach(attach)),
-            Bulk::BootPages(_)
-            | Bulk::BootState(_)
-            | Bulk::SyncPages(_)
-            | Bulk::Begin(_)
-            | Bulk::Pages(_)
-            | Bulk::State(_)
-            | Bulk::End(_) => {
-                bail!("a bulk connection opens with Attach")
-            }
-        },
-        Lane::ControlToBackup | Lane::ControlToPrimary | Lane::BulkToPrimary => {
-            match ToBackup::decode(&frame)? {
-                ToBackup::Hello(hello) => Ok(Opening::Hello(Box::new(hello))),
-                ToBackup::Heartbeat(_) | ToBackup::Goodbye(_) | ToBackup::Inbound(_) => {
-                    bail!("a control connection opens with Hello")
-                }
-            }
+    if is_bulk {
+        return match BulkToBackup::decode(&frame)? {
+            BulkToBackup::Attach(attach) => Ok(Opening::Attach(attach)),
+            BulkToBackup::BootPages(_)
+            | BulkToBackup::BootState(_)
+            | BulkToBackup::SyncPages(_)
+            | BulkToBackup::Begin(_)
+            | BulkToBackup::Pages(_)
+            | BulkToBackup::State(_)
+            | BulkToBackup::End(_) => bail!("a bulk connection opens with Attach"),
+        };
+    }
+    match ToBackup::decode(&frame)? {
+        ToBackup::Hello(hello) => Ok(Opening::Hello(Box::new(hello))),
+        ToBackup::Heartbeat(_) | ToBackup::Goodbye(_) | ToBackup::Inbound(_) => {
+            bail!("a control connection opens with Hello")
         }
     }
 }
@@ -126,7 +122,7 @@ impl Accepted {
     pub fn refuse(self, refusal: Refuse) -> io::Result<()> {
         let mut stream = self.0;
         let mut buffer = Vec::new();
-        ToPrimary::Refuse(refusal).encode(&mut buffer);
+        refusal.encode(&mut buffer);
         stream.set_write_timeout(Some(OPEN_WITHIN))?;
         stream.write_all(&buffer)
     }

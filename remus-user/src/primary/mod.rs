@@ -37,10 +37,10 @@ use crate::{
     signals::{self, Ends},
     standby::{Announced, Plan, Standby, Wiring, encode_cpu, offloads_under},
     store::{self, Permission, Record, Standing, Store},
-    supervisor::{Datagrams, keep_sessions},
+    supervisor::{Datagrams, EngineEnd, keep_sessions},
     terminal::{self, Terminal},
     watch::{Subject, Watch},
-    wire::{Hello, Instance, Refusal, Session, Timing},
+    wire::{Features, Hello, Instance, Refusal, Session, Timing},
 };
 
 /// What it costs to copy a page in a pause and to compare it after that: some 0.35 and 0.2 us.
@@ -200,7 +200,8 @@ impl<'a> Shell<'a> {
         let (relay, relayed) = relay(term);
         let (backup, pulse) = (config.protection.backup, Pulse::new());
         runtime.spawn(socket.serve(Arc::clone(&shared)));
-        runtime.spawn(keep_sessions(backup, hello, datagrams, relayed, post.clone(), orders));
+        let engine_end = EngineEnd { post: post.clone(), orders, relayed, pulse: pulse.clone() };
+        runtime.spawn(keep_sessions(backup, hello, datagrams, engine_end));
 
         let Standby { machine, mut gate, wiring, mut announcer, .. } = standby;
         if open {
@@ -347,6 +348,7 @@ fn hello_of(config: &Config, standby: &Standby, term: Term, primary: Instance) -
         gate: gate.clone(),
     };
     Ok(Hello {
+        features: Features::OURS,
         vm: config.name.clone(),
         session: Session::new(1).expect("a template; each session gets its own"),
         primary,

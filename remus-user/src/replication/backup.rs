@@ -24,8 +24,8 @@ use super::{detector::Suspicion, fenced::Fenced, lease::BackupLease};
 use crate::{
     checkpoint::Arrived,
     wire::{
-        Ack, Attach, Begin, Digest, End, Goodbye, GoodbyeAck, Heartbeat, HeartbeatAck, Hello,
-        Inbound, Instance, Moment, Refusal, Refuse, Session, StandDown, Timing, Welcome,
+        Ack, Attach, Begin, Digest, End, Features, Goodbye, GoodbyeAck, Heartbeat, HeartbeatAck,
+        Hello, Inbound, Instance, Moment, Refusal, Refuse, Session, StandDown, Timing, Welcome,
     },
 };
 
@@ -197,7 +197,8 @@ impl Backup {
         self.owner = Some(*primary);
         self.following =
             Following::Somebody { session: *session, timing: *timing, course: Course::Greeted };
-        Ok(Welcome { session: *session, backup: self.me, newest: self.newest })
+        let features = Features::OURS;
+        Ok(Welcome { session: *session, features, backup: self.me, newest: self.newest })
     }
 
     /// What a stranger must not take from the primary that is followed, in words; `None` when there is nothing.
@@ -341,22 +342,30 @@ impl Backup {
         Ok(Ack { session: *session, term, epoch: begin.epoch, digest: chain, sent: begin.sent })
     }
 
+    /// A heartbeat. Returns the answer, or `None` when there must be none: the primary's engine has not turned for longer
+    /// than the detection time, while its control task still speaks. Then the heartbeat also counts as silence. Before
+    /// this host has an image that it could go on with, nothing would be won by that, and the heartbeat is answered.
+    ///
     /// # Errors
     /// [`FollowError`] when it is of no session or of another term; it must not be answered.
     pub fn handle_heartbeat(
         &mut self,
         now: Moment,
         heartbeat: &Heartbeat,
-    ) -> Result<HeartbeatAck, FollowError> {
-        let Heartbeat { term, seq, sent } = *heartbeat;
+    ) -> Result<Option<HeartbeatAck>, FollowError> {
+        let Heartbeat { term, seq, sent, engine_age } = *heartbeat;
         let Following::Somebody { timing, .. } = &self.following else {
             return Err(FollowError::NoSession);
         };
         if term != self.newest {
             return Err(FollowError::OtherTerm(term));
         }
+        let hangs = engine_age.is_some_and(|age| age > timing.detect);
+        if hangs && matches!(self.image, Image::Whole { .. }) {
+            return Ok(None);
+        }
         self.lease.handle_answered(now, timing.lease, timing.margin);
-        Ok(HeartbeatAck { term, seq, sent })
+        Ok(Some(HeartbeatAck { term, seq, sent }))
     }
 
     /// What the guest was given lately: keep it. It says nothing of the lease, since it is not answered.

@@ -3,4 +3,7 @@
 mod datagrams;
 mod sessions;
 
-pub(crate) use self::{datagrams::Datagrams, sessions::keep_sessions};
+pub(crate) use self::{
+    datagrams::Datagrams,
+    sessions::{EngineEnd, keep_sessions},
+};

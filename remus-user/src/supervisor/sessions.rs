@@ -11,10 +11,12 @@ use tokio::{
 
 use super::datagrams::{Datagrams, Place};
 use crate::{
-    engine::{Input, Order, Relayed},
+    engine::{Input, Order, Pulse, Relayed},
     link::{Control, Patience, open_bulk},
     os::{Post, boot_now, fresh_session},
-    wire::{Attach, Goodbye, Heartbeat, Hello, Refusal, Session, Timing, ToBackup, ToPrimary},
+    wire::{
+        Attach, Feature, Features, Goodbye, Heartbeat, Hello, Refusal, Session, Timing, ToPrimary,
+    },
 };
 
 /// Between two tries to make a session, once the lease of the one before is over.
@@ -46,14 +48,20 @@ impl StillOpen {
     }
 }
 
+/// The engine, as the task that keeps its sessions sees it.
+pub(crate) struct EngineEnd {
+    pub(crate) post: Post<Input>,
+    pub(crate) orders: UnboundedReceiver<Order>,
+    pub(crate) relayed: Relayed,
+    pub(crate) pulse: Pulse,
+}
+
 /// Makes sessions until an order ends it. `hello` is the template: each session gets a number of its own.
 pub(crate) async fn keep_sessions(
     backup: SocketAddr,
     hello: Hello,
     mut datagrams: Datagrams,
-    mut relayed: Relayed,
-    post: Post<Input>,
-    mut orders: UnboundedReceiver<Order>,
+    mut engine: EngineEnd,
 ) {
     let (term, timing) = (hello.term, hello.timing);
     let patience = Patience::of(&timing);
@@ -62,27 +70,26 @@ pub(crate) async fn keep_sessions(
     loop {
         let session = fresh_session();
         let hello = Hello { session, ..hello.clone() };
-        match make_session(backup, hello, &mut datagrams, &mut still_open, &post).await {
+        match make_session(backup, hello, &mut datagrams, &mut still_open, &engine.post).await {
             Ok(Some((mut control, _place))) => {
                 still_open.0.clear();
-                let said = Said { relayed: &mut relayed, orders: &mut orders };
-                let ended = keep_session(&mut control, session, term, timing, &post, said).await;
+                let ended = keep_session(&mut control, session, term, timing, &mut engine).await;
                 datagrams.disarm();
                 match ended {
                     Ok(Ended::ForGood) => return,
                     Ok(Ended::Again) => {}
-                    Err(e) => post.send(Input::Lost { session, why: format!("{e:#}") }),
+                    Err(e) => engine.post.send(Input::Lost { session, why: format!("{e:#}") }),
                 }
                 still_open.keep(control);
                 soon_until = boot_now() + patience.lease();
             }
             Ok(None) => {}
-            Err(e) => post.send(Input::NoSession { why: format!("{e:#}") }),
+            Err(e) => engine.post.send(Input::NoSession { why: format!("{e:#}") }),
         }
         let pause = if boot_now() < soon_until { patience.again() } else { RETRY_EVERY };
         tokio::select! {
             () = sleep(pause) => {}
-            order = orders.recv() => match order {
+            order = engine.orders.recv() => match order {
                 Some(Order::Drop(_)) => {}
                 Some(Order::Goodbye { .. }) | None => return,
             },
@@ -102,8 +109,8 @@ async fn make_session(
     let mut control = Control::connect(backup, patience).await?;
     let place = datagrams.prepare(control.local_addr()?, backup).await;
     let acks_to = place.as_ref().map(|place| place.to);
-    let hello = ToBackup::Hello(Hello { acks_to, ..hello });
-    control.send(|out| hello.encode(out)).await?;
+    let hello = Hello { acks_to, ..hello };
+    control.send(|out| _ = hello.encode(out)).await?;
     let answer = match control.answer().await {
         Ok(answer) => answer,
         Err(e) => {
@@ -113,6 +120,7 @@ async fn make_session(
     };
     let refused = match answer {
         ToPrimary::Welcome(welcome) => {
+            control.agree(Features::shared_with(welcome.features));
             let bulk = match open_bulk(backup, Attach { session }, patience).await {
                 Ok(bulk) => bulk,
                 Err(e) => {
@@ -144,27 +152,21 @@ async fn make_session(
     Ok(None)
 }
 
-/// What the engine has for the session.
-struct Said<'a> {
-    relayed: &'a mut Relayed,
-    orders: &'a mut UnboundedReceiver<Order>,
-}
-
 /// Exchanges heartbeats, and passes on what the guest is given, until the session is over.
 async fn keep_session(
     control: &mut Control,
     session: Session,
     term: Term,
     timing: Timing,
-    post: &Post<Input>,
-    said: Said<'_>,
+    engine: &mut EngineEnd,
 ) -> Result<Ended> {
-    let Said { relayed, orders } = said;
+    let EngineEnd { post, orders, relayed, pulse } = engine;
     let patience = Patience::of(&timing);
     let mut beat = interval(timing.heartbeat);
     beat.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut seq = 0;
     let mut last_answer = boot_now();
+    let tells_age = control.features().has(Feature::EngineAge);
     loop {
         tokio::select! {
             _ = beat.tick() => {
@@ -172,8 +174,9 @@ async fn keep_session(
                     bail!("the backup has not answered for {:?}", patience.unanswered());
                 }
                 seq += 1;
-                let heartbeat = ToBackup::Heartbeat(Heartbeat { term, seq, sent: boot_now() });
-                control.send(|out| heartbeat.encode(out)).await?;
+                let engine_age = tells_age.then(|| pulse.age());
+                let heartbeat = Heartbeat { term, seq, sent: boot_now(), engine_age };
+                control.send(|out| _ = heartbeat.encode(out)).await?;
             }
             message = control.receive() => match message? {
                 ToPrimary::HeartbeatAck(ack) if ack.term == term => {
@@ -190,7 +193,7 @@ async fn keep_session(
                     bail!("the backup said something out of place");
                 }
             },
-            inbound = relayed.next() => control.send(|out| inbound.encode(out)).await?,
+            inbound = relayed.next() => control.send(|out| _ = inbound.encode(out)).await?,
             order = orders.recv() => match order {
                 Some(Order::Drop(dropped)) if dropped == session => return Ok(Ended::Again),
                 Some(Order::Drop(_)) => {}
@@ -213,7 +216,7 @@ fn newer_than(ours: Term, theirs: Term) -> Term {
 
 /// The backup is to know that it must not promote; if it does not hear it, it will be right to.
 async fn say_goodbye(control: &mut Control, goodbye: Goodbye, within: Duration) -> Result<()> {
-    control.send(|out| ToBackup::Goodbye(goodbye).encode(out)).await?;
+    control.send(|out| _ = goodbye.encode(out)).await?;
     timeout(within, async {
         loop {
             match control.receive().await? {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use remus_abi::{Epoch, Term};
 
-use super::{Digest, Instance, Moment, Session, WireError};
+use super::{Digest, Feature, Features, Frame, Instance, Kind, Moment, Session, WireError};
 
 /// A value of fixed length on the wire.
 pub(super) trait Field: Sized {
@@ -14,17 +14,44 @@ pub(super) trait Field: Sized {
 
 /// What is left of a body. Every read is checked; running out is [`WireError::Short`].
 #[derive(Clone)]
-pub(super) struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a> {
+    bytes: &'a [u8],
+    /// What the session has.
+    features: Features,
+    /// The first feature whose field was looked for, and which the session does not have.
+    absent: Option<Feature>,
+}
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(body: &'a [u8]) -> Self {
-        Self(body)
+    /// Reads bytes that have no fields of features.
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, features: Features::NONE, absent: None }
+    }
+
+    pub(super) fn of(frame: &Frame<'a>) -> Self {
+        Self { features: frame.features, ..Self::new(frame.body) }
     }
 
     pub(super) fn bytes(&mut self, len: usize) -> Result<&'a [u8], WireError> {
-        let (head, rest) = self.0.split_at_checked(len).ok_or(WireError::Short)?;
-        self.0 = rest;
+        let (head, rest) = self.bytes.split_at_checked(len).ok_or(WireError::Short)?;
+        self.bytes = rest;
         Ok(head)
+    }
+
+    /// Reads a field that is there exactly when the session has `feature`.
+    pub(super) fn field_of<T: Field>(&mut self, feature: Feature) -> Result<Option<T>, WireError> {
+        if self.features.has(feature) {
+            return T::take(self).map(Some);
+        }
+        self.absent.get_or_insert(feature);
+        Ok(None)
+    }
+
+    /// Skips what a sender that named `theirs` may have put behind the fields that are known here.
+    pub(super) fn skip_unknown(&mut self, theirs: Features) {
+        if theirs.has_unknown() {
+            self.rest();
+        }
     }
 
     /// A `u16` length, at most `max`, then so many bytes.
@@ -38,15 +65,20 @@ impl<'a> Reader<'a> {
 
     /// All that is left.
     pub(super) fn rest(&mut self) -> &'a [u8] {
-        std::mem::take(&mut self.0)
+        std::mem::take(&mut self.bytes)
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.bytes.is_empty()
     }
 
-    pub(super) fn end(self) -> Result<(), WireError> {
-        if self.is_empty() { Ok(()) } else { Err(WireError::Trailing) }
+    /// The body of a `kind` must be used up. What is left of it may be a field of a feature that the session lacks.
+    pub(super) fn end(self, kind: Kind) -> Result<(), WireError> {
+        match self.absent {
+            _ if self.is_empty() => Ok(()),
+            Some(feature) => Err(WireError::Feature { kind, feature }),
+            None => Err(WireError::Trailing),
+        }
     }
 }
 

@@ -1,10 +1,12 @@
 //! Frames: the header, its limits, and the buffer in which they arrive.
 
-use std::fmt;
-
 use xxhash_rust::xxh3::Xxh3;
 
-use super::version::{WIRE_VERSION, understands};
+use super::{
+    Features, Kind, Lane, WireError,
+    field::{Field, Reader},
+    version::{WIRE_VERSION, understands},
+};
 
 const MAGIC: [u8; 4] = *b"RmKv";
 /// Bytes before the body.
@@ -16,140 +18,14 @@ pub const BODY_MAX: usize = 1 << 20;
 /// Longest body on a control connection.
 pub const CONTROL_BODY_MAX: usize = 1 << 16;
 
-/// What a frame is. 0 is reserved: zeroed bytes are no frame.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[repr(u16)]
-pub enum Kind {
-    Hello = 1,
-    Heartbeat = 2,
-    Goodbye = 3,
-    Inbound = 4,
-
-    Welcome = 16,
-    Refuse = 17,
-    HeartbeatAck = 18,
-    GoodbyeAck = 19,
-    StandDown = 20,
-    Lacks = 21,
-
-    Attach = 32,
-    SyncPages = 33,
-    Begin = 34,
-    Pages = 35,
-    State = 36,
-    End = 37,
-    BootPages = 38,
-    BootState = 39,
-
-    Ack = 48,
-}
-
-/// One direction of one connection.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Lane {
-    ControlToBackup,
-    ControlToPrimary,
-    BulkToBackup,
-    BulkToPrimary,
-}
-
-/// Why bytes are not a message. The connection that carried them is of no further use.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum WireError {
-    /// The peer does not speak this protocol.
-    Magic,
-    /// It speaks another version of it.
-    Version {
-        theirs: u16,
-    },
-    Kind {
-        number: u16,
-    },
-    /// A message that does not belong on this connection, or not in this direction.
-    Lane {
-        kind: Kind,
-    },
-    TooLong {
-        kind: Kind,
-        len: u32,
-    },
-    Checksum {
-        kind: Kind,
-    },
-    /// The body ends within a field.
-    Short,
-    /// The body goes on after the last field.
-    Trailing,
-    /// A field has a value that it cannot have; its name.
-    Value(&'static str),
-}
-
 /// A frame whose checksum holds, still in the buffer in which it arrived.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame<'a> {
     pub kind: Kind,
     pub checksum: u64,
     pub body: &'a [u8],
-}
-
-impl Kind {
-    fn from_number(number: u16) -> Option<Self> {
-        Some(match number {
-            1 => Self::Hello,
-            2 => Self::Heartbeat,
-            3 => Self::Goodbye,
-            4 => Self::Inbound,
-            16 => Self::Welcome,
-            17 => Self::Refuse,
-            18 => Self::HeartbeatAck,
-            19 => Self::GoodbyeAck,
-            20 => Self::StandDown,
-            21 => Self::Lacks,
-            32 => Self::Attach,
-            33 => Self::SyncPages,
-            34 => Self::Begin,
-            35 => Self::Pages,
-            36 => Self::State,
-            37 => Self::End,
-            38 => Self::BootPages,
-            39 => Self::BootState,
-            48 => Self::Ack,
-            _ => return None,
-        })
-    }
-
-    /// The only lane on which it travels.
-    pub fn lane(self) -> Lane {
-        match self {
-            Self::Hello | Self::Heartbeat | Self::Goodbye | Self::Inbound => Lane::ControlToBackup,
-            Self::Welcome
-            | Self::Refuse
-            | Self::HeartbeatAck
-            | Self::GoodbyeAck
-            | Self::StandDown
-            | Self::Lacks => Lane::ControlToPrimary,
-            Self::Attach
-            | Self::BootPages
-            | Self::BootState
-            | Self::SyncPages
-            | Self::Begin
-            | Self::Pages
-            | Self::State
-            | Self::End => Lane::BulkToBackup,
-            Self::Ack => Lane::BulkToPrimary,
-        }
-    }
-}
-
-impl Lane {
-    /// Longest body that may arrive on it.
-    pub fn body_max(self) -> usize {
-        match self {
-            Self::ControlToBackup | Self::ControlToPrimary => CONTROL_BODY_MAX,
-            Self::BulkToBackup => BODY_MAX,
-            Self::BulkToPrimary => 64,
-        }
-    }
+    /// What the session has.
+    pub(super) features: Features,
 }
 
 /// The header of a frame of `kind` whose body is `parts` one after another, and the checksum in it.
@@ -174,6 +50,41 @@ pub fn head<'a>(
     (header, checksum)
 }
 
+/// Appends a frame of `kind`, and returns its checksum.
+pub(super) fn put_frame(out: &mut Vec<u8>, kind: Kind, body: &impl Body) -> u64 {
+    let at = out.len();
+    out.extend_from_slice(&[0; HEADER_LEN]);
+    body.put_body(out);
+    let (header, checksum) = head(kind, std::iter::once(&out[at + HEADER_LEN..]));
+    out[at..at + HEADER_LEN].copy_from_slice(&header);
+    checksum
+}
+
+/// Decodes a body that must be used up.
+pub(super) fn whole<T: Field>(frame: &Frame<'_>) -> Result<T, WireError> {
+    let mut body = Reader::of(frame);
+    let message = T::take(&mut body)?;
+    body.end(frame.kind)?;
+    Ok(message)
+}
+
+/// What a frame may carry: a message, or bytes that are encoded elsewhere.
+pub(super) trait Body {
+    fn put_body(&self, out: &mut Vec<u8>);
+}
+
+impl<T: Field> Body for T {
+    fn put_body(&self, out: &mut Vec<u8>) {
+        self.put(out);
+    }
+}
+
+impl Body for &[u8] {
+    fn put_body(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self);
+    }
+}
+
 fn checksum<'a>(header: &[u8], parts: impl Iterator<Item = &'a [u8]>) -> u64 {
     let mut sum = Xxh3::new();
     sum.update(header);
@@ -188,7 +99,7 @@ struct Header {
 }
 
 impl Header {
-    fn parse(bytes: &[u8; HEADER_LEN], lane: Lane) -> Result<Self, WireError> {
+    fn parse(bytes: &[u8; HEADER_LEN], lane: Lane, features: Features) -> Result<Self, WireError> {
         let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let u32_at =
             |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
@@ -202,6 +113,9 @@ impl Header {
         let kind = Kind::from_number(number).ok_or(WireError::Kind { number })?;
         if kind.lane() != lane {
             return Err(WireError::Lane { kind });
+        }
+        if let Some(feature) = kind.feature().filter(|feature| !features.has(*feature)) {
+            return Err(WireError::Feature { kind, feature });
         }
         if u32_at(12) != 0 {
             return Err(WireError::Value("reserved word of a header"));
@@ -219,10 +133,13 @@ impl Header {
 
 /// Where a lane's bytes arrive: twice its longest frame, made once, whatever the peer sends.
 ///
+/// Until [`agree`](Self::agree) has said otherwise, the session has no features.
+///
 /// Call order: read from the socket into [`space`](Self::space), say how much with [`filled`](Self::filled), then
 /// [`next_frame`](Self::next_frame) until it has none.
 pub struct FrameBuffer {
     lane: Lane,
+    features: Features,
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
@@ -231,7 +148,12 @@ pub struct FrameBuffer {
 impl FrameBuffer {
     pub fn new(lane: Lane) -> Self {
         let buffer = vec![0; 2 * (HEADER_LEN + lane.body_max())].into_boxed_slice();
-        Self { lane, buffer, start: 0, end: 0 }
+        Self { lane, features: Features::NONE, buffer, start: 0, end: 0 }
+    }
+
+    /// The session has these features, for all frames from here on: both ends have named them.
+    pub fn agree(&mut self, features: Features) {
+        self.features = features;
     }
 
     /// Room to read into: never empty once [`next_frame`](Self::next_frame) has returned `None`.
@@ -261,32 +183,13 @@ impl FrameBuffer {
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, WireError> {
         let bytes = &self.buffer[self.start..self.end];
         let Some((header, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else { return Ok(None) };
-        let Header { kind, len, checksum: claimed } = Header::parse(header, self.lane)?;
+        let Header { kind, len, checksum: claimed } =
+            Header::parse(header, self.lane, self.features)?;
         let Some(body) = rest.get(..len) else { return Ok(None) };
         if checksum(&header[..SUMMED], std::iter::once(body)) != claimed {
             return Err(WireError::Checksum { kind });
         }
         self.start += HEADER_LEN + len;
-        Ok(Some(Frame { kind, checksum: claimed, body }))
+        Ok(Some(Frame { kind, checksum: claimed, body, features: self.features }))
     }
 }
-
-impl fmt::Display for WireError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Magic => f.write_str("the peer does not speak Remus replication"),
-            Self::Version { theirs } => {
-                write!(f, "the peer speaks protocol version {theirs}, this host {WIRE_VERSION}")
-            }
-            Self::Kind { number } => write!(f, "no message has the kind {number}"),
-            Self::Lane { kind } => write!(f, "a {kind:?} does not belong on this connection"),
-            Self::TooLong { kind, len } => write!(f, "a {kind:?} of {len} bytes is too long"),
-            Self::Checksum { kind } => write!(f, "the checksum of a {kind:?} does not hold"),
-            Self::Short => f.write_str("a message ends within a field"),
-            Self::Trailing => f.write_str("a message goes on after its last field"),
-            Self::Value(field) => write!(f, "a {field} has a value that it cannot have"),
-        }
-    }
-}
-
-impl std::error::Error for WireError {}

@@ -1,52 +1,22 @@
-//! The messages, lane by lane.
+//! The messages, in the order of the table of kinds.
+
+use std::time::Duration;
 
 use remus_abi::{Epoch, Term};
 
 use super::{
-    AckTo, Digest, Frame, HEADER_LEN, Inbound, Instance, Kind, Moment, Session, Timing, WireError,
+    AckTo, Digest, Feature, Features, Instance, Moment, Session, Timing, WireError,
     field::{Field, Reader, fixed, put_run},
-    head,
 };
 use crate::names::VmName;
-
-/// What the primary says on the control connection.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub enum ToBackup {
-    Hello(Hello),
-    Heartbeat(Heartbeat),
-    Goodbye(Goodbye),
-    Inbound(Inbound),
-}
-
-/// What the backup says on the control connection.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub enum ToPrimary {
-    Welcome(Welcome),
-    Refuse(Refuse),
-    HeartbeatAck(HeartbeatAck),
-    GoodbyeAck(GoodbyeAck),
-    StandDown(StandDown),
-    Lacks(Lacks),
-}
-
-/// What the primary says on the bulk connection. Bodies of pages are still encoded: `checkpoint::batch`.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Bulk<'a> {
-    Attach(Attach),
-    BootPages(&'a [u8]),
-    BootState(&'a [u8]),
-    SyncPages(&'a [u8]),
-    Begin(Begin),
-    Pages(&'a [u8]),
-    State(&'a [u8]),
-    End(End),
-}
 
 /// The first word of a session: who speaks for which machine, in which term, and what it needs.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Hello {
     pub vm: VmName,
     pub session: Session,
+    /// What the primary knows.
+    pub features: Features,
     pub primary: Instance,
     pub term: Term,
     /// Pages of guest RAM: to be compared with what the host has before anything is made for it.
@@ -63,6 +33,8 @@ pub struct Hello {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Welcome {
     pub session: Session,
+    /// What the backup knows.
+    pub features: Features,
     pub backup: Instance,
     /// The newest term that the backup has heard of, the session's included.
     pub newest: Term,
@@ -107,6 +79,9 @@ pub struct Heartbeat {
     pub seq: u64,
     /// On the primary's clock; comes back in the answer.
     pub sent: Moment,
+    /// How long ago the engine's last turn was, in milliseconds on the wire; `Some` in a session that has
+    /// [`Feature::EngineAge`], and in no other.
+    pub engine_age: Option<Duration>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -204,8 +179,6 @@ pub struct Ack {
 }
 
 fixed! {
-    Welcome { session, backup, newest }
-    Heartbeat { term, seq, sent }
     HeartbeatAck { term, seq, sent }
     Goodbye { term, epoch, why }
     GoodbyeAck { term, epoch }
@@ -244,8 +217,10 @@ impl Lacks {
 
 impl Field for Hello {
     fn put(&self, out: &mut Vec<u8>) {
-        let Self { vm, session, primary, term, ram_pages, timing, acks_to, shape, cpu } = self;
+        let Self { vm, session, features, primary, term, ram_pages, timing, acks_to, shape, cpu } =
+            self;
         session.put(out);
+        features.put(out);
         primary.put(out);
         term.put(out);
         ram_pages.put(out);
@@ -257,8 +232,10 @@ impl Field for Hello {
     }
 
     fn take(body: &mut Reader<'_>) -> Result<Self, WireError> {
-        Ok(Self {
-            session: Field::take(body)?,
+        let (session, features) = (Field::take(body)?, Field::take(body)?);
+        let hello = Self {
+            session,
+            features,
             primary: Field::take(body)?,
             term: Field::take(body)?,
             ram_pages: Field::take(body)?,
@@ -270,7 +247,45 @@ impl Field for Hello {
                 .ok_or(WireError::Value("VM name"))?,
             shape: body.run(Self::SHAPE_MAX)?.to_vec(),
             cpu: body.run(Self::CPU_MAX)?.to_vec(),
-        })
+        };
+        body.skip_unknown(features);
+        Ok(hello)
+    }
+}
+
+impl Field for Welcome {
+    fn put(&self, out: &mut Vec<u8>) {
+        let Self { session, features, backup, newest } = self;
+        session.put(out);
+        features.put(out);
+        backup.put(out);
+        newest.put(out);
+    }
+
+    fn take(body: &mut Reader<'_>) -> Result<Self, WireError> {
+        let (session, features) = (Field::take(body)?, Field::take(body)?);
+        let (backup, newest) = (Field::take(body)?, Field::take(body)?);
+        body.skip_unknown(features);
+        Ok(Self { session, features, backup, newest })
+    }
+}
+
+impl Field for Heartbeat {
+    fn put(&self, out: &mut Vec<u8>) {
+        let Self { term, seq, sent, engine_age } = self;
+        term.put(out);
+        seq.put(out);
+        sent.put(out);
+        if let Some(age) = engine_age {
+            u32::try_from(age.as_millis()).unwrap_or(u32::MAX).put(out);
+        }
+    }
+
+    fn take(body: &mut Reader<'_>) -> Result<Self, WireError> {
+        let (term, seq, sent) = (Field::take(body)?, Field::take(body)?, Field::take(body)?);
+        let millis: Option<u32> = body.field_of(Feature::EngineAge)?;
+        let engine_age = millis.map(|millis| Duration::from_millis(millis.into()));
+        Ok(Self { term, seq, sent, engine_age })
     }
 }
 
@@ -338,186 +353,4 @@ impl Field for GoodbyeWhy {
             _ => return Err(WireError::Value("GoodbyeWhy")),
         })
     }
-}
-
-impl ToBackup {
-    /// Appends the message as a frame.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        match self {
-            Self::Hello(m) => put_frame(out, Kind::Hello, m),
-            Self::Heartbeat(m) => put_frame(out, Kind::Heartbeat, m),
-            Self::Goodbye(m) => put_frame(out, Kind::Goodbye, m),
-            Self::Inbound(m) => put_frame(out, Kind::Inbound, m),
-        };
-    }
-
-    /// # Errors
-    /// [`WireError`] when the body is not what its kind says, or the kind is another lane's.
-    pub fn decode(frame: &Frame<'_>) -> Result<Self, WireError> {
-        match frame.kind {
-            Kind::Hello => whole(frame.body).map(Self::Hello),
-            Kind::Heartbeat => whole(frame.body).map(Self::Heartbeat),
-            Kind::Goodbye => whole(frame.body).map(Self::Goodbye),
-            Kind::Inbound => whole(frame.body).map(Self::Inbound),
-            kind @ (Kind::Welcome
-            | Kind::Refuse
-            | Kind::HeartbeatAck
-            | Kind::GoodbyeAck
-            | Kind::StandDown
-            | Kind::Lacks
-            | Kind::Attach
-            | Kind::BootPages
-            | Kind::BootState
-            | Kind::SyncPages
-            | Kind::Begin
-            | Kind::Pages
-            | Kind::State
-            | Kind::End
-            | Kind::Ack) => Err(WireError::Lane { kind }),
-        }
-    }
-}
-
-impl ToPrimary {
-    /// Appends the message as a frame.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        match self {
-            Self::Welcome(m) => put_frame(out, Kind::Welcome, m),
-            Self::Refuse(m) => put_frame(out, Kind::Refuse, m),
-            Self::HeartbeatAck(m) => put_frame(out, Kind::HeartbeatAck, m),
-            Self::GoodbyeAck(m) => put_frame(out, Kind::GoodbyeAck, m),
-            Self::StandDown(m) => put_frame(out, Kind::StandDown, m),
-            Self::Lacks(m) => put_frame(out, Kind::Lacks, m),
-        };
-    }
-
-    /// # Errors
-    /// As [`ToBackup::decode`].
-    pub fn decode(frame: &Frame<'_>) -> Result<Self, WireError> {
-        match frame.kind {
-            Kind::Welcome => whole(frame.body).map(Self::Welcome),
-            Kind::Refuse => whole(frame.body).map(Self::Refuse),
-            Kind::HeartbeatAck => whole(frame.body).map(Self::HeartbeatAck),
-            Kind::GoodbyeAck => whole(frame.body).map(Self::GoodbyeAck),
-            Kind::StandDown => whole(frame.body).map(Self::StandDown),
-            Kind::Lacks => whole(frame.body).map(Self::Lacks),
-            kind @ (Kind::Hello
-            | Kind::Heartbeat
-            | Kind::Goodbye
-            | Kind::Inbound
-            | Kind::Attach
-            | Kind::BootPages
-            | Kind::BootState
-            | Kind::SyncPages
-            | Kind::Begin
-            | Kind::Pages
-            | Kind::State
-            | Kind::End
-            | Kind::Ack) => Err(WireError::Lane { kind }),
-        }
-    }
-}
-
-impl<'a> Bulk<'a> {
-    /// # Errors
-    /// As [`ToBackup::decode`]. What is inside pages and state is not looked at here.
-    pub fn decode(frame: &Frame<'a>) -> Result<Self, WireError> {
-        match frame.kind {
-            Kind::Attach => whole(frame.body).map(Self::Attach),
-            Kind::BootPages => Ok(Self::BootPages(frame.body)),
-            Kind::BootState => Ok(Self::BootState(frame.body)),
-            Kind::SyncPages => Ok(Self::SyncPages(frame.body)),
-            Kind::Begin => whole(frame.body).map(Self::Begin),
-            Kind::Pages => Ok(Self::Pages(frame.body)),
-            Kind::State => Ok(Self::State(frame.body)),
-            Kind::End => whole(frame.body).map(Self::End),
-            kind @ (Kind::Hello
-            | Kind::Heartbeat
-            | Kind::Goodbye
-            | Kind::Inbound
-            | Kind::Welcome
-            | Kind::Refuse
-            | Kind::HeartbeatAck
-            | Kind::GoodbyeAck
-            | Kind::StandDown
-            | Kind::Lacks
-            | Kind::Ack) => Err(WireError::Lane { kind }),
-        }
-    }
-}
-
-impl Inbound {
-    /// Appends the message as a frame, as [`ToBackup::encode`] does.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        put_frame(out, Kind::Inbound, self);
-    }
-}
-
-/// The fixed messages of the bulk connection; each appends itself as a frame and returns the checksum, for
-/// the [`Chain`](super::Chain). Pages and state are written from where they are: [`head`].
-impl Attach {
-    pub fn encode(&self, out: &mut Vec<u8>) -> u64 {
-        put_frame(out, Kind::Attach, self)
-    }
-}
-
-impl Begin {
-    pub fn encode(&self, out: &mut Vec<u8>) -> u64 {
-        put_frame(out, Kind::Begin, self)
-    }
-}
-
-impl End {
-    pub fn encode(&self, out: &mut Vec<u8>) -> u64 {
-        put_frame(out, Kind::End, self)
-    }
-}
-
-impl Ack {
-    pub fn encode(&self, out: &mut Vec<u8>) -> u64 {
-        put_frame(out, Kind::Ack, self)
-    }
-
-    /// # Errors
-    /// As [`ToBackup::decode`].
-    pub fn decode(frame: &Frame<'_>) -> Result<Self, WireError> {
-        match frame.kind {
-            Kind::Ack => whole(frame.body),
-            kind @ (Kind::Hello
-            | Kind::Heartbeat
-            | Kind::Goodbye
-            | Kind::Inbound
-            | Kind::Welcome
-            | Kind::Refuse
-            | Kind::HeartbeatAck
-            | Kind::GoodbyeAck
-            | Kind::StandDown
-            | Kind::Lacks
-            | Kind::Attach
-            | Kind::BootPages
-            | Kind::BootState
-            | Kind::SyncPages
-            | Kind::Begin
-            | Kind::Pages
-            | Kind::State
-            | Kind::End) => Err(WireError::Lane { kind }),
-        }
-    }
-}
-
-fn put_frame(out: &mut Vec<u8>, kind: Kind, message: &impl Field) -> u64 {
-    let at = out.len();
-    out.extend_from_slice(&[0; HEADER_LEN]);
-    message.put(out);
-    let (header, checksum) = head(kind, std::iter::once(&out[at + HEADER_LEN..]));
-    out[at..at + HEADER_LEN].copy_from_slice(&header);
-    checksum
-}
-
-/// Decodes a body that must be used up.
-fn whole<T: Field>(body: &[u8]) -> Result<T, WireError> {
-    let mut reader = Reader::new(body);
-    let value = T::take(&mut reader)?;
-    reader.end()?;
-    Ok(value)
 }

@@ -1,7 +1,8 @@
 //! The replication protocol: bytes in, values out, and back.
 //!
 //! Two TCP connections make a *session*. Each direction of each is a [`Lane`], and a kind of frame belongs to
-//! exactly one lane, so that a message on the wrong connection, or from the wrong side, does not decode:
+//! exactly one lane (`kind.rs` has the table), so that a message on the wrong connection, or from the wrong side, does
+//! not decode:
 //!
 //! ```text
 //!            control connection                      bulk connection
@@ -24,7 +25,8 @@
 //! - Kind 0 is reserved. A length is compared with its kind's limit before anything is done for it, and the
 //!   receive buffer ([`FrameBuffer`]) is of one size whatever the peer says.
 //! - No byte sequence panics; property tests here feed it everything.
-//! - The version is the protocol's, not the release's. Only `Refuse` is understood in any version.
+//! - The version is the protocol's, not the release's. Only `Refuse` is understood in any version. What a release adds
+//!   has a bit of its own ([`Features`]), and is used where both ends have named the bit.
 //! - The checksums of a bulk connection's frames chain into a [`Digest`] ([`Chain`]): it names everything the
 //!   session has carried so far, so equal digests mean equal images.
 //! - The bodies of `Pages`, `SyncPages` and `BootPages` are `checkpoint::batch`'s: page bytes go from staging to the
@@ -35,9 +37,12 @@
 
 mod ack_to;
 mod chain;
+mod error;
+mod feature;
 mod field;
 mod frame;
 mod inbound;
+mod kind;
 mod message;
 mod timing;
 mod version;
@@ -48,13 +53,16 @@ mod tests;
 pub use crate::names::{Digest, Instance, Moment, Session};
 pub use ack_to::AckTo;
 pub use chain::Chain;
-pub use frame::{
-    BODY_MAX, CONTROL_BODY_MAX, Frame, FrameBuffer, HEADER_LEN, Kind, Lane, WireError, head,
-};
+pub use error::WireError;
+pub use feature::{Feature, Features};
+pub use frame::{BODY_MAX, CONTROL_BODY_MAX, Frame, FrameBuffer, HEADER_LEN, head};
 pub use inbound::{Inbound, InboundFrames};
+pub use kind::{BulkToBackup, BulkToPrimary, Kind, Lane, ToBackup, ToPrimary};
+#[cfg(test)]
+pub use kind::{OnTrial, Trial};
 pub use message::{
-    Ack, Attach, Begin, Bulk, End, Goodbye, GoodbyeAck, GoodbyeWhy, Heartbeat, HeartbeatAck, Hello,
-    Lacks, Refusal, Refuse, StandDown, ToBackup, ToPrimary, Welcome,
+    Ack, Attach, Begin, End, Goodbye, GoodbyeAck, GoodbyeWhy, Heartbeat, HeartbeatAck, Hello,
+    Lacks, Refusal, Refuse, StandDown, Welcome,
 };
 pub use timing::{Timing, TimingError};
 pub use version::WIRE_VERSION;

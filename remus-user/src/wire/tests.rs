@@ -5,11 +5,32 @@ use std::{num::NonZeroU16, time::Duration};
 use proptest::prelude::*;
 use remus_abi::{Epoch, Term, ack::AckKey};
 
-use super::*;
+use super::{
+    field::{Field, Reader, fixed},
+    *,
+};
+
 use crate::names::VmName;
 
+mod features;
+
 /// One frame a line, `name hex`, as this version has them.
-const GOLDEN: &str = include_str!("../../../tests/golden/wire-v6.txt");
+const GOLDEN: &str = include_str!("../../../tests/golden/wire-v7.txt");
+
+/// What the sessions of these tests have.
+const AGE: Features = Features::of(&[Feature::EngineAge]);
+const LANES: [Lane; 4] =
+    [Lane::ControlToBackup, Lane::ControlToPrimary, Lane::BulkToBackup, Lane::BulkToPrimary];
+
+/// A message of the feature of the same name.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Trial {
+    term: Term,
+}
+
+fixed! {
+    Trial { term }
+}
 
 fn term(n: u32) -> Term {
     Term::new(n).unwrap()
@@ -28,6 +49,7 @@ fn to_backup() -> Vec<ToBackup> {
         ToBackup::Hello(Hello {
             vm: VmName::new("web-1").unwrap(),
             session: session(),
+            features: AGE,
             primary: Instance::new(0xaabb).unwrap(),
             term: term(3),
             ram_pages: 32_768,
@@ -39,10 +61,14 @@ fn to_backup() -> Vec<ToBackup> {
             shape: vec![1, 2, 3],
             cpu: vec![4; 5],
         }),
-        ToBackup::Heartbeat(Heartbeat { term: term(3), seq: 77, sent: Moment(1_000_000) }),
+        ToBackup::Heartbeat(heartbeat(Some(Duration::from_millis(13)))),
         ToBackup::Goodbye(Goodbye { term: term(3), epoch: epoch(9), why: GoodbyeWhy::PowerOff }),
         ToBackup::Inbound(Inbound { term: term(3), frames: inbound_frames() }),
     ]
+}
+
+fn heartbeat(engine_age: Option<Duration>) -> Heartbeat {
+    Heartbeat { term: term(3), seq: 77, sent: Moment(1_000_000), engine_age }
 }
 
 fn inbound_frames() -> InboundFrames {
@@ -56,6 +82,7 @@ fn to_primary() -> Vec<ToPrimary> {
     vec![
         ToPrimary::Welcome(Welcome {
             session: session(),
+            features: AGE,
             backup: Instance::new(0xccdd).unwrap(),
             newest: term(3),
         }),
@@ -108,10 +135,11 @@ fn every_frame() -> Vec<(Lane, Vec<u8>)> {
         out
     };
     let mut frames = Vec::new();
-    frames
-        .extend(to_backup().iter().map(|m| (Lane::ControlToBackup, framed(&|out| m.encode(out)))));
     frames.extend(
-        to_primary().iter().map(|m| (Lane::ControlToPrimary, framed(&|out| m.encode(out)))),
+        to_backup().iter().map(|m| (Lane::ControlToBackup, framed(&|out| _ = m.encode(out)))),
+    );
+    frames.extend(
+        to_primary().iter().map(|m| (Lane::ControlToPrimary, framed(&|out| _ = m.encode(out)))),
     );
     let bulk = Lane::BulkToBackup;
     frames.push((bulk, framed(&|out| _ = Attach { session: session() }.encode(out))));
@@ -126,8 +154,14 @@ fn every_frame() -> Vec<(Lane, Vec<u8>)> {
     frames
 }
 
+/// What arrives in a session with all features.
 fn buffer_of(lane: Lane, bytes: &[u8]) -> FrameBuffer {
+    buffer_with(AGE, lane, bytes)
+}
+
+fn buffer_with(features: Features, lane: Lane, bytes: &[u8]) -> FrameBuffer {
     let mut buffer = FrameBuffer::new(lane);
+    buffer.agree(features);
     buffer.space()[..bytes.len()].copy_from_slice(bytes);
     buffer.filled(bytes.len());
     buffer
@@ -138,13 +172,18 @@ fn decodes(lane: Lane, frame: &Frame<'_>) -> Result<(), WireError> {
     match lane {
         Lane::ControlToBackup => ToBackup::decode(frame).map(drop),
         Lane::ControlToPrimary => ToPrimary::decode(frame).map(drop),
-        Lane::BulkToBackup => Bulk::decode(frame).map(drop),
-        Lane::BulkToPrimary => Ack::decode(frame).map(drop),
+        Lane::BulkToBackup => BulkToBackup::decode(frame).map(drop),
+        Lane::BulkToPrimary => BulkToPrimary::decode(frame).map(drop),
+        Lane::Trial => OnTrial::decode(frame).map(drop),
     }
 }
 
 fn error_of(lane: Lane, bytes: &[u8]) -> WireError {
-    let mut buffer = buffer_of(lane, bytes);
+    error_with(AGE, lane, bytes)
+}
+
+fn error_with(features: Features, lane: Lane, bytes: &[u8]) -> WireError {
+    let mut buffer = buffer_with(features, lane, bytes);
     match buffer.next_frame() {
         Err(error) => error,
         Ok(frame) => decodes(lane, &frame.expect("a whole frame")).expect_err("it is wrong"),
@@ -169,9 +208,11 @@ fn every_message_comes_back_as_it_was_sent() {
     begin().encode(&mut out);
     let checksum = end().encode(&mut out);
     let mut buffer = buffer_of(Lane::BulkToBackup, &out);
-    assert_eq!(Bulk::decode(&buffer.next_frame().unwrap().unwrap()), Ok(Bulk::Begin(begin())));
+    let begun = BulkToBackup::decode(&buffer.next_frame().unwrap().unwrap());
+    assert_eq!(begun, Ok(BulkToBackup::Begin(begin())));
     let frame = buffer.next_frame().unwrap().unwrap();
-    assert_eq!((frame.checksum, Bulk::decode(&frame)), (checksum, Ok(Bulk::End(end()))));
+    let ended = BulkToBackup::decode(&frame);
+    assert_eq!((frame.checksum, ended), (checksum, Ok(BulkToBackup::End(end()))));
 }
 
 #[test]
@@ -197,10 +238,8 @@ fn the_bytes_are_those_of_this_version() {
 
 #[test]
 fn a_frame_on_the_wrong_lane_is_refused() {
-    let lanes =
-        [Lane::ControlToBackup, Lane::ControlToPrimary, Lane::BulkToBackup, Lane::BulkToPrimary];
     for (lane, bytes) in every_frame() {
-        for wrong in lanes.into_iter().filter(|other| *other != lane) {
+        for wrong in LANES.into_iter().filter(|other| *other != lane) {
             assert!(matches!(error_of(wrong, &bytes), WireError::Lane { .. }));
         }
     }
@@ -273,9 +312,9 @@ fn a_key_without_a_port_is_refused_and_neither_is_fine() {
     let mut buffer = buffer_of(Lane::ControlToBackup, &out);
     assert_eq!(ToBackup::decode(&buffer.next_frame().unwrap().unwrap()), Ok(hello));
 
-    // Behind session, instance, term, pages, five spans and the port comes the key.
+    // Behind session, features, instance, term, pages, five spans and the port comes the key.
     let mut body = out[HEADER_LEN..].to_vec();
-    body[8 + 8 + 4 + 4 + 40 + 2] = 1;
+    body[8 + 8 + 8 + 4 + 4 + 40 + 2] = 1;
     let error = error_of(Lane::ControlToBackup, &raw(Kind::Hello, &body));
     assert_eq!(error, WireError::Value("AckTo"));
 }
@@ -299,7 +338,7 @@ fn spans_beyond_reason_are_carried_but_fail_their_check() {
 proptest! {
     #[test]
     fn no_bytes_panic(lane in 0usize..4, kind in 0u16..50, body in proptest::collection::vec(any::<u8>(), 0..120), noise in proptest::collection::vec(any::<u8>(), 0..60)) {
-        let lane = [Lane::ControlToBackup, Lane::ControlToPrimary, Lane::BulkToBackup, Lane::BulkToPrimary][lane];
+        let lane = LANES[lane];
         // A frame whose checksum holds, of any kind and content, and noise after it.
         let mut bytes = raw(Kind::Pages, &body);
         bytes[6..8].copy_from_slice(&kind.to_le_bytes());

@@ -256,7 +256,8 @@ impl World {
         let session = self.backup.session();
         let Some(backup) = self.backup.backup() else { return };
         match backup.handle_heartbeat(now, heartbeat) {
-            Ok(ack) => self.send(session, Message::HeartbeatAck(ByValue(ack))),
+            Ok(Some(ack)) => self.send(session, Message::HeartbeatAck(ByValue(ack))),
+            Ok(None) => {}
             Err(_) => self.backup.lose_session(),
         }
     }

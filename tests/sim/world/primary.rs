@@ -3,7 +3,10 @@
 use remus::{
     names::VmName,
     replication::{Fenced, Pipeline, Policy, SealWhen, Standing, SyncNext, Tempo},
-    wire::{Ack, Begin, Digest, End, Heartbeat, HeartbeatAck, Hello, Instance, Moment, Session},
+    wire::{
+        Ack, Begin, Digest, End, Features, Heartbeat, HeartbeatAck, Hello, Instance, Moment,
+        Session,
+    },
 };
 use remus_abi::{Epoch, Stamp, Term};
 
@@ -35,6 +38,7 @@ pub(crate) struct PrimaryHost {
 /// What the primary `instance` says first.
 fn hello(session: Session, instance: u64, term: Term) -> Hello {
     Hello {
+        features: Features::OURS,
         vm: VmName::new("vm").expect("a plain name"),
         session,
         primary: Instance::new(instance).expect("not 0"),
@@ -291,8 +295,8 @@ impl World {
     }
 
     pub(crate) fn heartbeat(&mut self) {
-        let heartbeat =
-            Heartbeat { term: self.primary.pipeline.term(), seq: 0, sent: Moment(self.now) };
+        let term = self.primary.pipeline.term();
+        let heartbeat = Heartbeat { term, seq: 0, sent: Moment(self.now), engine_age: None };
         self.send(self.primary.session(), Message::Heartbeat(ByValue(heartbeat)));
     }
 

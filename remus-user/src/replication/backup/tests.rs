@@ -12,6 +12,7 @@ fn me() -> Instance {
 
 fn hello(session: u64, primary: u64, term: u32) -> Hello {
     Hello {
+        features: Features::OURS,
         vm: VmName::new("vm").unwrap(),
         session: Session::new(session).unwrap(),
         primary: Instance::new(primary).unwrap(),
@@ -232,7 +233,7 @@ proptest! {
                 }
                 Said::Heartbeat(term) => {
                     let term = Term::new(term).unwrap();
-                    backup.handle_heartbeat(Moment(1), &Heartbeat { term, seq: 0, sent: Moment(0) }).is_ok()
+                    backup.handle_heartbeat(Moment(1), &Heartbeat { term, seq: 0, sent: Moment(0), engine_age: None }).is_ok()
                 }
                 Said::Goodbye(term) => {
                     let (term, why) = (Term::new(term).unwrap(), crate::wire::GoodbyeWhy::Stopped);

@@ -214,7 +214,7 @@ impl Pipeline {
         asked: Session,
         welcome: &Welcome,
     ) -> Result<(), SessionError> {
-        let Welcome { session, backup, newest } = *welcome;
+        let Welcome { session, features: _, backup, newest } = *welcome;
         if session != asked {
             return Err(SessionError::OtherSession(session));
         }

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     replication::stream::AckError,
-    wire::{Ack, Digest, GoodbyeWhy},
+    wire::{Ack, Digest, Features, GoodbyeWhy},
 };
 
 const MS: u64 = 1_000_000;
@@ -13,7 +13,8 @@ fn session(n: u64) -> Session {
 }
 
 fn welcome(n: u64, backup: u64) -> Welcome {
-    Welcome { session: session(n), backup: Instance::new(backup).unwrap(), newest: Term::FIRST }
+    let backup = Instance::new(backup).unwrap();
+    Welcome { session: session(n), features: Features::OURS, backup, newest: Term::FIRST }
 }
 
 fn ack(n: u64, epoch: Epoch) -> Ack {

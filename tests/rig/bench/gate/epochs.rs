@@ -2,7 +2,7 @@
 
 use remus::{
     replication::{Committed, Fenced, Pipeline, Policy},
-    wire::{Ack, Digest, Instance, Moment, Session, Timing, Welcome},
+    wire::{Ack, Digest, Features, Instance, Moment, Session, Timing, Welcome},
 };
 use remus_abi::Epoch;
 
@@ -21,7 +21,10 @@ impl Epochs {
         let mut pipeline = Pipeline::start_shut(fenced, Policy::new(&Timing::default()), now);
         let session = Session::new(1).expect("not 0");
         let backup = Instance::new(1).expect("not 0");
-        let welcomed = pipeline.handle_welcome(session, &Welcome { session, backup, newest });
+        let welcomed = pipeline.handle_welcome(
+            session,
+            &Welcome { session, features: Features::OURS, backup, newest },
+        );
         welcomed.expect("the session that was asked for");
         pipeline.handle_sync_round(0);
         Self { pipeline, session, now }
