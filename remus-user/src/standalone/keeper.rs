@@ -15,22 +15,27 @@ use std::{
 use anyhow::Result;
 use remus_abi::{
     Epoch, Term,
+    counters::Counted,
     gate::{Counter, Mode},
 };
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
-    answer::{Answer, Code, counter_name, mode_name},
+    answer::{Answer, Code, mode_name},
     request::Request,
 };
 use crate::{
     gate::{Fill, Flushed, Gate, Settings, Tap},
+    observe::Tally,
     os::boot_now,
     replication::Standalone,
+    wire::Moment,
 };
 
 /// How long `open` waits for what is held to be out, so that nothing overtakes it.
 const OPEN_PATIENCE: Duration = Duration::from_millis(500);
+/// Between two readings of the counters for alarms.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 /// Between two flushes of frames that are on their way.
 pub(super) const FLUSH_PAUSE: Duration = Duration::from_millis(1);
 
@@ -66,6 +71,9 @@ pub(super) struct Keeper {
     standing: Standing,
     /// Something that is committed has not left yet.
     flushing: bool,
+    /// What the gate has counted, for its alarms, and when that was last read.
+    tally: Tally<Counter, { Counter::COUNT }>,
+    counted_at: Moment,
 }
 
 impl Keeper {
@@ -75,8 +83,17 @@ impl Keeper {
             gate.renew_lease(u64::MAX);
         }
         gate.set_debug(tracing::enabled!(tracing::Level::DEBUG));
-        // What an earlier controller was told to release and could not.
-        Self { gate, brain, place, lease, standing: Standing::InFront, flushing: true }
+        Self {
+            gate,
+            brain,
+            place,
+            lease,
+            standing: Standing::InFront,
+            // What an earlier controller was told to release and could not.
+            flushing: true,
+            tally: Tally::new("stats"),
+            counted_at: Moment(0),
+        }
     }
 
     /// Follows one request.
@@ -126,6 +143,19 @@ impl Keeper {
     pub(super) fn tick(&mut self) {
         self.look();
         self.gate.drain_log();
+        let now = boot_now();
+        if now.since(self.counted_at) >= COUNT_EVERY {
+            self.counted_at = now;
+            self.look_for_alarms();
+        }
+    }
+
+    /// Logs each alarm once. Counters that cannot be read are told to whoever asks for them.
+    fn look_for_alarms(&self) {
+        match self.gate.counters() {
+            Ok(counters) => self.tally.store(&counters),
+            Err(e) => debug!("{e:#}"),
+        }
     }
 
     /// Whether [`flush`](Self::flush) is wanted again.
@@ -333,8 +363,7 @@ impl Keeper {
     fn stats(&self) -> Result<Answer, Answer> {
         let counters =
             self.gate.counters().map_err(|e| Answer::error(Code::Failed, format!("{e:#}")))?;
-        let values = Counter::ALL.map(|c| (counter_name(c), counters.get(c).to_string()));
-        Ok(Answer::Ok(values.to_vec()))
+        Ok(Answer::Ok(counters.iter().map(|(c, n)| (c.name(), n.to_string())).collect()))
     }
 
     /// Whether the gate is where it was, and as it was left.

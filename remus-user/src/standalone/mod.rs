@@ -30,7 +30,7 @@ use tokio::{
 };
 use tracing::info;
 
-pub(crate) use self::answer::{counter_name, mode_name};
+pub(crate) use self::answer::mode_name;
 use self::{
     keeper::{FLUSH_PAUSE, Keeper},
     request::Request,

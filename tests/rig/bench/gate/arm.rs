@@ -6,9 +6,12 @@ use anyhow::Result;
 use clap::ValueEnum;
 use remus::{
     config::LinkName,
-    gate::{Counters, Engine, Flushed, Gate, Release, Settings},
+    gate::{Engine, Flushed, Gate, Release, Settings},
 };
-use remus_abi::{Term, gate::BUFFER_MIB_MAX};
+use remus_abi::{
+    Term,
+    gate::{BUFFER_MIB_MAX, Counters},
+};
 use serde::Serialize;
 
 use super::{
