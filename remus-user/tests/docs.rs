@@ -31,7 +31,7 @@ fn path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operating.md")
 }
 
-/// The text of the document, up to date where that was asked for.
+/// Returns the text of the document, brought up to date where that was asked for.
 fn operating() -> &'static str {
     static TEXT: LazyLock<String> = LazyLock::new(|| {
         let text = fs::read_to_string(path()).unwrap();
@@ -45,7 +45,7 @@ fn operating() -> &'static str {
     &TEXT
 }
 
-/// The first cells of every table with this head, in the order of the text.
+/// Returns the first cells of every table with this head, in the order of the text.
 fn first_cells(text: &str, head: &str) -> Vec<String> {
     let mut cells = Vec::new();
     let mut lines = text.lines();
@@ -59,12 +59,12 @@ fn first_cells(text: &str, head: &str) -> Vec<String> {
     cells
 }
 
-/// What stands between backquotes.
+/// Returns what stands between backquotes.
 fn quoted(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }
 
-/// The names of a cell, where one without a dot belongs where the first one does.
+/// Returns the names of a cell, where one without a dot belongs where the first one does.
 fn dotted(cell: &str) -> Vec<String> {
     let first = quoted(cell).next().unwrap_or_default();
     let place = first.rsplit_once('.').map_or(String::new(), |(place, _)| format!("{place}."));
@@ -196,7 +196,7 @@ fn the_docs_have_a_row_for_each_counter_as_its_table_says() {
     assert!(text == expected, "UPDATE_DOCS=1 cargo test -p remus-user --test docs writes the rows");
 }
 
-/// A status whose counters are all different, and not 0.
+/// Returns a status whose counters are all different, and not 0.
 fn counted() -> Status {
     let (mut counters, mut acks) = (Counters::default(), AckCounters::default());
     for (counter, value) in Counter::ALL.into_iter().zip(1001..) {

@@ -10,7 +10,7 @@ use super::{
     tally::alarm,
 };
 
-/// The lines that `remus status` prints, each ended.
+/// Returns the lines that `remus status` prints, each with its end.
 pub fn render(s: &Status) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {

@@ -89,7 +89,7 @@ pub struct GateReading {
 }
 
 impl Shared {
-    /// A VM that waits for its backup, in term `term`, epoch 1 open.
+    /// Makes a VM that waits for its backup, in term `term`, epoch 1 open.
     pub fn new(vm: &str, role: Role, term: Term) -> Arc<Self> {
         let zero = || AtomicU64::new(0);
         Arc::new(Self {
@@ -216,7 +216,7 @@ impl Shared {
         *lock(&self.failover) = Some(failover);
     }
 
-    /// The document as of now. With `since`, distributions are over the epochs after it that are remembered.
+    /// Returns the document as of now. With `since`, distributions are over the epochs after it that are remembered.
     pub fn status(&self, since: Option<Epoch>) -> Status {
         let read = |stamp: &AtomicU64| Stamp::from_bits(stamp.load(Acquire));
         let (released, acked) = (read(&self.released), read(&self.acked));

@@ -44,7 +44,7 @@ pub(super) enum Code {
 }
 
 impl Answer {
-    /// An `ok` with one value.
+    /// Makes an `ok` with one value.
     pub(super) fn one(name: &'static str, value: impl fmt::Display) -> Self {
         Self::Ok(vec![(name, value.to_string())])
     }
@@ -105,7 +105,7 @@ impl Code {
     }
 }
 
-/// A mode's word, everywhere that people or programs read it.
+/// Returns a mode's word, which is the same everywhere that people or programs read it.
 pub(crate) fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Closed => "closed",

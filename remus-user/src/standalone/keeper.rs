@@ -114,14 +114,14 @@ impl Keeper {
         followed.unwrap_or_else(|refusal| refusal)
     }
 
-    /// Whether a request to wait is answered at once: the gate is filling, or is none any more.
+    /// Returns whether a request to wait is answered at once: the gate is filling, or is lost.
     pub(super) fn is_filling(&self) -> bool {
         let Fill { bytes, capacity_bytes, .. } = self.gate.fill();
         2 * bytes >= capacity_bytes || self.in_front().is_err()
     }
 
-    /// A descriptor that is readable when the gate has said that it fills. [`term`](Self::term) tells when it is one of
-    /// a gate that is no more.
+    /// Returns a descriptor that is readable when the gate has said that it fills. The descriptor is that of a gate in
+    /// one [`term`](Self::term); a gate that is made anew has another.
     ///
     /// # Errors
     /// When no descriptor is free.
@@ -134,7 +134,7 @@ impl Keeper {
         self.brain.open().term()
     }
 
-    /// Whether the gate has said that it fills since this was last asked.
+    /// Returns whether the gate has said that it fills since this was last asked.
     pub(super) fn take_filling(&mut self) -> bool {
         self.gate.take_filling()
     }
@@ -158,7 +158,7 @@ impl Keeper {
         }
     }
 
-    /// Whether [`flush`](Self::flush) is wanted again.
+    /// Returns whether [`flush`](Self::flush) is wanted again.
     pub(super) fn is_flushing(&self) -> bool {
         self.flushing
     }

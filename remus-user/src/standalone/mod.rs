@@ -105,7 +105,7 @@ pub fn run(options: &StandaloneOptions) -> Result<()> {
     Ok(())
 }
 
-/// The loop of the task that owns the gate, until a signal ends it.
+/// Runs the loop of the task that owns the gate, until a signal ends it.
 async fn keep(
     mut keeper: Keeper,
     mut requests: mpsc::Receiver<Asked>,
