@@ -24,7 +24,7 @@
 
 use core::fmt;
 
-use crate::{Epoch, Stamp, Term, siphash::SipHash24};
+use crate::{Epoch, Stamp, Term, counters::counters, siphash::SipHash24};
 
 /// Bytes of the UDP payload.
 pub const DATAGRAM_LEN: usize = 48;
@@ -186,41 +186,20 @@ pub enum Acked {
 }
 pub const ACKED_WORDS: usize = 4;
 
-/// Words of the map `ACKS`, one `u64` per CPU each: datagrams.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u32)]
-pub enum AckCounter {
-    /// Genuine and new: it moved the gate.
-    Taken = 0,
-    /// Came to the session's port and names another session. Passed on.
-    OtherSession = 1,
-    /// Named the session, and the tag did not hold.
-    BadTag = 2,
-    /// Genuine, of another term.
-    OtherTerm = 3,
-    /// Genuine, and nothing new: a replay, or slower than the ack on the bulk connection.
-    Stale = 4,
-    /// Genuine, of an epoch that is not sealed.
-    NotBelowOpen = 5,
-    /// Genuine, and echoes a moment that has not come.
-    FromTheFuture = 6,
-    /// Genuine and new, but the gate was not holding, or a flush was under way: left to the controller.
-    LeftToController = 7,
+counters! {
+    /// Words of the map `ACKS`, one `u64` per CPU each.
+    pub enum AckCounter, values AckCounters {
+        Taken = "taken", Datagrams, Normal, "on whose word the kernel released by itself (`gate.release.trigger = \"kernel\"`)";
+        OtherSession = "other_session", Datagrams, Normal, "that name another session, and were passed on to the host. Harmless: a session begins or ends";
+        BadTag = "bad_tag", Datagrams, Alarm, "that name the session, and were not made with its key: somebody on the replication link tries";
+        OtherTerm = "other_term", Datagrams, Alarm, "that are genuine, and of another term. Please report it";
+        Stale = "stale", Datagrams, Normal, "that are genuine, and repeated or slower than the ack on the bulk connection. Harmless";
+        NotBelowOpen = "not_below_open", Datagrams, Alarm, "that are genuine, and of an epoch that was not sealed. Please report it";
+        FromTheFuture = "from_the_future", Datagrams, Alarm, "that are genuine, and carry a time that had not come. Please report it";
+        LeftToController = "left_to_controller", Datagrams, Normal, "that are genuine, and were left to the controller, since the gate was busy or did not hold. Harmless";
+    }
 }
-pub const ACK_COUNTERS: u32 = 8;
-
-impl AckCounter {
-    pub const ALL: [Self; 8] = [
-        Self::Taken,
-        Self::OtherSession,
-        Self::BadTag,
-        Self::OtherTerm,
-        Self::Stale,
-        Self::NotBelowOpen,
-        Self::FromTheFuture,
-        Self::LeftToController,
-    ];
-}
+const _: () = assert!(AckCounter::WORDS == 32, "the map has another size: raise the gate's LAYOUT");
 
 #[cfg(test)]
 mod tests {

@@ -8,9 +8,12 @@
 //! Layouts are `repr(C)` without padding. Zero always means nothing, or closed: a map that was never
 //! written is a closed gate.
 
+use crate::counters::counters;
+
 /// Raised when a layout or the meaning of a word changes: a gate that another build has pinned is then
 /// replaced, not adopted.
-pub const LAYOUT: u64 = 3;
+pub const LAYOUT: u64 = 4;
+const _: () = assert!(Counter::WORDS == 32, "the map has another size: raise LAYOUT");
 
 /// Longest frame that is held, without its outer VLAN tag: 9000 B of payload, header, a second tag, and slack.
 pub const FRAME_MAX: usize = 9216;
@@ -131,62 +134,25 @@ pub enum Ring {
 }
 pub const RING_WORDS: usize = 16;
 
-/// Words of the map `COUNTERS`, one `u64` per CPU each. Frames, unless the name says otherwise.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u32)]
-pub enum Counter {
-    /// Stored in a slot.
-    Held = 0,
-    /// Came back from `flush`, or passed `guard`; were proven committed, and left.
-    Released = 1,
-    /// Passed through an open gate.
-    Passed = 2,
-    /// Dropped: the gate was closed.
-    DroppedClosed = 3,
-    /// Dropped: the buffer was full.
-    DroppedFull = 4,
-    /// Dropped: longer than [`FRAME_MAX`], or unreadable.
-    DroppedUnfit = 5,
-    /// Dropped on the way out: tagged, but its slot is not waiting to leave (a second arrival).
-    RefusedStale = 6,
-    /// Dropped on the way out by the second lock: its slot is not committed. 0 in a healthy run.
-    RefusedByLock = 7,
-    /// Given to the stack by `flush`.
-    Sent = 8,
-    /// Given to the stack again, because the first copy was lost on the way.
-    Resent = 9,
-    /// The stack took no more from `flush` now (backlog or queue full): the run ended with this frame, which is sent
-    /// again.
-    SendFailed = 10,
-    /// Runs of `flush` that found the lease over. Runs, not frames.
-    LeaseOver = 11,
-    /// Runs of `flush` that found a committed epoch that is not below the open one. Runs, not frames.
-    CommitNotBelowOpen = 12,
-    /// Held, but never to be released: of another term than the committed one, thrown away.
-    Discarded = 13,
-    /// Left by an uplink on which no `guard` had judged it. 0 in a healthy run; the gate counts as lost.
-    Unguarded = 14,
-}
-pub const COUNTERS: u32 = 32;
-
-impl Counter {
-    pub const ALL: [Self; 15] = [
-        Self::Held,
-        Self::Released,
-        Self::Passed,
-        Self::DroppedClosed,
-        Self::DroppedFull,
-        Self::DroppedUnfit,
-        Self::RefusedStale,
-        Self::RefusedByLock,
-        Self::Sent,
-        Self::Resent,
-        Self::SendFailed,
-        Self::LeaseOver,
-        Self::CommitNotBelowOpen,
-        Self::Discarded,
-        Self::Unguarded,
-    ];
+counters! {
+    /// Words of the map `COUNTERS`, one `u64` per CPU each.
+    pub enum Counter, values Counters {
+        Held = "held", Frames, Normal, "stored in the gate";
+        Released = "released", Frames, Normal, "let out after their commit";
+        Passed = "passed", Frames, Normal, "let through an open gate";
+        DroppedClosed = "dropped_closed", Frames, Normal, "dropped, since the gate was shut";
+        DroppedFull = "dropped_full", Frames, Normal, "dropped, since the buffer was full: raise `gate.buffer_mib`, or the guest sends faster than checkpoints commit";
+        DroppedUnfit = "dropped_unfit", Frames, Normal, "dropped, since they are longer than 9216 B, or unreadable";
+        RefusedStale = "refused_stale", Frames, Normal, "dropped on their way out, since the host's stack had doubled them or changed their mark";
+        RefusedByLock = "refused_by_lock", Frames, Alarm, "stopped on their way out by the second lock, since their checkpoint is not committed. Please report it";
+        Sent = "sent", Frames, Normal, "given to the host's stack on their way out";
+        Resent = "resent", Frames, Normal, "given to the host's stack again, since the first copy was lost there";
+        SendFailed = "send_failed", Frames, Normal, "not taken by the host's stack, whose queue was full; they are sent again";
+        LeaseOver = "lease_over", Attempts, Normal, "to release that came after the end of the lease: acks come too late";
+        CommitNotBelowOpen = "commit_not_below_open", Attempts, Alarm, "to release that were refused, since the committed epoch was not below the open one. Please report it";
+        Discarded = "discarded", Frames, Normal, "thrown away with the term that held them";
+        Unguarded = "unguarded", Frames, Alarm, "sent by an uplink from which somebody has taken the second lock; the gate counts as lost then";
+    }
 }
 
 /// What `flush` returns through BPF_PROG_TEST_RUN.

@@ -7,11 +7,10 @@ use aya_ebpf::{
 };
 use remus_abi::{
     Epoch, Stamp,
-    ack::{ACK_COUNTERS, ACKED_WORDS, AckCounter, Acked, TRIGGER_WORDS, Trigger},
+    ack::{ACKED_WORDS, AckCounter, Acked, TRIGGER_WORDS, Trigger},
     gate::{
-        BUFFER_MIB_DEFAULT, CHUNK_VALUE, CONTROL_WORDS, COUNTERS as COUNTER_WORDS, Control,
-        Counter, Filling, Mode, RESIDENCE_BUCKETS, RING_WORDS, Ring, Slot, UNIT, UNITS_PER_CHUNK,
-        chunks, slots,
+        BUFFER_MIB_DEFAULT, CHUNK_VALUE, CONTROL_WORDS, Control, Counter, Filling, Mode,
+        RESIDENCE_BUCKETS, RING_WORDS, Ring, Slot, UNIT, UNITS_PER_CHUNK, chunks, slots,
     },
 };
 
@@ -24,7 +23,7 @@ static RING: Array<[u64; RING_WORDS]> = Array::with_max_entries(1, BPF_F_MMAPABL
 #[map]
 static FLUSHING: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
 #[map]
-static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_WORDS, 0);
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::WORDS, 0);
 /// Written under the flush lock: one writer at a time.
 #[map]
 static RESIDENCE: Array<[u64; RESIDENCE_BUCKETS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -44,7 +43,7 @@ static TRIGGER: Array<[u64; TRIGGER_WORDS]> = Array::with_max_entries(1, BPF_F_M
 #[map]
 static ACKED: Array<[u64; ACKED_WORDS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-static ACKS: PerCpuArray<u64> = PerCpuArray::with_max_entries(ACK_COUNTERS, 0);
+static ACKS: PerCpuArray<u64> = PerCpuArray::with_max_entries(AckCounter::WORDS, 0);
 
 /// The controller's words, read-only here.
 #[derive(Clone, Copy)]

@@ -71,7 +71,7 @@ pub(crate) fn interruptible<T>(work: impl FnOnce() -> T) -> T {
     done
 }
 
-/// Whether an end in order has been asked for, and nobody has taken note of it yet.
+/// Returns whether an end in order has been asked for, and nobody has taken note of it yet.
 pub(crate) fn end_is_asked_for() -> bool {
     let mut pending = empty();
     // SAFETY: a set that lives during the call.
@@ -133,8 +133,8 @@ fn read(fd: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// The signals that ask for an end. Not SIGINT where it was ignored before, as it is of what a script starts with `&`:
-/// Ctrl-C there is meant for the script.
+/// Returns the signals that ask for an end: SIGTERM, and SIGINT where it was not ignored before. What a script starts
+/// with `&` ignores SIGINT, since Ctrl-C is meant for the script.
 fn ends() -> libc::sigset_t {
     let mut set = empty();
     // SAFETY: a whole set, and a signal that there is.

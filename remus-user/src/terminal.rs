@@ -39,7 +39,7 @@ pub struct Terminal {
 pub(crate) struct Attached(());
 
 impl Terminal {
-    /// The terminal of this process.
+    /// Finds the terminal of this process.
     ///
     /// # Errors
     /// When standard input or output is none, or this process runs in its background.
@@ -120,8 +120,8 @@ fn make_raw(terminal: &File) -> io::Result<()> {
     }
 }
 
-/// The mode in which each byte comes as it is typed, unseen by anybody else. What is written stays as it was: log
-/// lines on the same terminal want their returns.
+/// Returns the mode in which each byte comes as it is typed and nobody else sees it. What is written stays as it was:
+/// log lines on the same terminal want their returns.
 fn raw_of(mut mode: libc::termios) -> libc::termios {
     mode.c_lflag &= !(libc::ICANON | libc::ECHO | libc::ECHONL | libc::ISIG | libc::IEXTEN);
     mode.c_iflag &= !(libc::IXON | libc::ICRNL | libc::INLCR | libc::IGNCR | libc::ISTRIP);
@@ -160,7 +160,7 @@ mod tests {
     use super::*;
     use std::os::fd::{FromRawFd, OwnedFd};
 
-    /// The two ends of a terminal.
+    /// Returns the two ends of a terminal.
     fn pty() -> (File, File) {
         let (mut near, mut far) = (-1, -1);
         let (name, mode, size) = (std::ptr::null_mut(), std::ptr::null(), std::ptr::null());

@@ -51,12 +51,12 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// What keeps clients from the guest, or would after a takeover; in words, empty when nothing does.
+    /// Returns what keeps clients from the guest, or would after a takeover, in words; empty when nothing does.
     pub(crate) fn refusals(&self) -> String {
         self.words(Outcome::Refused)
     }
 
-    /// What may do so.
+    /// Returns what may keep clients from the guest, in words.
     pub(crate) fn warnings(&self) -> String {
         self.words(Outcome::Warning)
     }
@@ -114,7 +114,7 @@ impl Watch {
         self.board.changed.notify_all();
     }
 
-    /// What was found, if that has changed since this was last asked. Never waits.
+    /// Returns what was found, if that has changed since this was last asked. Never waits.
     pub(crate) fn news(&mut self) -> Option<Found> {
         let state = self.board.state.try_lock().ok()?;
         if state.changes == self.seen {

@@ -14,7 +14,7 @@ const PAGES: u32 = 8;
 
 type Ram = Vec<[u8; PAGE_SIZE]>;
 
-/// The frames of a checkpoint of `pages`, as bytes.
+/// Returns the frames of a checkpoint of `pages`, as bytes.
 fn sent(encoder: &mut Encoder, ram: &Ram, pages: impl IntoIterator<Item = u32>) -> Vec<u8> {
     let mut staging = Staging::new(PAGES as usize);
     for page in pages {
@@ -28,7 +28,7 @@ fn sent(encoder: &mut Encoder, ram: &Ram, pages: impl IntoIterator<Item = u32>) 
     bytes
 }
 
-/// What arrives of `bytes`, a whole checkpoint or the beginning of one, in the assembly.
+/// Lets `bytes`, a whole checkpoint or the beginning of one, arrive in the assembly.
 fn arrives(assembly: &mut Assembly, bytes: &[u8]) -> Result<(), BatchError> {
     assembly.begin(PAGES, 0).unwrap();
     let mut frames = FrameBuffer::new(Lane::BulkToBackup);

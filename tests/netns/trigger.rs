@@ -384,7 +384,7 @@ fn without_a_session_every_frame_passes_and_nothing_is_released() {
     stage.send(&ack);
     stage.sees_nothing_leave();
     assert_eq!(stage.passed_on(), ack);
-    assert_eq!(AckCounter::ALL.map(|counter| stage.count(counter)), [0; 8]);
+    assert_eq!(AckCounter::ALL.map(|counter| stage.count(counter)), [0; AckCounter::COUNT]);
 }
 
 #[test]
@@ -403,7 +403,7 @@ fn what_is_not_an_ack_to_this_port_passes_untouched() {
     let mut buffer = [0; 64];
     assert_eq!(elsewhere.recv(&mut buffer).unwrap(), good.len(), "of another guest's gate");
     stage.sees_nothing_leave();
-    assert_eq!(AckCounter::ALL.map(|counter| stage.count(counter)), [0; 8]);
+    assert_eq!(AckCounter::ALL.map(|counter| stage.count(counter)), [0; AckCounter::COUNT]);
 }
 
 #[test]
@@ -525,5 +525,5 @@ fn a_trigger_that_was_never_armed_lets_everything_pass() {
     stage.gate.seal(epoch(2));
     stage.send(&AckDatagram { session: 0, ..ack_of(1) }.encode(AckKey([0, 0])));
     stage.sees_nothing_leave();
-    assert_eq!(AckCounter::ALL.map(|counter| stage.count(counter)), [0; 8]);
+    assert_eq!(AckCounter::ALL.map(|counter| stage.count(counter)), [0; AckCounter::COUNT]);
 }

@@ -97,7 +97,7 @@ impl Asked {
         Self::try_parse_from(words).map_err(|error| anyhow!("{error}"))
     }
 
-    /// The rig's options for each lab, in their order.
+    /// Returns the rig's options for each lab, in their order.
     fn steps(&self) -> Vec<Vec<String>> {
         let rounds = self.rounds.unwrap_or(if self.quick { QUICK_ROUNDS } else { ROUNDS });
         let step = |parts: &[&str], rounds: u32| {

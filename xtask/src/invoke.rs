@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::tree::Tree;
 
-/// The cargo that runs us, in the root of `tree`.
+/// Returns the cargo that runs us, in the root of `tree`.
 pub(crate) fn cargo(tree: &Tree) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(tree.root());
@@ -29,7 +29,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// What `command` prints.
+/// Returns what `command` prints.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output = command
         .stderr(Stdio::inherit())
@@ -42,7 +42,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
         .with_context(|| format!("output is not text:\n  {}", shown(command)))
 }
 
-/// Whether `command` ends well; it says nothing.
+/// Returns whether `command` ends well, and discards what it prints.
 pub(crate) fn succeeds(command: &mut Command) -> bool {
     let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     quiet.status().is_ok_and(|status| status.success())
@@ -52,7 +52,7 @@ pub(crate) fn is_root() -> io::Result<bool> {
     Ok(fs::metadata("/proc/self")?.uid() == 0)
 }
 
-/// The file that a shell would run for `name`. The sbin folders are searched too: sudo has them in its path.
+/// Returns the file that a shell would run for `name`. The sbin folders are searched too: sudo has them in its path.
 pub(crate) fn which(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
@@ -61,7 +61,7 @@ pub(crate) fn which(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// The command as a line for a shell, with the environment that was set for it.
+/// Returns the command as a line for a shell, with the environment that was set for it.
 fn shown(command: &Command) -> String {
     let assignments = command
         .get_envs()

@@ -44,18 +44,18 @@ pub(crate) fn linux_wants_lab(tree: &Tree, verb: &str) -> Result<bool> {
     Ok(wants)
 }
 
-/// The rig as a command.
+/// Returns the command that runs the rig.
 pub(crate) fn rig(tree: &Tree, verb: &[&str], options: &[String]) -> Vec<OsString> {
     let words = verb.iter().map(OsString::from).chain(options.iter().map(OsString::from));
     iter::once(tree.rig().into_os_string()).chain(words).collect()
 }
 
-/// The rig answers it.
+/// Returns whether the options ask for help, which the rig prints.
 pub(crate) fn asks_help(options: &[String]) -> bool {
     options.iter().any(|option| option == "--help" || option == "-h")
 }
 
-/// What stands behind an option of the rig's, in either way to write it.
+/// Returns the value of an option of the rig, in either way to write it.
 pub(crate) fn value_of<'a>(options: &'a [String], name: &str) -> Option<&'a str> {
     options.iter().enumerate().find_map(|(n, option)| match option.strip_prefix(name)? {
         "" => options.get(n + 1).map(String::as_str),
@@ -63,7 +63,7 @@ pub(crate) fn value_of<'a>(options: &'a [String], name: &str) -> Option<&'a str>
     })
 }
 
-/// Whether a module of KVM that has it is loaded.
+/// Returns whether a module of KVM for hardware virtualization is loaded.
 fn has_hardware_virtualization() -> bool {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let flags = cpu.lines().find(|line| line.starts_with("flags")).unwrap_or_default();

@@ -102,7 +102,7 @@ pub(crate) fn programs(wanted: &[(&str, &str)]) -> Result<()> {
     if missing.is_empty() { Ok(()) } else { install_packages(missing) }
 }
 
-/// The standard library's source (`core` is built for BPF) and its build for the bare-metal guest.
+/// Makes sure of the standard library's source (`core` is built for BPF) and its build for the bare-metal guest.
 fn rust_parts(toolchain: &Toolchain) -> Result<()> {
     let source = toolchain.rustlib().join("src/rust/library/core/Cargo.toml");
     let target = toolchain.rustlib().join(GUEST_TARGET);
@@ -208,7 +208,7 @@ fn install_packages(packages: BTreeSet<&str>) -> Result<()> {
     apt(&[&["install", "--no-install-recommends"], &names[..]].concat())
 }
 
-/// The user's cache, `None` where there is no home.
+/// Returns the user's cache, `None` where there is no home.
 fn cache() -> Option<PathBuf> {
     let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let cache = cache.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")))?;

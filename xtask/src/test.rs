@@ -51,7 +51,7 @@ pub(crate) fn packages() -> [String; 5] {
     PACKAGES.map(|package| format!("--package={package}"))
 }
 
-/// Which tests: those of a folder of tests/, or of all packages, those whose name contains the filter.
+/// Adds which tests to run: those of a folder of tests/; or, of all packages, those whose name contains the filter.
 fn select<'a>(command: &'a mut Command, filter: Option<&str>) -> &'a mut Command {
     match filter {
         Some(folder @ ("sim" | "netns" | "kvm" | "faults")) => {

@@ -14,7 +14,7 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    /// The checkout from which cargo started this program.
+    /// Finds the checkout from which cargo started this program.
     pub(crate) fn find() -> Result<Self> {
         let manifest =
             env::var_os("CARGO_MANIFEST_DIR").context("start this through `cargo xtask`")?;

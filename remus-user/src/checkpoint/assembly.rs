@@ -60,7 +60,7 @@ impl Assembly {
         self.forget(0, 0);
     }
 
-    /// A batch of the live sync, to be applied now.
+    /// Checks a batch of the live sync, and returns it to be applied at once.
     ///
     /// # Errors
     /// [`BatchError`]; the session must be dropped.
@@ -71,7 +71,7 @@ impl Assembly {
         Ok(batch)
     }
 
-    /// A checkpoint of at most `pages_max` pages and exactly `state_len` bytes of state begins.
+    /// Begins a checkpoint of at most `pages_max` pages and exactly `state_len` bytes of state.
     ///
     /// # Errors
     /// [`BatchError::TooMuch`] when the machine cannot have so much.
@@ -115,7 +115,7 @@ impl Assembly {
         Arrived { pages: self.pages, state_len, covers_ram }
     }
 
-    /// What was collected, in the order of arrival.
+    /// Returns the batches that were collected, in the order of arrival.
     pub fn batches(&self) -> impl Iterator<Item = Batch<'_>> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         starts.zip(&self.ends).map(|(start, end)| {

@@ -135,7 +135,7 @@ impl<'a> Batch<'a> {
         if raws == 0 && deltas.is_empty() { Ok(()) } else { Err(BatchError::Length) }
     }
 
-    /// How many pages are in it: at least one.
+    /// Returns the number of pages in the batch: at least one.
     pub fn pages(&self) -> u32 {
         u32::try_from(self.records.len()).expect("the count was a u32")
     }

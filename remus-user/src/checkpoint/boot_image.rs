@@ -26,12 +26,12 @@ impl BootImage {
         Self { parts: vec![pages], state }
     }
 
-    /// All others are zero.
+    /// Returns the pages that are not zero; all others are.
     pub fn pages(&self) -> impl Iterator<Item = (Page, &[u8; PAGE_SIZE])> {
         self.parts.iter().flat_map(Staging::iter)
     }
 
-    /// The same, in parts of some size.
+    /// Returns the pages that are not zero in parts, each of some size.
     pub fn parts(&self) -> &[Staging] {
         &self.parts
     }
@@ -92,7 +92,7 @@ impl BootAssembly {
         Ok(())
     }
 
-    /// What was collected; begins anew.
+    /// Returns the image that was collected, and begins anew.
     ///
     /// # Errors
     /// [`StateError`] when the state is not whole.

@@ -39,13 +39,13 @@ impl PauseBudget {
         }
     }
 
-    /// Pages that fit a pause.
+    /// Returns the number of pages that fit a pause.
     pub fn pages_max(&self) -> usize {
         let pages = self.pause_max_ns.saturating_sub(self.fixed_ns) / self.page_ns.max(1);
         usize::try_from(pages).unwrap_or(usize::MAX).max(PAGES_MIN)
     }
 
-    /// What copying one page takes.
+    /// Returns the time that copying one page takes.
     pub fn page_cost(&self) -> Duration {
         Duration::from_nanos(self.page_ns)
     }

@@ -65,7 +65,8 @@ impl<'a> Delta<'a> {
         Ok(Self { bitmap, masks, words })
     }
 
-    /// Runs of changed bytes: where in the page, and what. In ascending order, each within one line.
+    /// Returns the runs of changed bytes: where each begins in the page, and its bytes. They ascend, and each lies
+    /// within one line.
     pub fn runs(&self) -> impl Iterator<Item = (usize, &'a [u8])> {
         let mut words = self.words;
         Bits(self.bitmap)

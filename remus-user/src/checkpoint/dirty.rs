@@ -41,7 +41,7 @@ impl DirtyBook {
         std::mem::swap(taken, &mut self.owed);
     }
 
-    /// All that is owed goes into the checkpoint of `epoch`.
+    /// Puts all that is owed into the checkpoint of `epoch`, and returns it.
     pub fn capture(&mut self, epoch: Epoch) -> &PageSet {
         let next = self.spare.pop().unwrap_or_else(|| PageSet::new(self.owed.ram_pages()));
         let captured = std::mem::replace(&mut self.owed, next);

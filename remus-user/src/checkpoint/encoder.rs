@@ -113,7 +113,7 @@ impl Encoder {
         Encoded { encoder: self, staging, at: 0 }
     }
 
-    /// One verdict per page of the last staging, once all its batches were taken.
+    /// Returns one verdict per page of the last staging, once all its batches were taken.
     pub fn verdicts(&self) -> &[Verdict] {
         &self.verdicts
     }
@@ -179,7 +179,7 @@ impl Encoder {
 }
 
 impl Encoded<'_> {
-    /// The next batch of at most [`BATCH_MAX`] bytes; `None` when every page is dealt with.
+    /// Returns the next batch of at most [`BATCH_MAX`] bytes; `None` when every page is dealt with.
     pub fn next_batch(&mut self) -> Option<OutBatch<'_>> {
         let encoder = &mut *self.encoder;
         encoder.records.clear();
@@ -217,7 +217,7 @@ impl OutBatch<'_> {
         u32::try_from((self.records.len() - BATCH_HEAD) / RECORD).expect("below BATCH_MAX")
     }
 
-    /// The body, part by part; at most [`PARTS_MAX`](Self::PARTS_MAX) of them. None is empty.
+    /// Returns the body, part by part; at most [`PARTS_MAX`](Self::PARTS_MAX) of them. None is empty.
     pub fn parts(&self) -> impl Iterator<Item = &[u8]> + Clone {
         let raws = self.raws.iter().map(|at| &self.staging.copy(*at)[..]);
         let parts = [self.records, self.deltas].into_iter().filter(|part| !part.is_empty());

@@ -59,7 +59,7 @@ impl Packer {
         Self { codec, plain: Vec::new(), packed: Vec::new() }
     }
 
-    /// The body made of `parts`, packed, if that makes it shorter.
+    /// Returns the body made of `parts`, packed, if that makes it shorter.
     pub(super) fn pack<'a>(&mut self, parts: impl Iterator<Item = &'a [u8]>) -> Option<&[u8]> {
         let Self { codec, plain, packed } = self;
         if matches!(codec, Codec::None) {
@@ -91,7 +91,7 @@ pub(super) struct Unpacker {
 }
 
 impl Unpacker {
-    /// The batch in `body`, which is `body` itself unless it is packed.
+    /// Returns the batch in `body`, which is `body` itself unless it is packed.
     pub(super) fn unpack<'b>(&'b mut self, body: &'b [u8]) -> Result<&'b [u8], BatchError> {
         let Some((head, packed)) = body.split_first_chunk::<HEAD>() else { return Ok(body) };
         let [0, 0, 0, 0, codec @ .., a, b, c, d] = head else { return Ok(body) };

@@ -24,14 +24,14 @@ pub struct PageSet {
 const GROUP: usize = 64;
 
 impl PageSet {
-    /// The empty set over a RAM of `pages` pages.
+    /// Makes the empty set over a RAM of `pages` pages.
     pub fn new(pages: u32) -> Self {
         let words = pages.div_ceil(64) as usize;
         let zeros = |n| vec![0; n].into_boxed_slice();
         Self { words: zeros(words), index: zeros(words.div_ceil(GROUP)), pages }
     }
 
-    /// How many pages the RAM has.
+    /// Returns the number of pages of the RAM.
     pub fn ram_pages(&self) -> u32 {
         self.pages
     }
@@ -76,12 +76,12 @@ impl PageSet {
         self.words_from(0).next().is_none()
     }
 
-    /// The pages in ascending order.
+    /// Returns the pages in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = Page> + '_ {
         self.iter_from(Page(0))
     }
 
-    /// The pages from `first` on, in ascending order.
+    /// Returns the pages from `first` on, in ascending order.
     pub fn iter_from(&self, first: Page) -> impl Iterator<Item = Page> + '_ {
         let start = first.0 as usize / 64;
         self.words_from(start).flat_map(move |(n, word)| {
@@ -91,12 +91,12 @@ impl PageSet {
         })
     }
 
-    /// The bits themselves, page 0 in bit 0 of word 0, for the dirty log's ioctls.
+    /// Returns the bits themselves for the dirty log's ioctls: page 0 is bit 0 of word 0.
     pub fn words(&self) -> &[u64] {
         &self.words
     }
 
-    /// The words from number `start` on that have pages, with their numbers.
+    /// Returns the words from number `start` on that have pages, with their numbers.
     pub fn words_from(&self, start: usize) -> impl Iterator<Item = (usize, u64)> + '_ {
         let first = start / GROUP;
         let index = self.index.get(first..).unwrap_or_default();
@@ -146,7 +146,7 @@ impl PartialEq for PageSet {
 
 impl Eq for PageSet {}
 
-/// The numbers of the bits that are set in `word`, in ascending order.
+/// Returns the numbers of the bits that are set in `word`, in ascending order.
 pub(crate) fn bits(mut word: u64) -> impl Iterator<Item = u32> {
     std::iter::from_fn(move || {
         let bit = (word != 0).then(|| word.trailing_zeros())?;

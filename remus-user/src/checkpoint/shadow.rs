@@ -68,7 +68,7 @@ pub(super) enum Known<'a> {
 }
 
 impl Shadow {
-    /// Room for at most `copies` copies.
+    /// Makes room for at most `copies` copies.
     pub(super) fn new(ram_pages: u32, copies: u32) -> Self {
         Self {
             known: vec![UNKNOWN; ram_pages as usize].into_boxed_slice(),
@@ -107,8 +107,8 @@ impl Shadow {
         }
     }
 
-    /// A seat for a page that had none: what the copy is then made to be is what the page is sent as. `None` when no
-    /// seat can be had; the page is then unknown.
+    /// Returns a seat for a page that had none; the caller makes the copy there the page as it is sent. Returns `None`
+    /// when no seat is free; the page is then unknown.
     pub(super) fn keep(&mut self, page: Page) -> Option<&mut [u8; PAGE_SIZE]> {
         debug_assert!(self.known[page.0 as usize] < SEATED, "it has one");
         self.known[page.0 as usize] = UNKNOWN;

@@ -27,7 +27,7 @@ const TOUCHED: StagedPage = StagedPage([0xa5; PAGE_SIZE]);
 const GROWTH: usize = 1024;
 
 impl Staging {
-    /// Room for `capacity` pages.
+    /// Makes room for `capacity` pages.
     pub fn new(capacity: usize) -> Self {
         Self { pages: Vec::with_capacity(capacity), data: vec![TOUCHED; capacity] }
     }
@@ -57,14 +57,14 @@ impl Staging {
         self.pages.clear();
     }
 
-    /// Room for the copy of `page`, which the caller fills whole; `None` when the buffer is full.
+    /// Returns room for the copy of `page`, which the caller fills whole; `None` when the buffer is full.
     pub fn push(&mut self, page: Page) -> Option<&mut [u8; PAGE_SIZE]> {
         let slot = self.data.get_mut(self.pages.len())?;
         self.pages.push(page);
         Some(&mut slot.0)
     }
 
-    /// The pages from number `first` on, and their copies, for the caller to fill.
+    /// Returns the pages from number `first` on, and their copies, for the caller to fill.
     ///
     /// # Panics
     /// When there are not so many.
@@ -73,7 +73,7 @@ impl Staging {
         (&self.pages[first..], &mut self.data[first..end])
     }
 
-    /// The copy that was pushed as number `at`, from 0.
+    /// Returns the copy that was pushed as number `at`, from 0.
     ///
     /// # Panics
     /// When there is none.
@@ -82,7 +82,7 @@ impl Staging {
         &self.data[at].0
     }
 
-    /// The copies in the order in which they were pushed.
+    /// Returns the copies in the order in which they were pushed.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (Page, &[u8; PAGE_SIZE])> {
         self.pages.iter().zip(&self.data).map(|(page, data)| (*page, &data.0))
     }

@@ -52,12 +52,12 @@ pub struct Avx2(());
 pub struct Avx512(());
 
 impl Comparer {
-    /// The fastest that this CPU has.
+    /// Returns the fastest walk that this CPU has.
     pub fn detect() -> Self {
         Self::all().last().expect("the portable one")
     }
 
-    /// All that this CPU has, the fastest last.
+    /// Returns all walks that this CPU has, the fastest last.
     pub(super) fn all() -> impl Iterator<Item = Self> {
         let mut all = [Some(Self::Portable), None, None];
         #[cfg(target_arch = "x86_64")]
@@ -159,7 +159,7 @@ fn gather(new: &[u8; LINE], mask: u8, room: &mut [u8; LINE]) {
     }
 }
 
-/// Whether every byte is zero; one that is not tends to show early.
+/// Returns whether every byte is zero. A page that is not all zeros tends to show that early.
 pub(super) fn is_zero(page: &PageBytes) -> bool {
     let (lines, _) = page.as_chunks::<LINE>();
     lines.iter().all(|line| {
@@ -250,7 +250,7 @@ mod x86 {
         unsafe { _mm256_storeu_si256(room.as_mut_ptr().cast::<__m256i>(), words) };
     }
 
-    /// The words of `mask`, first.
+    /// Returns the lanes in which the words that `mask` selects come first.
     #[target_feature(enable = "avx2")]
     #[inline]
     fn close_up(words: __m256i, mask: u8) -> __m256i {
@@ -288,7 +288,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A page and a later state of it: some words set, few or many, anywhere or within a few lines.
+    /// Returns a page and a later state of it: some words set, few or many, anywhere or within a few lines.
     fn pages() -> impl Strategy<Value = (Box<PageBytes>, Box<PageBytes>)> {
         let word = prop_oneof![0..PAGE_SIZE / WORD, 100usize..130];
         let value = prop_oneof![Just(0), any::<u64>()];

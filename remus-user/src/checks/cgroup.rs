@@ -37,7 +37,7 @@ const V2: Files = Files {
     reclaimable: &["inactive_file", "active_file", "slab_reclaimable"],
 };
 
-/// Every limit that there is; those that cannot be asked for are left out.
+/// Returns every limit that this process can ask for.
 pub(super) fn limits() -> Vec<Limit> {
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let mut limits = Vec::new();
@@ -51,7 +51,8 @@ pub(super) fn limits() -> Vec<Limit> {
     limits
 }
 
-/// The controllers of a line of /proc/self/cgroup (none for version 2), and the path, if it has to do with memory.
+/// Returns the controllers of a line of /proc/self/cgroup (none for version 2) and its path, if the line has to do with
+/// memory.
 fn membership(line: &str) -> Option<(Vec<&str>, &str)> {
     let mut fields = line.splitn(3, ':');
     let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
@@ -62,7 +63,7 @@ fn membership(line: &str) -> Option<(Vec<&str>, &str)> {
         .then_some((controllers, path))
 }
 
-/// The directory at `path`, and those above it. The root has no limit.
+/// Returns the directory at `path` and those above it, without the root, which has no limit.
 fn upwards(path: &str) -> impl Iterator<Item = &str> {
     let path = path.trim_matches('/');
     let first = (!path.is_empty()).then_some(path);
@@ -81,7 +82,7 @@ fn limit(cgroups: &Cgroups, directory: &str, files: &Files) -> Option<Limit> {
     })
 }
 
-/// Bytes that may still be used under `limit`.
+/// Returns the number of bytes that may still be used under `limit`.
 fn left(limit: u64, usage: u64, reclaimable: u64) -> u64 {
     limit.saturating_sub(usage.saturating_sub(reclaimable))
 }

@@ -21,7 +21,7 @@ const FLAGS: i32 = libc::O_NONBLOCK | libc::O_NOCTTY;
 /// Links that lead from one to the next before they count as a circle.
 const LINKS_MAX: usize = 16;
 
-/// Whether the guest's words can be appended to the file that the config names.
+/// Checks that the guest's words can be appended to the file that the config names.
 pub(super) fn log(config: &Config) -> Option<Check> {
     const NAME: &str = "console";
     const REMEDY: &str = "name a file that this user may write: log = \"/var/log/remus/demo.console\"; or leave it out: \
@@ -51,7 +51,7 @@ pub(crate) fn open(path: &Path) -> Result<File> {
     open().with_context(|| format!("the console's log {}", path.display()))
 }
 
-/// The same questions, and nothing is changed by them.
+/// Asks the same questions as [`open`], and changes nothing.
 fn look_at(path: &Path) -> Result<()> {
     let look = || match fs::metadata(path) {
         Ok(found) => {

@@ -21,14 +21,14 @@ use crate::{
 /// What records of VMs need, with room for the old one beside the new one.
 const STATE_BYTES_MIN: u64 = 64 << 10;
 
-/// The run directory: sockets and pins.
+/// Checks the run directory, which has sockets and pins.
 pub(super) fn run_dir(path: &Path) -> Check {
     // A link in its place is not followed by who claims a VM's directory in it.
     let check = place("run directory", "run_dir", path, |path| fs::symlink_metadata(path));
     check.unwrap_or_else(|refused| refused)
 }
 
-/// The state directory: records of who spoke last.
+/// Checks the state directory, which has the records of who spoke last.
 pub(super) fn state_dir(path: &Path) -> Check {
     const NAME: &str = "state directory";
     let check = match place(NAME, "state_dir", path, |path| fs::metadata(path)) {
@@ -51,7 +51,8 @@ pub(super) fn state_dir(path: &Path) -> Check {
     }
 }
 
-/// The directory at `path`, or the nearest directory above it that exists, must be ours to write, and nobody else's.
+/// Checks that the directory at `path`, or the nearest directory above it that exists, is ours to write, and nobody
+/// else's.
 fn place(
     name: &'static str,
     key: &str,
@@ -94,7 +95,7 @@ fn existing(path: &Path) -> &Path {
     path.ancestors().find(|p| fs::symlink_metadata(p).is_ok()).unwrap_or(Path::new("/"))
 }
 
-/// What this host knows of the VM allows it to start here, and it does not run yet.
+/// Checks that what this host knows of the VM allows the VM to start here, and that it does not run yet.
 pub(super) fn vm(config: &Config) -> Vec<Check> {
     vec![instance_of_vm(config), record(config)]
 }
@@ -138,7 +139,7 @@ fn record(config: &Config) -> Check {
     }
 }
 
-/// Who this host is to primaries.
+/// Checks the file that says who this host is to primaries.
 pub(super) fn instance(state_dir: &Path) -> Check {
     const NAME: &str = "instance";
     let file = state_dir.join("instance");
@@ -156,7 +157,7 @@ pub(super) fn instance(state_dir: &Path) -> Check {
     }
 }
 
-/// The directory from which primaries may name disks.
+/// Checks the directory from which primaries may name disks.
 pub(super) fn disks(directory: &Path) -> Check {
     const NAME: &str = "disks";
     let shown = directory.display();
@@ -175,7 +176,7 @@ pub(super) fn disks(directory: &Path) -> Check {
     }
 }
 
-/// Whether this process may make files in `directory`.
+/// Asks whether this process may make files in `directory`.
 fn may_write(directory: &Path) -> io::Result<()> {
     let path = std::ffi::CString::new(directory.as_os_str().as_bytes())?;
     // SAFETY: faccessat(2) with a terminated path; AT_EACCESS asks for the effective user.
@@ -185,7 +186,8 @@ fn may_write(directory: &Path) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Bytes that an ordinary user may still write to the file system of `directory`; 0 when no file can be made there.
+/// Returns the number of bytes that an ordinary user may still write to the file system of `directory`; 0 when no file
+/// can be made there.
 fn free(directory: &Path) -> io::Result<u64> {
     let path = std::ffi::CString::new(directory.as_os_str().as_bytes())?;
     // SAFETY: statvfs is plain data; zero is a valid value.

@@ -26,7 +26,7 @@ pub(super) fn software(wanted: &config::Machine) -> Check {
     }
 }
 
-/// What to do about files that cannot be used, by what is wrong with them.
+/// Returns what to do about files that cannot be used, by what is wrong with them.
 fn remedy(error: &anyhow::Error) -> &'static str {
     match error.root_cause().downcast_ref::<io::Error>().map(io::Error::kind) {
         Some(io::ErrorKind::NotFound) => {
@@ -39,7 +39,7 @@ fn remedy(error: &anyhow::Error) -> &'static str {
     }
 }
 
-/// A disk that the guest reads.
+/// Checks a disk that the guest reads.
 pub(super) fn disk(path: &Path) -> Check {
     const NAME: &str = "disk";
     let remedy = "[[disk]] path names a raw image or a block device of whole sectors of 512 bytes, readable by this user";

@@ -38,7 +38,8 @@ pub(super) fn capabilities() -> Check {
     )
 }
 
-/// Whether a backup hears what comes for a guest while nobody runs it. It takes over without.
+/// Checks whether a backup will hear what comes for a guest while nobody runs it. A backup that hears nothing can still
+/// take over.
 pub(super) fn overhearing() -> Check {
     const NAME: &str = "overhearing";
     const CAP_NET_RAW: u32 = 13;
@@ -134,7 +135,7 @@ pub(super) fn clocksource() -> Check {
     }
 }
 
-/// Every CPU that is named is one that this process may run on.
+/// Checks that this process may run on every CPU that is named.
 pub(super) fn placement(placement: &Placement) -> Check {
     const NAME: &str = "placement";
     let named = || placement.vcpu_cpus.iter().chain(&placement.io_cpus);
@@ -165,7 +166,7 @@ pub(super) fn placement(placement: &Placement) -> Check {
     Check::ok(NAME, format!("CPUs {list} are allowed"))
 }
 
-/// Whether `cpu` is in a kernel list such as `0-3,8`.
+/// Returns whether `cpu` is in a kernel list such as `0-3,8`.
 fn in_list(list: &str, cpu: u32) -> bool {
     list.split(',').any(|range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));

@@ -21,7 +21,7 @@ pub(super) fn checks() -> Vec<Check> {
     vec![kvm, capabilities]
 }
 
-/// The VM has no more vCPUs than KVM gives one.
+/// Checks that the VM has no more vCPUs than KVM gives one.
 pub(super) fn vcpus(wanted: u32) -> Option<Check> {
     const NAME: &str = "vcpus";
     let most = machine::vcpus_max()?;

@@ -35,18 +35,18 @@ impl Needs {
         u64::from(self.ram_mib) * MIB
     }
 
-    /// The gate takes 1.6 times its buffer.
+    /// Returns the bytes that the VM takes beside its RAM; the gate takes 1.6 times its buffer.
     fn beside(self) -> u64 {
         BESIDE_MIB * MIB + u64::from(self.buffer_mib) * MIB * 8 / 5
     }
 
-    /// What does not come from the pool.
+    /// Returns the bytes that must come from elsewhere than the pool of huge pages.
     fn of(self, room: &Room) -> u64 {
         if room.pool >= self.ram() { self.beside() } else { self.ram() + self.beside() }
     }
 }
 
-/// What `run` finds.
+/// Checks that this host has the memory for a VM that `run` is to start.
 pub(super) fn check(needs: Needs) -> Check {
     match room() {
         Some(room) => judge(needs, &room),
@@ -78,8 +78,8 @@ fn judge(needs: Needs, room: &Room) -> Check {
     Check::ok(NAME, found)
 }
 
-/// Whether a VM that another host announces can be held here, once `given_back_mib` of RAM are free that an image holds
-/// now. It is asked before that image is dropped.
+/// Checks whether this host can hold a VM that another host announces, once `given_back_mib` of RAM are free that an
+/// image holds now. The caller asks before it drops that image.
 ///
 /// # Errors
 /// When it cannot; says how much there is, for the primary's operator.
@@ -117,7 +117,7 @@ fn room() -> Option<Room> {
     Some(Room { tightest, pool: pool() })
 }
 
-/// What may still be promised where the kernel promises no more than it has (`vm.overcommit_memory` = 2).
+/// Returns what may still be promised where the kernel promises no more than it has (`vm.overcommit_memory` = 2).
 fn promised(meminfo: &str) -> Option<Limit> {
     let mode = fs::read_to_string("/proc/sys/vm/overcommit_memory").ok()?;
     if mode.trim() != "2" {
@@ -128,7 +128,7 @@ fn promised(meminfo: &str) -> Option<Limit> {
     Some(Limit { left: limit.saturating_sub(promised) << 10, of })
 }
 
-/// The limits of this process (`ulimit -v`, `ulimit -d`).
+/// Returns the limits of this process (`ulimit -v`, `ulimit -d`).
 fn own_limits() -> impl Iterator<Item = Limit> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let limits =
@@ -145,7 +145,7 @@ fn own_limits() -> impl Iterator<Item = Limit> {
     })
 }
 
-/// Bytes of the pool of pages of 2 MiB that nobody has and nobody has reserved.
+/// Returns the bytes in the pool of pages of 2 MiB that nobody has, and nobody has reserved.
 fn pool() -> u64 {
     let pages = |file: &str| -> u64 {
         let path = format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{file}");

@@ -101,7 +101,7 @@ impl Report {
     }
 }
 
-/// What `run` needs for `config`.
+/// Checks what `run` needs for `config`.
 pub(crate) fn primary(config: &Config) -> Report {
     let Config { machine, net, gate, .. } = config;
     let needs = memory::Needs { ram_mib: machine.memory_mib, buffer_mib: gate.buffer_mib };
@@ -122,7 +122,7 @@ pub(crate) fn primary(config: &Config) -> Report {
     Report::new(checks)
 }
 
-/// What the VM is to have of this host's network.
+/// Returns what the VM is to have of this host's network.
 pub(crate) fn wanted(config: &Config) -> Wanted {
     let net = &config.net;
     let uplink = match &config.gate.release {
@@ -132,8 +132,8 @@ pub(crate) fn wanted(config: &Config) -> Wanted {
     Wanted { tap: net.tap.clone(), bridge: net.bridge.clone(), mac: net.mac, uplink }
 }
 
-/// What `backup` needs; the VM's own needs are checked when a primary announces it ([`memory::admission`],
-/// and [`wiring`] once the machine is there).
+/// Checks what `backup` needs. The VM's own needs are checked when a primary announces it ([`memory::admission`]), and
+/// once the machine is there ([`wiring`]).
 pub(crate) fn backup(options: &BackupOptions) -> Report {
     let mut checks = everywhere(None);
     checks.push(host::overhearing());
@@ -148,7 +148,7 @@ pub(crate) fn backup(options: &BackupOptions) -> Report {
     Report::new(checks)
 }
 
-/// What a gate needs that guards somebody else's tap; the tap itself is looked at when the gate is put on it.
+/// Checks what a gate needs that guards somebody else's tap. The tap itself is looked at when the gate is put on it.
 pub(crate) fn gate(run_dir: &Path) -> Report {
     let mut checks = Vec::from(for_a_gate());
     checks.push(directory::run_dir(run_dir));

@@ -10,8 +10,8 @@ use crate::{
     net::{Kind, Link, Links, tap_alias},
 };
 
-/// The tap and the bridge, as far as they are named. `vm` is whose tap may be there already, `mtu_bytes` its longest
-/// packet; a backup knows neither before a primary speaks to it.
+/// Checks the tap and the bridge, as far as they are named. `vm` is whose tap may be there already, `mtu_bytes` its
+/// longest packet; a backup knows neither before a primary speaks to it.
 pub(super) fn links(
     tap: Option<&LinkName>,
     bridge: Option<&LinkName>,
@@ -102,7 +102,8 @@ fn judge_bridge(name: &LinkName, found: Option<Link>, mtu_bytes: Option<u16>) ->
     }
 }
 
-/// A bridge takes the MTU of its narrowest port, unless an administrator gave it another.
+/// Checks that the bridge carries the guest's packets. A bridge takes the MTU of its narrowest port, unless an
+/// administrator gave it another.
 fn judge_mtu(name: &LinkName, bridge: u32, wanted: u32) -> Option<Check> {
     const NAME: &str = "bridge";
     if bridge < wanted {
@@ -129,7 +130,8 @@ fn judge_mtu(name: &LinkName, bridge: u32, wanted: u32) -> Option<Check> {
     })
 }
 
-/// Whether the kernel can take the acks of `backup`, where that is wanted. If not, the controller does.
+/// Checks whether the kernel can take the acks of `backup`, where that is wanted. If it cannot, the controller takes
+/// them.
 pub(super) fn trigger(wanted: ReleaseTrigger, backup: SocketAddr) -> Option<Check> {
     const NAME: &str = "trigger";
     match wanted {
@@ -159,7 +161,7 @@ pub(super) fn trigger(wanted: ReleaseTrigger, backup: SocketAddr) -> Option<Chec
     })
 }
 
-/// Whether the address is ours to listen at, and free.
+/// Checks that the address is ours to listen at, and free.
 pub(super) fn listen(address: SocketAddr) -> Check {
     const NAME: &str = "listen";
     match TcpListener::bind(address) {

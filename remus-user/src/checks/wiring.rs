@@ -68,7 +68,7 @@ pub(crate) fn before_start(wanted: &Wanted) -> Vec<Check> {
     checks
 }
 
-/// Whether a takeover could serve anybody by `bridge`, before it is known which VM that would be of.
+/// Checks whether a takeover could serve anybody by `bridge`, before it is known which VM that would be of.
 pub(crate) fn carrier_before_start(bridge: &LinkName) -> Check {
     match Links::open().and_then(|links| links.all()) {
         Ok(links) => match by_name(&links, bridge) {
@@ -84,7 +84,8 @@ pub(crate) fn no_links(error: &anyhow::Error) -> Check {
     Check::refused("links", format!("{error:#}"), "use a kernel with rtnetlink; see its log")
 }
 
-/// Whether netfilter lets bridged packets pass. No error: a kernel without nf_tables drops nothing by it.
+/// Checks whether netfilter lets bridged packets pass. An error counts as yes: a kernel without nf_tables drops nothing
+/// by it.
 pub(crate) fn forwarding() -> Check {
     const NAME: &str = "forwarding";
     const SWITCH: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
@@ -127,7 +128,8 @@ fn bridge_is_up(name: &LinkName, bridge: Option<&Link>) -> Check {
     }
 }
 
-/// A bridge with ports of which none leads anywhere. One without any other port may be meant so: the host routes.
+/// Refuses a bridge with ports of which none leads anywhere. A bridge without any other port may be meant so: the host
+/// routes.
 fn carrier(links: &[Link], bridge: &Link, tap: Option<IfIndex>) -> Check {
     const NAME: &str = "carrier";
     let is_cable = |link: &&Link| {
@@ -185,8 +187,8 @@ fn connection(tap: &Link, bridge: Option<(&LinkName, Option<&Link>)>) -> Check {
     }
 }
 
-/// The guest's address must be the guest's alone: a bridge keeps for the host what is for an address of its own, and of
-/// two guests with one address it serves the one that spoke last.
+/// Checks that nobody else has the guest's address: a bridge keeps for the host what is for an address of its own, and
+/// of two guests with one address it serves the one that spoke last.
 fn address(links: &[Link], wanted: &Wanted) -> Check {
     const NAME: &str = "address";
     let Wanted { tap, mac, .. } = wanted;

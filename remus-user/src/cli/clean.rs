@@ -134,7 +134,7 @@ fn take_down(run_dir: &Path, vm: &VmName, links: &Links, taps: &[Link]) -> Resul
     Ok(())
 }
 
-/// A gate of `remus gate run` has the same kind of place, in front of somebody else's tap.
+/// Refuses a gate of `remus gate run`, which has the same kind of directory, in front of somebody else's tap.
 fn refuse_others_gate(pinned: &Pinned, vm: &VmName, links: &Links, taps: &[Link]) -> Result<()> {
     let tap = links.at(IfIndex(pinned.view().tap_index))?;
     let attachment = pinned.attachment(tap.as_ref().map(|tap| tap.name.as_str()))?;

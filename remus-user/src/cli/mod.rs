@@ -84,7 +84,7 @@ impl From<ConfigError> for Failure {
     }
 }
 
-/// The `remus` binary, from the process's arguments to its exit code.
+/// Runs the `remus` binary, from the process's arguments to its exit code.
 pub fn main() -> ExitCode {
     // Prints by itself and exits 0 (help, version) or 2 (usage).
     let cli = Cli::parse();
@@ -122,7 +122,7 @@ pub fn main() -> ExitCode {
 }
 
 impl Verb {
-    /// Whether the process is to hold a guest, or the gate of one, as long as it lives.
+    /// Returns whether the process is to hold a guest, or the gate of one, as long as it lives.
     fn holds_a_guest(&self) -> bool {
         match self {
             Self::Run(_) | Self::Backup(_) => true,
@@ -160,7 +160,7 @@ impl Failure {
     }
 }
 
-/// What to tell an operator who looks below a run directory in which nothing is.
+/// Returns what to tell an operator who looks below a run directory in which nothing is.
 ///
 /// # Errors
 /// When the directory is not there, unless it is the default one, which every boot begins without.

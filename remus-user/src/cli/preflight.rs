@@ -38,7 +38,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     }
 }
 
-/// Lines for people, aligned.
+/// Returns the report as aligned lines for people.
 fn table(report: &Report) -> String {
     let width = report.checks.iter().map(|c| c.name.len()).max().unwrap_or(0);
     let mut text = String::new();

@@ -60,13 +60,13 @@ impl<'i> Document<'i> {
         }
     }
 
-    /// An error about `key`, pointing at its value, or else at the nearest table that could hold it.
+    /// Returns an error about `key`, pointing at its value, or else at the nearest table that could hold it.
     pub(super) fn error(&self, key: &str, problem: String, help: String) -> ConfigError {
         let at = self.span_of(key).map(|span| position(self.text, span.start));
         ConfigError { file: self.file.to_owned(), at, key: key.to_owned(), problem, help }
     }
 
-    /// An error about whatever key stands at `span`.
+    /// Returns an error about whatever key stands at `span`.
     pub(super) fn error_at(
         &self,
         span: Range<usize>,
@@ -78,7 +78,7 @@ impl<'i> Document<'i> {
         ConfigError { file: self.file.to_owned(), at, key, problem, help }
     }
 
-    /// Every key with its dotted path and where the key itself stands; tables too, before their keys.
+    /// Returns every key with its dotted path and where the key itself stands; tables come before their keys.
     pub(super) fn keys(&self) -> Vec<(String, Range<usize>)> {
         let mut keys = Vec::new();
         walk(&self.root, "", &mut |path, key, _| keys.push((path.to_owned(), key)));
@@ -150,7 +150,7 @@ where
     }
 }
 
-/// Line and column of a byte offset, both from 1; the column counts characters.
+/// Returns the line and column of a byte offset, both from 1; the column counts characters.
 fn position(text: &str, at: usize) -> (usize, usize) {
     let before = text.get(..at).unwrap_or(text);
     let line_start = before.rfind('\n').map_or(0, |n| n + 1);

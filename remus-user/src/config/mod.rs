@@ -35,8 +35,8 @@ pub const EXAMPLE: &str = include_str!("example.toml");
 pub const RUN_DIR_DEFAULT: &str = "/run/remus";
 const STATE_DIR_DEFAULT: &str = "/var/lib/remus";
 
-/// Where records are kept when nothing else is said. They must outlive a reboot, which /run does not; but whoever
-/// names another RUN_DIR makes a trial, and its records stay with it.
+/// Returns where records are kept when no directory is named. They must outlive a reboot, which /run does not; but
+/// whoever names another RUN_DIR makes a trial, and its records stay with it.
 pub fn state_dir_beside(run_dir: &Path) -> PathBuf {
     if run_dir == Path::new(RUN_DIR_DEFAULT) {
         STATE_DIR_DEFAULT.into()
@@ -81,12 +81,12 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Bytes of guest RAM.
+    /// Returns the size of guest RAM in bytes.
     pub fn memory_bytes(&self) -> u64 {
         u64::from(self.memory_mib) << 20
     }
 
-    /// What it begins with.
+    /// Returns what the machine begins with.
     pub fn software(&self) -> Software<'_> {
         let Self { kernel, initrd, cmdline, .. } = self;
         Software { kernel, initrd: initrd.as_deref(), cmdline }
@@ -167,7 +167,7 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// The CPU that vCPU `n`'s thread is pinned to, if any.
+    /// Returns the CPU that vCPU `n`'s thread is pinned to, if any.
     pub fn of_vcpu(&self, n: usize) -> Option<u32> {
         match self.vcpu_cpus.as_slice() {
             [] => None,

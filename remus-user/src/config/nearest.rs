@@ -1,6 +1,6 @@
 //! "Did you mean": the known word nearest to what was written.
 
-/// The candidate at the least edit distance from `word`, if it is near enough to be a slip of the hand: at
+/// Returns the candidate at the least edit distance from `word`, if it is near enough to be a slip of the hand: at
 /// most a third of its letters, and never more than three.
 pub(super) fn nearest<'a>(
     word: &str,
@@ -17,7 +17,7 @@ pub(super) fn nearest<'a>(
         .map(|(_, candidate)| candidate)
 }
 
-/// Levenshtein's distance over bytes.
+/// Returns Levenshtein's distance over bytes.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     let mut row: Vec<usize> = (0..=b.len()).collect();

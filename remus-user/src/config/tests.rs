@@ -26,7 +26,7 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(Path::new("/etc/remus/demo.toml"), text)
 }
 
-/// The message for the good config with `from` replaced.
+/// Returns the message for the good config with `from` replaced.
 fn message(from: &str, to: &str) -> String {
     assert_eq!(GOOD.matches(from).count(), 1, "{from:?}");
     let error = parse(&GOOD.replace(from, to)).expect_err(to);

@@ -3,11 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
-use remus_abi::{
-    Stamp,
-    ack::{ACK_COUNTERS, AckCounter},
-    gate::{COUNTERS, Counter},
-};
+use remus_abi::Stamp;
 
 use super::{
     shipment::{Cargo, Shipment},
@@ -139,16 +135,6 @@ impl Report {
     }
 
     pub(crate) fn gate(&self, gate: &Gate) -> Result<()> {
-        let read = gate.counters()?;
-        let mut counters = [0; COUNTERS as usize];
-        for counter in Counter::ALL {
-            counters[counter as usize] = read.get(counter);
-        }
-        let read = gate.ack_counters()?;
-        let mut acks = [0; ACK_COUNTERS as usize];
-        for counter in AckCounter::ALL {
-            acks[counter as usize] = read.get(counter);
-        }
         let (fill, residence) = (gate.fill(), gate.residence());
         self.shared.gate(&GateReading {
             mode: gate.mode(),
@@ -162,8 +148,8 @@ impl Report {
                 p99: residence.percentile_us(99),
                 max: residence.max_us(),
             },
-            counters,
-            acks,
+            counters: gate.counters()?,
+            acks: gate.ack_counters()?,
         });
         Ok(())
     }

@@ -1,28 +1,18 @@
 //! What `ack` did with datagrams: its counters, and its newest commit.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use aya::maps::{Map, MapData, PerCpuArray};
 use remus_abi::{
     Stamp,
-    ack::{ACK_COUNTERS, AckCounter, Acked},
+    ack::{AckCounters, Acked},
 };
 
-use super::control::Words;
+use super::{control::Words, counters::summed};
 use crate::wire::Moment;
 
 pub(super) struct AckMaps {
     counters: PerCpuArray<MapData, u64>,
     acked: Words,
-}
-
-/// A snapshot, in datagrams; see [`AckCounter`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct AckCounters([u64; ACK_COUNTERS as usize]);
-
-impl AckCounters {
-    pub fn get(&self, which: AckCounter) -> u64 {
-        self.0[which as usize]
-    }
 }
 
 impl AckMaps {
@@ -32,11 +22,7 @@ impl AckMaps {
     }
 
     pub(super) fn counters(&self) -> Result<AckCounters> {
-        let mut sums = [0; ACK_COUNTERS as usize];
-        for (index, sum) in (0..).zip(&mut sums) {
-            *sum = self.counters.get(&index, 0).context("read the counters of acks")?.iter().sum();
-        }
-        Ok(AckCounters(sums))
+        summed(&self.counters)
     }
 
     /// The newest commit by a datagram, and when it came; a moment of another commit if one came meanwhile.

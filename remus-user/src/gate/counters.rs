@@ -2,39 +2,35 @@
 
 use anyhow::{Context, Result};
 use aya::maps::{Map, MapData, PerCpuArray};
-use remus_abi::gate::{COUNTERS, Counter, RESIDENCE_BUCKETS, TICK_SHIFT, residence_limit};
+use remus_abi::{
+    counters::{Counted, Counts},
+    gate::{Counters, RESIDENCE_BUCKETS, TICK_SHIFT, residence_limit},
+};
 
 use super::control::Words;
 
 pub(super) struct CounterMap(PerCpuArray<MapData, u64>);
-
-/// A snapshot; not an atomic one, counters of running programs move on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Counters([u64; COUNTERS as usize]);
-
-impl Counters {
-    pub fn get(&self, which: Counter) -> u64 {
-        self.0[which as usize]
-    }
-
-    /// Adds what another part of the kernel has counted.
-    pub(super) fn add(&mut self, which: Counter, more: u64) {
-        self.0[which as usize] += more;
-    }
-}
 
 impl CounterMap {
     pub(super) fn new(map: MapData) -> Result<Self> {
         Ok(Self(PerCpuArray::try_from(Map::PerCpuArray(map))?))
     }
 
+    /// Returns a snapshot. It is not an atomic one: counters of running programs move on.
     pub(super) fn read(&self) -> Result<Counters> {
-        let mut sums = [0; COUNTERS as usize];
-        for (index, sum) in (0..).zip(&mut sums) {
-            *sum = self.0.get(&index, 0).context("read the gate's counters")?.iter().sum();
-        }
-        Ok(Counters(sums))
+        summed(&self.0)
     }
+}
+
+/// Returns each counter of a map, summed over the CPUs.
+pub(super) fn summed<T: Counted, const N: usize>(
+    map: &PerCpuArray<MapData, u64>,
+) -> Result<Counts<T, N>> {
+    let mut sums = [0; N];
+    for (index, sum) in (0..).zip(&mut sums) {
+        *sum = map.get(&index, 0).context("read the gate's counters")?.iter().sum();
+    }
+    Ok(Counts::new(sums))
 }
 
 /// How long frames waited in the gate, from the tap to their release: counted in the kernel, for one frame in

@@ -40,12 +40,20 @@ use aya::maps::{Map, MapData, RingBuf};
 use aya_log::EbpfLogger;
 use remus_abi::{
     Epoch, Stamp, Term,
-    gate::{Control, Counter, FlushResult, LAYOUT, Mode, Ring, UNIT, slots},
+    ack::AckCounters,
+    gate::{Control, Counter, Counters, FlushResult, LAYOUT, Mode, Ring, UNIT, slots},
 };
 
+use self::{
+    acks::AckMaps,
+    control::Words,
+    counters::CounterMap,
+    nfqueue::{NfQueue, Permit},
+    pins::Pins,
+    programs::Programs,
+};
 pub use self::{
-    acks::AckCounters,
-    counters::{Counters, Residence},
+    counters::Residence,
     health::{Lost, Remedy},
     hook::HookKind,
     nfqueue::{
@@ -56,14 +64,6 @@ pub use self::{
     pins::sweep as sweep_pins,
     settings::{Engine, Release, Settings},
     trigger::Trigger,
-};
-use self::{
-    acks::AckMaps,
-    control::Words,
-    counters::CounterMap,
-    nfqueue::{NfQueue, Permit},
-    pins::Pins,
-    programs::Programs,
 };
 use crate::{
     names::LinkName,
@@ -409,7 +409,8 @@ impl Gate {
     pub fn counters(&self) -> Result<Counters> {
         let mut counters = self.counters.read()?;
         if let Some(queue) = &self.queue {
-            counters.add(Counter::DroppedFull, queue.dropped()?);
+            let dropped = counters.get(Counter::DroppedFull) + queue.dropped()?;
+            counters.set(Counter::DroppedFull, dropped);
         }
         Ok(counters)
     }

@@ -17,7 +17,7 @@ use crate::checkpoint::{Image, Msr, VcpuState};
 const MSR_IA32_TSC: u32 = 0x10;
 const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
 
-/// Room to fetch the registers that are part of the state, made once.
+/// Makes room to fetch the registers that are part of the state; called once.
 pub(super) fn msr_buffer(indices: &[u32]) -> Result<Msrs> {
     let entries: Vec<_> =
         indices.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
@@ -35,7 +35,7 @@ pub(super) enum Registers {
 }
 
 impl Registers {
-    /// The better way for a machine of so many vCPUs, where `vm` knows it.
+    /// Returns the better way for a machine of so many vCPUs, where `vm` knows it.
     pub(super) fn of(vm: &VmFd, vcpus: usize) -> Self {
         let all = (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS).cast_signed();
         match vm.check_extension_int(Cap::SyncRegs) & all == all && vcpus == 1 {
@@ -110,7 +110,7 @@ const CR0_PG: u64 = 1 << 31;
 const CR4_PAE: u64 = 1 << 5;
 const EFER_LMA: u64 = 1 << 10;
 
-/// A structure of KVM's as the bytes that it is.
+/// Returns the bytes of one of KVM's structures.
 fn bytes<T, const N: usize>(of: &T) -> &[u8; N] {
     const { assert!(size_of::<T>() == N) };
     // SAFETY: as many bytes as asserted, borrowed as long as `of` is. KVM's structures have no padding: what lies between
@@ -156,7 +156,7 @@ pub(super) fn unite_tscs(vcpus: &[VcpuFd], tsc_khz: u32) -> Result<()> {
     Ok(())
 }
 
-/// Whether two offsets differ, by less than a second of a TSC at `tsc_khz`.
+/// Returns whether two offsets differ by less than a second of a TSC at `tsc_khz`, and at all.
 fn is_another_reading(offset: u64, other: u64, tsc_khz: u32) -> bool {
     let apart = other.wrapping_sub(offset).cast_signed().unsigned_abs();
     apart != 0 && apart < u64::from(tsc_khz) * 1000

@@ -15,7 +15,7 @@ use crate::{checkpoint::ClockState, os::wall_now};
 /// How far a restore moves the guest's clock at most.
 const STEP_MAX: Duration = Duration::from_secs(5);
 
-/// The guest's clock and the host's, at one instant.
+/// Returns the guest's clock and the host's, both of one instant.
 pub(super) fn save(vm: &VmFd) -> Result<ClockState> {
     let clock = vm.get_clock().context("KVM_GET_CLOCK")?;
     // KVM reads both at once where its clock is stable; else a moment lies between.
@@ -24,7 +24,7 @@ pub(super) fn save(vm: &VmFd) -> Result<ClockState> {
     Ok(ClockState { guest_ns: clock.clock, real_ns })
 }
 
-/// How far the guest's clocks go on by now.
+/// Returns the time by which the guest's clocks go on now.
 pub(super) fn step(saved: ClockState) -> Duration {
     Duration::from_nanos(step_ns(saved, real_ns()))
 }

@@ -70,7 +70,7 @@ impl<'a> Strides<'a> {
         Self { pages, copies, next: AtomicUsize::new(0), _copies: PhantomData }
     }
 
-    /// The next stride, which nobody else has.
+    /// Returns the next stride, which no other thread has.
     pub(super) fn next(&self) -> Option<(&'a [Page], &'a mut [StagedPage])> {
         let at = self.next.fetch_add(STRIDE, Ordering::Relaxed);
         let pages = self.pages.get(at..)?.chunks(STRIDE).next()?;

@@ -64,7 +64,7 @@ fn words_of(slot: Slot) -> usize {
     slot.pages.div_ceil(64) as usize
 }
 
-/// Runs of words that begin and end with one of `in_use` and have no gap of more than [`GAP_WORDS`].
+/// Returns runs of words that begin and end with a word of `in_use` and have no gap of more than [`GAP_WORDS`].
 fn runs(in_use: impl Iterator<Item = usize>) -> impl Iterator<Item = Range<usize>> {
     let mut in_use = in_use.peekable();
     std::iter::from_fn(move || {

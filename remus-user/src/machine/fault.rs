@@ -55,7 +55,7 @@ const FLAT: Flat = Flat { code: 0x33, data: 0x2b, ring: 3, gdt: (GDT, 7 * 8 - 1)
 const CODE_DESCRIPTOR: u64 = 0x00af_fb00_0000_ffff;
 const DATA_DESCRIPTOR: u64 = 0x00cf_f300_0000_ffff;
 
-/// How much longer a write takes for its page being write-protected.
+/// Measures how much longer a write takes when its page is write-protected.
 ///
 /// # Errors
 /// When KVM does not run such a machine; a host may still run others.

@@ -63,7 +63,7 @@ pub fn probe() -> Result<HostReport> {
     Ok(HostReport { kind: kind(), missing, tsc_khz })
 }
 
-/// The most vCPUs that KVM gives a VM here; `None` when KVM cannot be asked.
+/// Returns the most vCPUs that KVM gives a VM here; `None` when KVM cannot be asked.
 pub fn vcpus_max() -> Option<u32> {
     u32::try_from(open().ok()?.get_max_vcpus()).ok()
 }
@@ -88,7 +88,7 @@ pub(super) fn open() -> Result<Kvm> {
     Ok(kvm)
 }
 
-/// How KVM runs guests on this host, as far as one can tell from outside.
+/// Returns how KVM runs guests on this host, as far as one can tell from outside.
 pub fn kind() -> Kind {
     let has = |module: &str| Path::new("/sys/module").join(module).is_dir();
     // KVM-PVM is asked for last: its module may be built in beside the others, which then do not load.

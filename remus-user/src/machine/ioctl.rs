@@ -95,7 +95,7 @@ pub(super) fn clear_dirty_log(vm: RawFd, slot: Slot, first: u32, words: &[u64]) 
     check(unsafe { ioctl_with_ref(&vm, request, &log) }).context("KVM_CLEAR_DIRTY_LOG")
 }
 
-/// What KVM adds to the host's TSC for a vCPU, modulo 2^64.
+/// Returns the offset, modulo 2^64, that KVM adds to the host's TSC for a vCPU.
 pub(super) fn tsc_offset(vcpu: &impl AsRawFd) -> Result<u64> {
     let mut offset = 0u64;
     let attribute = tsc_offset_at((&raw mut offset) as u64);

@@ -31,28 +31,28 @@ pub struct Slot {
 }
 
 impl Layout {
-    /// A RAM of `mib` mebibytes.
+    /// Makes a RAM of `mib` mebibytes.
     pub fn of_mib(mib: u32) -> Self {
         Self { pages: mib * PAGES_PER_MIB }
     }
 
-    /// Pages of RAM.
+    /// Returns the size of RAM in pages.
     pub fn pages(self) -> u32 {
         self.pages
     }
 
-    /// Bytes of RAM.
+    /// Returns the size of RAM in bytes.
     pub fn bytes(self) -> usize {
         self.pages as usize * PAGE_SIZE
     }
 
-    /// Bytes of RAM from guest address 0, and from [`HIGH_RAM`].
+    /// Returns the bytes of RAM that begin at guest address 0, and those that begin at [`HIGH_RAM`].
     pub fn low_and_high_bytes(self) -> (u64, u64) {
         let low = self.pages.min(HOLE_PAGE);
         (u64::from(low) * PAGE_SIZE as u64, u64::from(self.pages - low) * PAGE_SIZE as u64)
     }
 
-    /// The slots in ascending order: one, or two when RAM reaches beyond the hole.
+    /// Returns the slots in ascending order: one, or two when RAM reaches beyond the hole.
     pub fn slots(self) -> impl Iterator<Item = Slot> {
         let low = self.pages.min(HOLE_PAGE);
         let high = self.pages - low;
@@ -61,7 +61,7 @@ impl Layout {
         [low, high].into_iter().filter(|slot| slot.pages > 0)
     }
 
-    /// The guest-physical address of a page; `None` beyond the end of RAM.
+    /// Returns the guest-physical address of a page; `None` beyond the end of RAM.
     pub fn address_of(self, page: Page) -> Option<u64> {
         let at = u64::from(page.0) * PAGE_SIZE as u64;
         (page.0 < self.pages).then_some(if page.0 < HOLE_PAGE {
@@ -71,7 +71,7 @@ impl Layout {
         })
     }
 
-    /// The page that holds a guest-physical address; `None` in the hole and beyond the end.
+    /// Returns the page that holds a guest-physical address; `None` in the hole and beyond the end.
     pub fn page_at(self, address: u64) -> Option<Page> {
         let offset = if address < RAM_HOLE {
             address

@@ -63,8 +63,8 @@ impl Memory {
         Ok(Self { ram, mapping, layout, copier: PageCopier::detect() })
     }
 
-    /// Whether the kernel may swap it out, so that whoever touches it waits for a disk: it is not locked, since the limit
-    /// on that is lower (RLIMIT_MEMLOCK), and this host has swap.
+    /// Returns whether the kernel may swap RAM out, so that whoever touches it waits for a disk: this host has swap,
+    /// and RAM is not locked, since the limit on that is lower (RLIMIT_MEMLOCK).
     pub fn may_be_swapped(&self) -> bool {
         // One line of headings, and one for each place.
         let has_swap =
@@ -80,7 +80,7 @@ impl Memory {
         &self.ram
     }
 
-    /// The host address of a slot's first page, for KVM.
+    /// Returns the host address of a slot's first page, for KVM.
     pub(super) fn host_address(&self, first: Page) -> u64 {
         self.mapping.page(first) as u64
     }
@@ -146,7 +146,7 @@ impl Memory {
         Ok(())
     }
 
-    /// A digest of all RAM. Of an instant only while the guest does not run.
+    /// Returns a digest of all RAM. It is that of an instant only while the guest does not run.
     pub fn digest(&self) -> u64 {
         let mut digest = Xxh3::new();
         let mut copy = [0; PAGE_SIZE];
@@ -169,7 +169,7 @@ impl Memory {
         self.copy_with(None, pages, staging)
     }
 
-    /// The same with whoever comes to help, in a pause.
+    /// Copies pages as above, in a pause, with whoever comes to help.
     pub(super) fn copy_with(
         &self,
         help: Option<&Help>,
@@ -288,7 +288,7 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// The kernel reserves all of it in the pool, or refuses at once.
+    /// Makes a mapping of huge pages. The kernel reserves all of it in the pool, or refuses at once.
     fn of_pool(bytes: usize) -> io::Result<Self> {
         if !bytes.is_multiple_of(HUGE_PAGE) {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -319,13 +319,13 @@ impl Mapping {
         }
     }
 
-    /// The host address of a page. In bounds if the page is.
+    /// Returns the host address of a page; it is in bounds if the page is.
     fn page(&self, page: Page) -> *mut u8 {
         self.start.wrapping_add(page.0 as usize * PAGE_SIZE)
     }
 }
 
-/// A new mapping of nobody else's memory.
+/// Makes a new mapping of memory that nobody else has.
 fn map(bytes: usize, flags: libc::c_int) -> io::Result<*mut libc::c_void> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags;

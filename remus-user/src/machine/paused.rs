@@ -26,7 +26,7 @@ pub struct Paused<'a> {
 }
 
 impl<'a> Paused<'a> {
-    /// The guest has been stopped, and device threads parked, already.
+    /// Makes the permission of a guest that has been stopped already, with device threads parked.
     pub(super) fn new(vcpus: &'a Vcpus, vm: &'a Vm, board: &'a Board) -> Self {
         Self { vcpus, vm, board }
     }

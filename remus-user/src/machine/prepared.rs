@@ -58,7 +58,7 @@ impl Prepared {
         self.vm.memory()
     }
 
-    /// The far end of the guest's serial port.
+    /// Returns the far end of the guest's serial port.
     pub fn console(&self) -> Console {
         Console(Arc::clone(&self.board.serial))
     }
@@ -74,7 +74,7 @@ impl Prepared {
         boot::load(self.memory(), &self.vcpus[0], firmware, software)
     }
 
-    /// What the guest begins with. To be asked for once it is loaded, before anything else writes its memory.
+    /// Returns what the guest begins with. Ask once the guest is loaded, before anything else writes its memory.
     ///
     /// # Errors
     /// When KVM does not give a part of the state.

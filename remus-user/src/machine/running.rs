@@ -120,12 +120,12 @@ impl Machine {
         self.vm.memory()
     }
 
-    /// Frames so far.
+    /// Returns the numbers of frames so far.
     pub fn net_counters(&self) -> NetCounters {
         self.board.net.lock().counters()
     }
 
-    /// The far end of the guest's serial port.
+    /// Returns the far end of the guest's serial port.
     pub fn console(&self) -> Console {
         Console(Arc::clone(&self.board.serial))
     }
@@ -206,7 +206,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Whether it is recorded which pages are written.
+    /// Returns whether dirty logging is on.
     pub fn tracks_dirty(&self) -> bool {
         self.tracks
     }
@@ -239,7 +239,7 @@ impl Machine {
         self.vm.protect(pages)
     }
 
-    /// The CPU time that all vCPUs together have used.
+    /// Returns the CPU time that all vCPUs together have used.
     pub fn vcpu_time(&self) -> Duration {
         self.vcpus.time()
     }

@@ -109,7 +109,7 @@ impl Control {
         }
     }
 
-    /// How the guest ended, once.
+    /// Returns how the guest ended; once.
     pub(super) fn take_end(&self) -> Option<End> {
         // Nobody waits on this event: it is level-triggered and read when seen.
         self.ended.read().ok();
@@ -328,12 +328,12 @@ impl Vcpus {
         self.kick();
     }
 
-    /// Where a parked vCPU's thread looks for work.
+    /// Returns the place where a parked vCPU's thread looks for work.
     pub(super) fn help(&self) -> &Help {
         &self.control.help
     }
 
-    /// The CPU time that all of them have used, in the guest and for it.
+    /// Returns the CPU time that all vCPU threads have used, in the guest and for it.
     pub(super) fn time(&self) -> Duration {
         self.threads.iter().map(cpu_time_of).sum()
     }
@@ -468,8 +468,8 @@ impl Thread {
         captured.failed = saved.err();
     }
 
-    /// How long to look out for what others do in pause `word`: not at all while one of them, as `reached` says,
-    /// or the pausing thread needs this very core for it.
+    /// Returns how long to look out for what others do in pause `word`: not at all while one of them, as `reached`
+    /// says, or the pausing thread needs this very core for that.
     fn spin_unless_in_the_way(
         &self,
         word: u32,
@@ -536,7 +536,7 @@ fn handle(bus: &Bus, exit: VcpuExit<'_>) -> Outcome {
     Outcome::GoOn
 }
 
-/// The CPU time of a thread; zero if the kernel does not say.
+/// Returns the CPU time of a thread; zero if the kernel does not say.
 fn cpu_time_of<T>(thread: &JoinHandle<T>) -> Duration {
     let (mut clock, mut time) = (0, libc::timespec { tv_sec: 0, tv_nsec: 0 });
     // SAFETY: the thread was not joined yet, so its id is valid; the clock is written.
@@ -548,13 +548,13 @@ fn cpu_time_of<T>(thread: &JoinHandle<T>) -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// The host CPU that this thread is on, for now; -1 if the kernel does not say.
+/// Returns the host CPU that this thread is on, for now; -1 if the kernel does not say.
 fn this_cpu() -> i32 {
     // SAFETY: takes nothing and touches no memory.
     unsafe { libc::sched_getcpu() }
 }
 
-/// How long to look out for a thread that was last seen on `cpu`.
+/// Returns how long to look out for a thread that was last seen on `cpu`.
 fn spin_unless_on(cpu: i32, spin: Duration) -> Duration {
     if cpu == this_cpu() { Duration::ZERO } else { spin }
 }
@@ -568,7 +568,7 @@ impl Drop for AbortOnPanic {
     }
 }
 
-/// The signal whose only effect is that a system call returns.
+/// Installs the signal whose only effect is that a system call returns.
 fn install_kick_handler() -> Result<()> {
     extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
     static DONE: AtomicBool = AtomicBool::new(false);

@@ -58,7 +58,7 @@ impl Vm {
         Ok(vcpu)
     }
 
-    /// A doorbell: signalled when the guest writes `queue` to QueueNotify of device `device`.
+    /// Makes a doorbell, which is signalled when the guest writes `queue` to QueueNotify of device `device`.
     pub(super) fn doorbell(&self, device: u32, queue: u32) -> Result<EventFd> {
         let event = event()?;
         let page = VIRTIO_MMIO_BASE + u64::from(device) * VIRTIO_MMIO_SIZE;
@@ -67,12 +67,12 @@ impl Vm {
         Ok(event)
     }
 
-    /// An interrupt line: signalling it raises the interrupt of device `device`.
+    /// Makes an interrupt line; whoever signals it raises the interrupt of device `device`.
     pub(super) fn interrupt_line(&self, device: u32) -> Result<EventFd> {
         self.line(VIRTIO_GSI_BASE + device)
     }
 
-    /// The serial port's.
+    /// Makes the serial port's interrupt line.
     pub(super) fn serial_line(&self) -> Result<EventFd> {
         self.line(SERIAL_GSI)
     }
@@ -138,7 +138,7 @@ impl Vm {
     }
 }
 
-/// An event that nobody blocks on.
+/// Makes an event that nobody blocks on.
 pub(super) fn event() -> Result<EventFd> {
     EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).context("eventfd")
 }

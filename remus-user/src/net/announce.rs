@@ -40,7 +40,7 @@ pub struct Learner {
 }
 
 impl Learner {
-    /// A learner that knows the configured MAC, untagged, from the start.
+    /// Makes a learner that knows the configured MAC, untagged, from the start.
     pub fn new(mac: Mac) -> Self {
         let mut identity = Identity::default();
         identity.see_station(Station { mac, vlan: None });
@@ -74,13 +74,13 @@ impl Learner {
         &self.identity
     }
 
-    /// The identity, if it has changed since it was last taken.
+    /// Returns the identity, if it has changed since it was last taken.
     pub fn take_change(&mut self) -> Option<&Identity> {
         std::mem::take(&mut self.changed).then_some(&self.identity)
     }
 }
 
-/// Every announcement for `identity`: all RARPs first, since the bridge's port is what everything else needs.
+/// Returns every announcement for `identity`: all RARPs first, since the bridge's port is what everything else needs.
 pub fn frames(identity: &Identity) -> Vec<Vec<u8>> {
     let rarps = identity.stations().map(rarp);
     let arps = identity.ipv4().flat_map(|(at, ip)| {
@@ -97,7 +97,7 @@ pub enum Arp {
     Reply,
 }
 
-/// A reverse ARP request of `at` about itself, broadcast.
+/// Returns a reverse ARP request of `at` about itself, broadcast.
 pub fn rarp(at: Station) -> Vec<u8> {
     let unknown = Ipv4Addr::UNSPECIFIED;
     let mut frame = ethernet(at, Mac::BROADCAST, ETHERTYPE_RARP);
@@ -105,7 +105,7 @@ pub fn rarp(at: Station) -> Vec<u8> {
     padded(frame)
 }
 
-/// An ARP of `at` that its own address is `ip`, broadcast.
+/// Returns an ARP of `at` that its own address is `ip`, broadcast.
 pub fn gratuitous_arp(at: Station, ip: Ipv4Addr, form: Arp) -> Vec<u8> {
     let mut frame = ethernet(at, Mac::BROADCAST, ETHERTYPE_ARP);
     match form {
@@ -115,7 +115,7 @@ pub fn gratuitous_arp(at: Station, ip: Ipv4Addr, form: Arp) -> Vec<u8> {
     padded(frame)
 }
 
-/// An unsolicited neighbour advertisement (RFC 4861, 7.2.6) of `at` that it has `ip`, to all nodes, with the
+/// Returns an unsolicited neighbour advertisement (RFC 4861, 7.2.6) of `at`, to all nodes, that it has `ip`, with the
 /// override flag.
 pub fn unsolicited_advertisement(at: Station, ip: Ipv6Addr) -> Vec<u8> {
     const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
@@ -174,7 +174,7 @@ fn padded(mut frame: Vec<u8>) -> Vec<u8> {
     frame
 }
 
-/// Who sent a frame, its ethertype and what follows; `None` when it is too short or its source is no station.
+/// Returns who sent a frame, its ethertype and what follows; `None` when it is too short or its source is no station.
 fn parse_ethernet(frame: &[u8]) -> Option<(Station, u16, &[u8])> {
     let mac = Mac(frame.get(6..12)?.try_into().ok()?);
     if !mac.is_unicast() {
@@ -196,7 +196,7 @@ fn parse_ethernet(frame: &[u8]) -> Option<(Station, u16, &[u8])> {
     Some((Station { mac, vlan }, ethertype, frame.get(18..)?))
 }
 
-/// The sender's address in an ARP packet, where the sender is `mac` and vouches for it.
+/// Returns the sender's address in an ARP packet, where the sender is `mac` and vouches for it.
 fn arp_sender(packet: &[u8], mac: Mac) -> Option<Ipv4Addr> {
     let packet = packet.get(..28)?;
     let operation = be16(packet, 6)?;
@@ -210,7 +210,7 @@ fn arp_sender(packet: &[u8], mac: Mac) -> Option<Ipv4Addr> {
     usable.then_some(ip)
 }
 
-/// The address that a neighbour solicitation or advertisement shows to be its sender's own: the target of an
+/// Returns the address that a neighbour solicitation or advertisement shows to be its sender's own: the target of an
 /// advertisement, the source of a solicitation.
 fn neighbour_sender(packet: &[u8]) -> Option<Ipv6Addr> {
     const SOLICITATION: u8 = 135;
@@ -238,7 +238,7 @@ fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-/// The internet checksum over the pseudo-header and `message`, whose own checksum field is zero.
+/// Returns the internet checksum over the pseudo-header and `message`, whose own checksum field is zero.
 fn icmpv6_checksum(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> u16 {
     let length = u32::try_from(message.len()).expect("a short message").to_be_bytes();
     let pseudo = [&from.octets()[..], &to.octets(), &length, &[0, 0, 0, 58]];

@@ -38,9 +38,9 @@ impl Links {
     }
 }
 
-/// What about the tap `name` would let frames meet the gate later than `write()` returns, or on several CPUs at
-/// once, with what to do about it; `None` when all is well. Whoever opens the tap may change this: a gate that is on
-/// it looks on every tick.
+/// Returns what about the tap `name` would let frames meet the gate later than `write()` returns, or on several CPUs at
+/// once, with what to do about it; `None` when all is well. Whoever opens the tap may change this, so a gate that is on
+/// the tap looks on every tick.
 ///
 /// # Errors
 /// When sysfs cannot be asked: then nobody knows.

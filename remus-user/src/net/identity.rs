@@ -53,18 +53,18 @@ impl Identity {
         self.ipv6.iter().map(|(at, ip)| (self.stations[usize::from(*at)], *ip))
     }
 
-    /// Whether `station` was new and had room.
+    /// Returns whether `station` was new and had room.
     pub(super) fn see_station(&mut self, station: Station) -> bool {
         self.station(station).is_none() && push(&mut self.stations, station, STATIONS_MAX)
     }
 
-    /// Whether the pair was new and had room. A station for which there was no room has no addresses.
+    /// Returns whether the pair was new and had room. A station for which there was no room has no addresses.
     pub(super) fn see_ipv4(&mut self, at: Station, ip: Ipv4Addr) -> bool {
         let Some(at) = self.station(at) else { return false };
         !self.ipv4.contains(&(at, ip)) && push(&mut self.ipv4, (at, ip), ADDRESSES_MAX)
     }
 
-    /// Whether the pair was new and had room. A station for which there was no room has no addresses.
+    /// Returns whether the pair was new and had room. A station for which there was no room has no addresses.
     pub(super) fn see_ipv6(&mut self, at: Station, ip: Ipv6Addr) -> bool {
         let Some(at) = self.station(at) else { return false };
         !self.ipv6.contains(&(at, ip)) && push(&mut self.ipv6, (at, ip), ADDRESSES_MAX)
@@ -97,7 +97,7 @@ impl Identity {
         bytes
     }
 
-    /// The identity in `bytes`; `None` unless they are whole, within limits and say nothing twice.
+    /// Reads the identity in `bytes`; `None` unless they are whole, within limits and say nothing twice.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut rest = bytes;
         let mut identity = Self::default();

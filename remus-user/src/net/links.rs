@@ -101,7 +101,7 @@ impl Links {
         Ok(Self { runtime, handle })
     }
 
-    /// The link called `name`, if there is one.
+    /// Returns the link called `name`, if there is one.
     ///
     /// # Errors
     /// When the kernel refuses the question.
@@ -110,7 +110,7 @@ impl Links {
             .with_context(|| format!("look up link {name}"))
     }
 
-    /// The link with number `index`, if there is one.
+    /// Returns the link with number `index`, if there is one.
     ///
     /// # Errors
     /// When the kernel refuses the question.
@@ -119,7 +119,7 @@ impl Links {
             .with_context(|| format!("look up link {index}"))
     }
 
-    /// The bridge called `name`.
+    /// Returns the bridge called `name`.
     ///
     /// # Errors
     /// When there is no such link, or it is not a bridge.
@@ -135,7 +135,7 @@ impl Links {
         }
     }
 
-    /// All links of the namespace.
+    /// Returns all links of the namespace.
     ///
     /// # Errors
     /// When the kernel refuses the question.
@@ -146,7 +146,7 @@ impl Links {
         Ok(all.iter().map(describe).collect())
     }
 
-    /// The ports of `bridge`.
+    /// Returns the ports of `bridge`.
     ///
     /// # Errors
     /// When the kernel refuses the question.
@@ -156,7 +156,7 @@ impl Links {
         Ok(ports.map(|link| link.index).collect())
     }
 
-    /// The links with this alias.
+    /// Returns the links with this alias.
     ///
     /// # Errors
     /// When the kernel refuses the question.
@@ -242,7 +242,7 @@ fn message(link: IfIndex) -> LinkMessageBuilder<LinkUnspec> {
     LinkUnspec::new_with_index(link.0)
 }
 
-/// The errno where there is one: callers tell "not there" from other errors by it.
+/// Returns the errno where there is one, by which callers tell "not there" from other errors.
 pub(super) fn as_io(error: rtnetlink::Error) -> io::Error {
     match error {
         rtnetlink::Error::NetlinkError(e) => e.to_io(),
@@ -308,7 +308,8 @@ fn kind(info: &[LinkInfo]) -> Kind {
     }
 }
 
-/// A port that may not be used at all ([`BridgePortState::Disabled`]) has no carrier or is down, which is told by that.
+/// Returns whether a spanning tree holds the port back. A port that may not be used at all
+/// ([`BridgePortState::Disabled`]) has no carrier or is down, and those tell it.
 fn is_held_back(info: &[LinkInfo]) -> bool {
     info.iter().any(|info| match info {
         LinkInfo::PortData(InfoPortData::BridgePort(values)) => values.iter().any(|value| {

@@ -11,12 +11,12 @@ impl Mac {
     /// Nobody's.
     pub const ZERO: Self = Self([0; 6]);
 
-    /// Whether this can be one station's own address: not a group, and not all zeros.
+    /// Returns whether this can be one station's own address: not a group, and not all zeros.
     pub fn is_unicast(self) -> bool {
         self.0[0] & 1 == 0 && self != Self::ZERO
     }
 
-    /// The address of the host's end of a tap whose guest has this address.
+    /// Returns the address of the host's end of a tap whose guest has this address.
     ///
     /// It must differ from the guest's, or the bridge would keep the guest's frames for itself. It begins
     /// with `fe`, the highest unicast byte: a bridge takes the lowest address of its ports for its own, and

@@ -60,7 +60,7 @@ impl Overheard {
         Ok(Self { ports: ports.to_vec(), polls: polls.collect(), sockets })
     }
 
-    /// Whether it listens at just these links.
+    /// Returns whether the sockets listen at just these links.
     pub fn is_at(&self, ports: &[IfIndex]) -> bool {
         self.ports == ports
     }
@@ -96,7 +96,7 @@ impl Overheard {
         frames
     }
 
-    /// The sockets that have something.
+    /// Returns the sockets that have something.
     fn ready(&mut self) -> impl Iterator<Item = &OwnedFd> {
         let count = libc::nfds_t::try_from(self.polls.len()).expect("the ports of a bridge");
         // SAFETY: as many entries as are said, which the kernel reads and writes during the call; it does not wait.
@@ -106,7 +106,7 @@ impl Overheard {
     }
 }
 
-/// The next header and frame, as far as `buffer` takes it; how long it is. `None` when none is there.
+/// Reads the next header and frame, as far as `buffer` takes it, and returns its length; `None` when none is there.
 fn receive(port: &OwnedFd, buffer: &mut [u8]) -> Option<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
     // Errors are of one frame (a kind that has no header: EINVAL) or of the link (gone or down), and are told once.
@@ -124,7 +124,7 @@ fn receive(port: &OwnedFd, buffer: &mut [u8]) -> Option<usize> {
     None
 }
 
-/// A socket that hears what `filter` passes at `port`, and nothing before it has the filter.
+/// Makes a socket that hears what `filter` passes at `port`. Nothing reaches it before the filter is set.
 fn socket(port: IfIndex, filter: &[sock_filter]) -> io::Result<OwnedFd> {
     let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: no pointers. Protocol 0: it hears nothing yet.

@@ -13,7 +13,7 @@ use rtnetlink::RouteMessageBuilder;
 use super::{IfIndex, Link, Links, links::as_io};
 
 impl Links {
-    /// The link through which this host reaches `address` now.
+    /// Returns the link through which this host reaches `address` now.
     ///
     /// # Errors
     /// When no route leads there, or the link is gone meanwhile.

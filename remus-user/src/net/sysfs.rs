@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::os::{Sysfs, owned};
 
-/// The link's `rps_cpus` where any CPU is set in it.
+/// Returns the link's `rps_cpus` where any CPU is set in it.
 ///
 /// # Errors
 /// When sysfs cannot be asked: then nobody knows, which is not the same as off.
@@ -37,7 +37,7 @@ pub(super) fn steer_nothing(name: &str) -> io::Result<()> {
     }
 }
 
-/// The tap's IFF_* flags, as whoever opened it last set them. `None` when `name` is no tun or tap device.
+/// Returns the tap's IFF_* flags, as whoever opened it last set them. `None` when `name` is no tun or tap device.
 ///
 /// # Errors
 /// When sysfs cannot be asked.
@@ -73,7 +73,7 @@ pub(super) fn gro_off(name: &str) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// An ifreq that names a link.
+/// Makes an ifreq that names a link.
 pub(super) fn ifreq(name: &str) -> io::Result<libc::ifreq> {
     // SAFETY: ifreq is plain old data; all zeros is a valid value of it.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

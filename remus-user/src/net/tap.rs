@@ -62,7 +62,7 @@ impl Tap {
     }
 }
 
-/// The alias of a tap that was made for the VM `vm`. For people, and for a first guess: anybody may write one.
+/// Returns the alias of a tap that was made for the VM `vm`. For people, and for a first guess: anybody may write one.
 pub fn tap_alias(vm: &str) -> String {
     format!("remus VM {vm}")
 }
@@ -138,7 +138,7 @@ impl Links {
     }
 }
 
-/// Who has the tap `name` open, in words; `None` when nobody has. It is opened for a moment to know.
+/// Returns who has the tap `name` open, in words; `None` when nobody has. The tap is opened for a moment to know.
 ///
 /// # Errors
 /// When there is no such tap, or the kernel refuses.
@@ -175,7 +175,7 @@ fn check_adoptable(link: &Link) -> Result<()> {
     }
 }
 
-/// What can be said about whose a tap is: its alias, its owner, the process that has it open.
+/// Returns what can be said about whose a tap is: its alias, its owner, the process that has it open.
 fn whose(link: &Link) -> String {
     let mut says = vec![format!("link {}", link.index)];
     if let Some(alias) = &link.alias {
@@ -191,7 +191,7 @@ fn whose(link: &Link) -> String {
     says.join(", ")
 }
 
-/// A process of this network namespace that has the tap `name` open. Only for messages: best effort.
+/// Returns a process of this network namespace that has the tap `name` open. Only for messages: best effort.
 fn holder(name: &str) -> Option<(u32, String)> {
     let namespace = fs::read_link("/proc/thread-self/ns/net").ok()?;
     let here = |thread: &Path| fs::read_link(thread.join("ns/net")).is_ok_and(|n| n == namespace);
@@ -245,7 +245,7 @@ fn attach(name: &str, existing: bool) -> Result<File> {
     Err(error).context(why)
 }
 
-/// The host must not speak IPv6 to the guest from the tap by itself (router solicitations, MLD reports).
+/// Keeps the host from speaking IPv6 to the guest from the tap by itself (router solicitations, MLD reports).
 fn disable_ipv6(name: &str) -> Result<()> {
     // /proc/sys/net shows the calling thread's network namespace, whatever is mounted where.
     let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
@@ -257,7 +257,7 @@ fn disable_ipv6(name: &str) -> Result<()> {
     }
 }
 
-/// The tun ioctls that take their argument by value.
+/// Calls one of the tun ioctls that take their argument by value.
 fn tun_ioctl(file: &impl AsRawFd, request: c_ulong, value: c_ulong) -> io::Result<()> {
     // SAFETY: TUNSETPERSIST and TUNSETOFFLOAD read `value` itself; no pointer is passed.
     if unsafe { libc::ioctl(file.as_raw_fd(), request, value) } == 0 {

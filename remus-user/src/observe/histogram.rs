@@ -45,7 +45,7 @@ impl Histogram {
     }
 }
 
-/// The distribution of `values`, exactly; sorts them.
+/// Sorts `values`, and returns their exact distribution.
 pub(super) fn exact(values: &mut [u32]) -> Distribution {
     values.sort_unstable();
     let count = values.len() as u64;
@@ -62,7 +62,7 @@ pub(super) fn exact(values: &mut [u32]) -> Distribution {
     }
 }
 
-/// The nearest rank, from 1, of a percentile among `count` values.
+/// Returns the nearest rank, from 1, of a percentile among `count` values.
 fn rank(count: u64, per_cent: u64) -> u64 {
     (count * per_cent).div_ceil(100).max(1)
 }
@@ -73,7 +73,7 @@ fn bucket(value: u32) -> usize {
     (row as usize) * SUB + (value >> row) as usize
 }
 
-/// The highest value that falls into a bucket.
+/// Returns the highest value that falls into a bucket.
 fn highest(bucket: usize) -> u64 {
     let row = (bucket / SUB).saturating_sub(1);
     let sub = (bucket - row * SUB) as u64;

@@ -5,16 +5,20 @@
 //! The engine thread never waits for a reader: all that it writes in an epoch are plain atomics. Deliberately
 //! absent: anything that steers. Nobody decides by these numbers.
 
+mod by_name;
 mod epochs;
 mod histogram;
 mod render;
 mod shared;
 mod socket;
 pub mod status;
+mod tally;
 mod vm_dir;
 
 pub use epochs::PauseParts;
 pub use render::render;
+pub(crate) use render::{alarms, by_unit};
 pub use shared::{GateReading, Shared};
 pub use socket::{StatusSocket, query};
+pub(crate) use tally::Tally;
 pub use vm_dir::{Holder, Unsafe, VmDir, holder, running};

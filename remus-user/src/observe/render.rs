@@ -1,19 +1,25 @@
 //! A status for people: a few aligned lines.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use remus_abi::counters::{Counted, Counts};
 
 use super::{
     PauseParts,
     status::{Distribution, Protection, Role, Status},
+    tally::alarm,
 };
 
-/// The lines that `remus status` prints, each ended.
+/// Returns the lines that `remus status` prints, each with its end.
 pub fn render(s: &Status) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
         // Writing to a String does not fail.
         writeln!(text, "  {name:<12} {value}").expect("a String takes it");
     };
+    for alarm in alarms("gate", &s.gate.counters).chain(alarms("trigger", &s.trigger.counters)) {
+        line("ALARM", alarm);
+    }
     let e = s.epochs;
     line(
         "epochs",
@@ -46,49 +52,21 @@ pub fn render(s: &Status) -> String {
         line("inbound", format!("{} frames passed on, {} left out", i.passed_on, i.left_out));
     }
     let g = &s.gate;
-    line(
-        "gate",
-        format!(
-            "{}: {} wait, {} held, {} released, {} passed",
-            g.mode, g.waiting, g.held, g.released, g.passed
-        ),
-    );
+    line("gate", format!("{}, {} frames wait", g.mode, g.waiting));
+    for counted in by_unit(&g.counters) {
+        line("", counted);
+    }
     if g.residence_us.count > 0 {
         let spread = spread(&g.residence_us, |us| format!("{:.1} ms", us as f64 / 1000.0));
         let full = 100 * g.waiting_bytes / g.capacity_bytes.max(1);
         line("held for", format!("{spread}; {full} % of the buffer in use"));
     }
-    let troubles = [
-        ("dropped while closed", g.dropped_closed),
-        ("dropped, buffer full", g.dropped_full),
-        ("dropped, unfit", g.dropped_unfit),
-        ("refused, stale", g.refused_stale),
-        ("REFUSED BY THE SECOND LOCK", g.refused_by_lock),
-        ("sent again", g.resent),
-        ("not sent", g.send_failed),
-        ("flushes after the lease", g.lease_over),
-        ("discarded", g.discarded),
-        ("LEFT UNGUARDED", g.unguarded),
-    ];
-    let troubles: Vec<_> =
-        troubles.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{n} {what}")).collect();
-    if !troubles.is_empty() {
-        line("", troubles.join(", "));
-    }
     let t = &s.trigger;
-    if t.taken + t.left_to_controller + t.stale + t.refused > 0 {
-        let lead = spread(&t.lead_us, micros);
-        line("trigger", format!("{} acks taken by the kernel, ahead by {lead}", t.taken));
-        let rest = [
-            ("left to the controller", t.left_to_controller),
-            ("stale", t.stale),
-            ("REFUSED", t.refused),
-        ];
-        let rest: Vec<_> =
-            rest.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{n} {what}")).collect();
-        if !rest.is_empty() {
-            line("", rest.join(", "));
-        }
+    for counted in by_unit(&t.counters) {
+        line("trigger", counted);
+    }
+    if t.lead_us.count > 0 {
+        line("", format!("ahead of the controller by {}", spread(&t.lead_us, micros)));
     }
     let lost =
         [("lines of the log", s.lost.log_lines), ("bytes of the console", s.lost.console_bytes)];
@@ -118,6 +96,25 @@ pub fn render(s: &Status) -> String {
     };
     let reason = if s.reason.is_empty() { String::new() } else { format!(": {}", s.reason) };
     format!("{}: {} ({role}, term {}){reason}\n{text}", s.vm, word(s.protection), s.term)
+}
+
+/// Returns a sentence for each alarm of a table that is not 0.
+pub(crate) fn alarms<T: Counted, const N: usize>(
+    part: &str,
+    counts: &Counts<T, N>,
+) -> impl Iterator<Item = String> {
+    let raised = counts.iter().filter(|(counter, n)| counter.is_alarm() && *n > 0);
+    raised.map(move |(counter, n)| alarm(part, counter, n))
+}
+
+/// Returns a line for each unit of a table, such as `frames: 4 held, 3 released`, of all counters that are not 0.
+pub(crate) fn by_unit<T: Counted, const N: usize>(counts: &Counts<T, N>) -> Vec<String> {
+    let mut lines = BTreeMap::<_, Vec<String>>::new();
+    for (counter, n) in counts.iter().filter(|(_, n)| *n > 0) {
+        let words = counter.name().replace('_', " ");
+        lines.entry(counter.row().unit).or_default().push(format!("{n} {words}"));
+    }
+    lines.into_iter().map(|(unit, each)| format!("{}: {}", unit.name(), each.join(", "))).collect()
 }
 
 fn word(protection: Protection) -> &'static str {

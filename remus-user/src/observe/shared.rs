@@ -19,8 +19,8 @@ use std::{
 
 use remus_abi::{
     Epoch, Stamp, Term,
-    ack::{ACK_COUNTERS, AckCounter},
-    gate::{COUNTERS, Counter, Mode},
+    ack::{AckCounter, AckCounters},
+    gate::{Counter, Counters, Mode},
 };
 
 use super::{
@@ -29,6 +29,7 @@ use super::{
     status::{
         Distribution, Epochs, Failover, Gate, Inbound, Lost, Protection, Role, Status, Trigger,
     },
+    tally::Tally,
 };
 use crate::{
     names::{Moment, VmName},
@@ -63,8 +64,8 @@ pub struct Shared {
     gate_fill: [AtomicU64; 3],
     /// Count, p50, p90, p99, max in microseconds.
     gate_residence: [AtomicU64; 5],
-    gate_counters: [AtomicU64; COUNTERS as usize],
-    ack_counters: [AtomicU64; ACK_COUNTERS as usize],
+    gate_counters: Tally<Counter, { Counter::COUNT }>,
+    ack_counters: Tally<AckCounter, { AckCounter::COUNT }>,
     lead_us: Histogram,
 }
 
@@ -87,14 +88,12 @@ pub struct GateReading {
     pub capacity_bytes: u64,
     /// Of released frames, in microseconds.
     pub residence_us: Distribution,
-    /// By [`Counter`], summed over CPUs.
-    pub counters: [u64; COUNTERS as usize],
-    /// By [`AckCounter`], summed over CPUs.
-    pub acks: [u64; ACK_COUNTERS as usize],
+    pub counters: Counters,
+    pub acks: AckCounters,
 }
 
 impl Shared {
-    /// A VM that waits for its backup, in term `term`, epoch 1 open.
+    /// Makes a VM that waits for its backup, in term `term`, epoch 1 open.
     pub fn new(vm: &VmName, role: Role, term: Term) -> Arc<Self> {
         let zero = || AtomicU64::new(0);
         Arc::new(Self {
@@ -124,8 +123,8 @@ impl Shared {
             gate_mode: AtomicU64::new(Mode::Closed as u64),
             gate_fill: std::array::from_fn(|_| zero()),
             gate_residence: std::array::from_fn(|_| zero()),
-            gate_counters: std::array::from_fn(|_| zero()),
-            ack_counters: std::array::from_fn(|_| zero()),
+            gate_counters: Tally::new("gate"),
+            ack_counters: Tally::new("trigger"),
             lead_us: Histogram::new(),
         })
     }
@@ -199,12 +198,8 @@ impl Shared {
         for (word, value) in self.gate_residence.iter().zip([d.count, d.p50, d.p90, d.p99, d.max]) {
             word.store(value, Relaxed);
         }
-        for (to, from) in self.gate_counters.iter().zip(reading.counters) {
-            to.store(from, Relaxed);
-        }
-        for (to, from) in self.ack_counters.iter().zip(reading.acks) {
-            to.store(from, Relaxed);
-        }
+        self.gate_counters.store(&reading.counters);
+        self.ack_counters.store(&reading.acks);
     }
 
     /// What the guest was given, for its backup to keep.
@@ -225,7 +220,7 @@ impl Shared {
         *lock(&self.failover) = Some(failover);
     }
 
-    /// The document as of now. With `since`, distributions are over the epochs after it that are remembered.
+    /// Returns the document as of now. With `since`, distributions are over the epochs after it that are remembered.
     pub fn status(&self, since: Option<Epoch>) -> Status {
         let read = |stamp: &AtomicU64| Stamp::from_bits(stamp.load(Acquire));
         let (released, acked) = (read(&self.released), read(&self.acked));
@@ -284,25 +279,13 @@ impl Shared {
     }
 
     fn trigger_status(&self) -> Trigger {
-        let of = |counter: AckCounter| self.ack_counters[counter as usize].load(Relaxed);
-        let refused = [
-            AckCounter::BadTag,
-            AckCounter::OtherTerm,
-            AckCounter::NotBelowOpen,
-            AckCounter::FromTheFuture,
-        ];
-        Trigger {
-            taken: of(AckCounter::Taken),
-            left_to_controller: of(AckCounter::LeftToController),
-            stale: of(AckCounter::Stale),
-            refused: refused.map(of).iter().sum(),
-            lead_us: self.lead_us.distribution(),
-        }
+        let counters = self.ack_counters.load();
+        let lead_us = self.lead_us.distribution();
+        Trigger { refused: counters.alarms(), lead_us, counters }
     }
 
     fn gate_status(&self) -> Gate {
         let read = |word: &AtomicU64| word.load(Relaxed);
-        let of = |counter: Counter| read(&self.gate_counters[counter as usize]);
         let modes = [(Mode::Hold, "hold"), (Mode::Open, "open")];
         let now = self.gate_mode.load(Relaxed);
         // As the gate itself takes it: whatever is not a known mode is closed.
@@ -315,19 +298,7 @@ impl Shared {
             waiting_bytes,
             capacity_bytes,
             residence_us: Distribution { count, p50, p90, p99, max },
-            held: of(Counter::Held),
-            released: of(Counter::Released),
-            passed: of(Counter::Passed),
-            dropped_closed: of(Counter::DroppedClosed),
-            dropped_full: of(Counter::DroppedFull),
-            dropped_unfit: of(Counter::DroppedUnfit),
-            refused_stale: of(Counter::RefusedStale),
-            refused_by_lock: of(Counter::RefusedByLock),
-            resent: of(Counter::Resent),
-            send_failed: of(Counter::SendFailed),
-            lease_over: of(Counter::LeaseOver),
-            discarded: of(Counter::Discarded),
-            unguarded: of(Counter::Unguarded),
+            counters: self.gate_counters.load(),
         }
     }
 }
@@ -416,8 +387,8 @@ mod tests {
     #[test]
     fn a_gate_mode_that_nobody_knows_reads_closed() {
         let shared = Shared::new(&demo(), Role::Primary, Term::FIRST);
-        let mut counters = [0; COUNTERS as usize];
-        counters[Counter::RefusedByLock as usize] = 3;
+        let mut counters = Counters::default();
+        counters.set(Counter::RefusedByLock, 3);
         let residence_us = Distribution::default();
         let (waiting, waiting_bytes, capacity_bytes) = (9, 900, 4096);
         shared.gate(&GateReading {
@@ -427,10 +398,10 @@ mod tests {
             capacity_bytes,
             residence_us,
             counters,
-            acks: [0; ACK_COUNTERS as usize],
+            acks: AckCounters::default(),
         });
         let gate = shared.status(None).gate;
-        assert_eq!((gate.mode.as_str(), gate.waiting, gate.refused_by_lock), ("hold", 9, 3));
+        assert_eq!((gate.mode.as_str(), gate.waiting, gate.counters.alarms()), ("hold", 9, 3));
         shared.gate_mode.store(77, Relaxed);
         assert_eq!(shared.status(None).gate.mode, "closed");
     }

@@ -126,7 +126,7 @@ async fn answer(mut stream: tokio::net::UnixStream, shared: &Shared) -> io::Resu
     write.shutdown().await
 }
 
-/// The epoch after `since`, if the line has one.
+/// Returns the epoch after `since`, if the line has one.
 fn parse(line: &[u8]) -> Result<Option<Epoch>, String> {
     const USAGE: &str = "ask `status` or `status since EPOCH`, and end the line";
     let line = line.strip_suffix(b"\n").ok_or(USAGE)?;
@@ -192,7 +192,7 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
     if result == 0 { Ok(stream) } else { Err(io::Error::last_os_error()) }
 }
 
-/// What it means that a VM was asked in vain.
+/// Says why a VM has not answered.
 fn unanswered(run_dir: &Path, vm: &VmName, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound if !run_dir.is_dir() => {
@@ -227,7 +227,7 @@ fn unanswered(run_dir: &Path, vm: &VmName, error: &io::Error) -> String {
     }
 }
 
-/// Whether a signal or a debugger has stopped the process.
+/// Returns whether a signal or a debugger has stopped the process.
 fn is_stopped(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let state = status.lines().find_map(|line| line.strip_prefix("State:"));

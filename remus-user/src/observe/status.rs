@@ -6,7 +6,10 @@
 
 use std::collections::BTreeMap;
 
+use remus_abi::{ack::AckCounters, gate::Counters};
 use serde::{Deserialize, Serialize};
+
+use super::by_name;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -98,47 +101,33 @@ pub struct Inbound {
     pub left_out: u64,
 }
 
-/// The gate's counters, in frames: see `remus_abi::gate::Counter`.
+/// What the gate holds, and what it has counted.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Gate {
     /// `closed`, `hold` or `open`.
     pub mode: String,
-    /// Held now.
+    /// Frames held now.
     pub waiting: u64,
     /// What they take of the buffer, and the buffer, in bytes.
     pub waiting_bytes: u64,
     pub capacity_bytes: u64,
     /// How long released frames had waited in the gate, in microseconds. A sample: the gate times one in sixteen.
     pub residence_us: Distribution,
-    pub held: u64,
-    pub released: u64,
-    pub passed: u64,
-    pub dropped_closed: u64,
-    pub dropped_full: u64,
-    pub dropped_unfit: u64,
-    pub refused_stale: u64,
-    pub refused_by_lock: u64,
-    pub resent: u64,
-    pub send_failed: u64,
-    pub lease_over: u64,
-    pub discarded: u64,
-    pub unguarded: u64,
+    /// A key for each, by its name.
+    #[serde(flatten, with = "by_name")]
+    pub counters: Counters,
 }
 
-/// What the kernel did with acks that came as datagrams: see `remus_abi::ack::AckCounter`. All 0 where the controller
-/// alone releases.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+/// What the kernel did with acks that came as datagrams. All 0 where the controller alone releases.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Trigger {
-    /// Released on their word.
-    pub taken: u64,
-    /// Genuine, but the gate was not holding or a flush was under way.
-    pub left_to_controller: u64,
-    /// Genuine, and nothing new: repeated, or slower than the ack on the bulk connection.
-    pub stale: u64,
-    /// Refused: a tag that does not hold, another term, an epoch that is not sealed, a moment to come.
+    /// The sum of the counters that are alarms: datagrams that name the session and are not its backup's, or make no sense.
     pub refused: u64,
     /// From the kernel's release to when the controller was about to, microseconds: what each datagram won.
     pub lead_us: Distribution,
+    /// A key for each, by its name.
+    #[serde(flatten, with = "by_name")]
+    pub counters: AckCounters,
 }
 
 /// What the process that answers has lost because nobody took it in time, or a file refused it. All its VMs share the log.

@@ -112,7 +112,7 @@ pub enum Holder {
     Process(Option<u32>),
 }
 
-/// Who holds `run_dir/vm`. Takes the lock, shared and for a moment, to know.
+/// Returns who holds `run_dir/vm`. To know, it takes the lock, shared and for a moment.
 ///
 /// # Errors
 /// When the lock file is there and cannot be opened or locked.
@@ -132,7 +132,7 @@ pub fn holder(run_dir: &Path, vm: &VmName) -> Result<Holder> {
     }
 }
 
-/// What [`note_pid`] wrote; only for messages.
+/// Returns the process that [`note_pid`] wrote; only for messages.
 fn noted_pid(lock: &File) -> Option<u32> {
     let mut pid = String::new();
     lock.take(16).read_to_string(&mut pid).ok()?;
@@ -159,8 +159,8 @@ fn same_file(open: &File, path: &Path) -> bool {
     }
 }
 
-/// The names of VMs under `run_dir` that have a status socket, sorted; alive or not. A VM's directory that this user may
-/// not look into counts, so that nobody is told that nothing runs who only may not see it.
+/// Returns the names of VMs under `run_dir` that have a status socket, sorted, alive or not. A VM's directory that this
+/// user may not look into counts, lest a user who may not see VMs be told that none runs.
 ///
 /// # Errors
 /// When the directory is there and cannot be read.

@@ -86,7 +86,7 @@ struct State {
 }
 
 impl Outlet {
-    /// An outlet for what a guest says; `name` tells people which file `file` is.
+    /// Makes an outlet for what a guest says; `name` tells people which file `file` is.
     ///
     /// # Errors
     /// When no thread can be started.

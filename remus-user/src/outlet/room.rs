@@ -52,7 +52,7 @@ impl Room {
         std::mem::take(&mut self.missing)
     }
 
-    /// What was taken is dealt with; returns how many bytes that were.
+    /// Notes that what was taken is dealt with, and returns the number of its bytes.
     pub(super) fn dealt_with(&mut self) -> u64 {
         std::mem::take(&mut self.under_way)
     }

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use remus_abi::gate::{Counter, Mode};
+use remus_abi::gate::Mode;
 
 use super::request::Malformed;
 use crate::replication::Refused;
@@ -44,7 +44,7 @@ pub(super) enum Code {
 }
 
 impl Answer {
-    /// An `ok` with one value.
+    /// Makes an `ok` with one value.
     pub(super) fn one(name: &'static str, value: impl fmt::Display) -> Self {
         Self::Ok(vec![(name, value.to_string())])
     }
@@ -105,33 +105,12 @@ impl Code {
     }
 }
 
-/// A mode's word, everywhere that people or programs read it.
+/// Returns a mode's word, which is the same everywhere that people or programs read it.
 pub(crate) fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Closed => "closed",
         Mode::Hold => "hold",
         Mode::Open => "open",
-    }
-}
-
-/// A counter's word.
-pub(crate) fn counter_name(counter: Counter) -> &'static str {
-    match counter {
-        Counter::Held => "held",
-        Counter::Released => "released",
-        Counter::Passed => "passed",
-        Counter::DroppedClosed => "dropped_closed",
-        Counter::DroppedFull => "dropped_full",
-        Counter::DroppedUnfit => "dropped_unfit",
-        Counter::RefusedStale => "refused_stale",
-        Counter::RefusedByLock => "refused_by_lock",
-        Counter::Sent => "sent",
-        Counter::Resent => "resent",
-        Counter::SendFailed => "send_failed",
-        Counter::LeaseOver => "lease_over",
-        Counter::CommitNotBelowOpen => "commit_not_below_open",
-        Counter::Discarded => "discarded",
-        Counter::Unguarded => "unguarded",
     }
 }
 
@@ -144,13 +123,5 @@ mod tests {
         let answer = Answer::error(Code::Failed, "run flush:\n  no such\r\n device");
         assert_eq!(answer.to_string(), "error failed run flush: no such device");
         assert_eq!(Answer::one("epoch", 7).to_string(), "ok epoch=7");
-    }
-
-    #[test]
-    fn no_two_counters_have_one_name() {
-        let mut names: Vec<_> = Counter::ALL.into_iter().map(counter_name).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), Counter::ALL.len());
     }
 }

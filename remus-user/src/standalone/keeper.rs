@@ -15,22 +15,27 @@ use std::{
 use anyhow::Result;
 use remus_abi::{
     Epoch, Term,
+    counters::Counted,
     gate::{Counter, Mode},
 };
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
-    answer::{Answer, Code, counter_name, mode_name},
+    answer::{Answer, Code, mode_name},
     request::Request,
 };
 use crate::{
     gate::{Fill, Flushed, Gate, Settings, Tap},
+    observe::Tally,
     os::boot_now,
     replication::Standalone,
+    wire::Moment,
 };
 
 /// How long `open` waits for what is held to be out, so that nothing overtakes it.
 const OPEN_PATIENCE: Duration = Duration::from_millis(500);
+/// Between two readings of the counters for alarms.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 /// Between two flushes of frames that are on their way.
 pub(super) const FLUSH_PAUSE: Duration = Duration::from_millis(1);
 
@@ -66,6 +71,9 @@ pub(super) struct Keeper {
     standing: Standing,
     /// Something that is committed has not left yet.
     flushing: bool,
+    /// What the gate has counted, for its alarms, and when that was last read.
+    tally: Tally<Counter, { Counter::COUNT }>,
+    counted_at: Moment,
 }
 
 impl Keeper {
@@ -75,8 +83,17 @@ impl Keeper {
             gate.renew_lease(u64::MAX);
         }
         gate.set_debug(tracing::enabled!(tracing::Level::DEBUG));
-        // What an earlier controller was told to release and could not.
-        Self { gate, brain, place, lease, standing: Standing::InFront, flushing: true }
+        Self {
+            gate,
+            brain,
+            place,
+            lease,
+            standing: Standing::InFront,
+            // What an earlier controller was told to release and could not.
+            flushing: true,
+            tally: Tally::new("stats"),
+            counted_at: Moment(0),
+        }
     }
 
     /// Follows one request.
@@ -97,14 +114,14 @@ impl Keeper {
         followed.unwrap_or_else(|refusal| refusal)
     }
 
-    /// Whether a request to wait is answered at once: the gate is filling, or is none any more.
+    /// Returns whether a request to wait is answered at once: the gate is filling, or is lost.
     pub(super) fn is_filling(&self) -> bool {
         let Fill { bytes, capacity_bytes, .. } = self.gate.fill();
         2 * bytes >= capacity_bytes || self.in_front().is_err()
     }
 
-    /// A descriptor that is readable when the gate has said that it fills. [`term`](Self::term) tells when it is one of
-    /// a gate that is no more.
+    /// Returns a descriptor that is readable when the gate has said that it fills. The descriptor is that of a gate in
+    /// one [`term`](Self::term); a gate that is made anew has another.
     ///
     /// # Errors
     /// When no descriptor is free.
@@ -117,7 +134,7 @@ impl Keeper {
         self.brain.open().term()
     }
 
-    /// Whether the gate has said that it fills since this was last asked.
+    /// Returns whether the gate has said that it fills since this was last asked.
     pub(super) fn take_filling(&mut self) -> bool {
         self.gate.take_filling()
     }
@@ -126,9 +143,22 @@ impl Keeper {
     pub(super) fn tick(&mut self) {
         self.look();
         self.gate.drain_log();
+        let now = boot_now();
+        if now.since(self.counted_at) >= COUNT_EVERY {
+            self.counted_at = now;
+            self.look_for_alarms();
+        }
     }
 
-    /// Whether [`flush`](Self::flush) is wanted again.
+    /// Logs each alarm once. Counters that cannot be read are told to whoever asks for them.
+    fn look_for_alarms(&self) {
+        match self.gate.counters() {
+            Ok(counters) => self.tally.store(&counters),
+            Err(e) => debug!("{e:#}"),
+        }
+    }
+
+    /// Returns whether [`flush`](Self::flush) is wanted again.
     pub(super) fn is_flushing(&self) -> bool {
         self.flushing
     }
@@ -333,8 +363,7 @@ impl Keeper {
     fn stats(&self) -> Result<Answer, Answer> {
         let counters =
             self.gate.counters().map_err(|e| Answer::error(Code::Failed, format!("{e:#}")))?;
-        let values = Counter::ALL.map(|c| (counter_name(c), counters.get(c).to_string()));
-        Ok(Answer::Ok(values.to_vec()))
+        Ok(Answer::Ok(counters.iter().map(|(c, n)| (c.name(), n.to_string())).collect()))
     }
 
     /// Whether the gate is where it was, and as it was left.

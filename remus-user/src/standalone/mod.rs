@@ -30,7 +30,7 @@ use tokio::{
 };
 use tracing::info;
 
-pub(crate) use self::answer::{counter_name, mode_name};
+pub(crate) use self::answer::mode_name;
 use self::{
     keeper::{FLUSH_PAUSE, Keeper},
     request::Request,
@@ -105,7 +105,7 @@ pub fn run(options: &StandaloneOptions) -> Result<()> {
     Ok(())
 }
 
-/// The loop of the task that owns the gate, until a signal ends it.
+/// Runs the loop of the task that owns the gate, until a signal ends it.
 async fn keep(
     mut keeper: Keeper,
     mut requests: mpsc::Receiver<Asked>,

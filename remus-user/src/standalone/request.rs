@@ -67,7 +67,7 @@ pub(super) fn parse(line: &[u8]) -> Result<Request, Malformed> {
     Ok(request)
 }
 
-/// An epoch that has been sealed has a number from 1.
+/// Reads the epoch of a request. An epoch that has been sealed has a number from 1.
 fn epoch(text: &str) -> Result<Epoch, Malformed> {
     number(text)
         .and_then(Epoch::new)

@@ -17,7 +17,7 @@ use crate::{
     replication::Standalone,
 };
 
-/// A gate on the tap that `options` names, and who keeps it.
+/// Puts a gate on the tap that `options` names, or takes over the one that is there, and returns its keeper.
 ///
 /// # Errors
 /// When the tap cannot be guarded, or its gate is of another name.
@@ -57,7 +57,7 @@ struct Taken {
     lease_until_ns: u64,
 }
 
-/// The gate that an earlier controller left on `tap`.
+/// Takes over the gate that an earlier controller left on `tap`.
 fn take_over(options: &StandaloneOptions, tap: &Tap, pins: &Path) -> Result<Option<Taken>> {
     let Some(pinned) = Pinned::find(pins)? else { return Ok(None) };
     let view = pinned.view();

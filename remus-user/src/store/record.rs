@@ -109,7 +109,7 @@ impl Store {
         }
     }
 
-    /// The record of `vm`; `None` when this host has never heard of it.
+    /// Returns the record of `vm`; `None` when this host has never heard of it.
     ///
     /// # Errors
     /// When there is a record that cannot be read. Guessing would risk two hosts speaking for one guest.
@@ -182,8 +182,8 @@ impl Store {
         fs::remove_file(self.reserved(vm)).ok();
     }
 
-    /// Who this host is, to primaries: the same for as long as the records are there. A primary takes no other
-    /// backup beside one that may hold a checkpoint of its term, and must know that one again.
+    /// Returns the number by which primaries know this host: the same for as long as the records are there. A primary
+    /// takes no other backup beside one that may hold a checkpoint of its term, and must know that one again.
     ///
     /// # Errors
     /// When it cannot be read, or not be written the first time.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use remus::observe::status::{Protection, Status};
+use remus_abi::{ack::AckCounter, gate::Counter};
 use tokio::time::{Instant, sleep};
 
 use super::{Plan, Random, Stage, death::judge_beacons, measure::BASELINE, print_entrances};
@@ -86,8 +87,8 @@ impl RoundRun<'_> {
                 self.aftermath(death, &mut primary, &backup).await?;
                 self.judge_load(load, Some(died_ns), &mut round).await?;
                 backup.still_runs()?;
-                let promoted = backup.status(None).await?.gate;
-                round.frames_refused_by_lock += promoted.refused_by_lock;
+                let promoted = backup.status(None).await?.gate.counters;
+                round.frames_refused_by_lock += promoted.get(Counter::RefusedByLock);
                 if demo {
                     judge_beacons(&sniffer, &mut round)?;
                 } else {
@@ -134,11 +135,12 @@ pub(super) fn count(round: &mut Round, status: &Status) {
     round.checkpoints = status.checkpoints;
     round.bytes_sent = status.bytes_sent;
     round.bytes_raw = status.bytes_raw;
-    round.frames_held = status.gate.held;
-    round.frames_released = status.gate.released;
-    round.kernel_releases = status.trigger.taken;
+    let gate = &status.gate.counters;
+    round.frames_held = gate.get(Counter::Held);
+    round.frames_released = gate.get(Counter::Released);
+    round.frames_refused_by_lock = gate.get(Counter::RefusedByLock);
+    round.kernel_releases = status.trigger.counters.get(AckCounter::Taken);
     round.release_lead_us = status.trigger.lead_us;
-    round.frames_refused_by_lock = status.gate.refused_by_lock;
 }
 
 /// Returns, with an error, when the daemon ends.

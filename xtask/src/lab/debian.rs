@@ -52,7 +52,7 @@ pub(super) fn make(tree: &Tree, fresh: bool) -> Result<[PathBuf; 3]> {
     Ok(files)
 }
 
-/// The versions of the packages that a guest made now would have, and the script.
+/// Returns the versions of the packages that a guest made now would have, and the script.
 fn made_of(tree: &Tree) -> Result<String> {
     let script = tree.root().join(SCRIPT);
     let mut text = String::new();

@@ -24,7 +24,8 @@ pub(crate) struct Emulator {
 }
 
 impl Emulator {
-    /// The machine's own, if that will do; or one from the backports; or else the machine's own all the same.
+    /// Finds the machine's own emulator, if that will do; or one from the backports; or else takes the machine's own
+    /// all the same.
     pub(crate) fn find(tree: &Tree) -> Result<Self> {
         let own = Self { program: PROGRAM.into(), data: None };
         let version = own.major()?;

@@ -96,7 +96,7 @@ pub(crate) fn linux(tree: &Tree) -> Result<[PathBuf; 3]> {
     Ok(files)
 }
 
-/// The program of [`DIRTY`], which needs no library: built when its source is newer.
+/// Returns the program of [`DIRTY`], which needs no library: built when its source is newer.
 fn dirty(tree: &Tree) -> Result<Vec<u8>> {
     let (source, program) = (tree.root().join(DIRTY), tree.lab().join("dirty"));
     let changed = |file: &Path| fs::metadata(file).and_then(|metadata| metadata.modified());
@@ -113,8 +113,8 @@ fn dirty(tree: &Tree) -> Result<Vec<u8>> {
     fs::read(&program).with_context(|| format!("read {}", program.display()))
 }
 
-/// Where the loader finds what `program` is linked with, and the loader itself. The libraries are this machine's:
-/// setup has installed the package, and with it all that it depends on.
+/// Returns where the loader finds what `program` is linked with, and the loader itself. The libraries are this
+/// machine's: setup has installed the package, and with it all that it depends on.
 fn libraries(program: &Path) -> Result<BTreeSet<PathBuf>> {
     let told = output(Command::new("ldd").arg(program))?;
     if let Some(line) = told.lines().find(|line| line.contains("not found")) {
@@ -123,7 +123,7 @@ fn libraries(program: &Path) -> Result<BTreeSet<PathBuf>> {
     Ok(paths_of(&told))
 }
 
-/// The absolute paths in what ldd prints.
+/// Returns the absolute paths in what ldd prints.
 fn paths_of(told: &str) -> BTreeSet<PathBuf> {
     told.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect()
 }

@@ -85,7 +85,7 @@ impl Job {
         self.folder.join("console")
     }
 
-    /// What the command wants to stay.
+    /// Returns the directory for what the command wants to keep.
     fn out(&self) -> PathBuf {
         self.folder.join("out")
     }
@@ -95,17 +95,17 @@ impl Job {
         bring(&self.out(), target)
     }
 
-    /// Whether the lab has come as far as the command.
+    /// Returns whether the lab has come as far as the command.
     pub(crate) fn started(&self) -> bool {
         self.folder.join("started").exists()
     }
 
-    /// The command's exit status, once it has ended.
+    /// Returns the command's exit status, once it has ended.
     pub(crate) fn status(&self) -> Option<u8> {
         parse_status(&fs::read_to_string(self.folder.join("status")).ok()?)
     }
 
-    /// What the lab's console says of its death, or its last lines.
+    /// Returns what the lab's console says of its death, or its last lines.
     pub(crate) fn last_words(&self) -> String {
         last_words(&String::from_utf8_lossy(&fs::read(self.console()).unwrap_or_default()))
     }
@@ -165,7 +165,7 @@ fn sweep(jobs: &Path) {
     }
 }
 
-/// What the command finds in its environment.
+/// Returns what the command finds in its environment.
 fn environment() -> Vec<(OsString, OsString)> {
     let mut variables: Vec<_> = env::vars_os().filter(|(name, _)| is_inherited(name)).collect();
     for (name, value) in &mut variables {
@@ -186,7 +186,7 @@ fn is_inherited(name: &OsStr) -> bool {
         || INHERITED_BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
 }
 
-/// The command as a script for bash.
+/// Returns the command as a script for bash.
 fn script(directory: &Path, environment: &[(OsString, OsString)], command: &[OsString]) -> Vec<u8> {
     let mut script = [b"cd -- ", &quoted(directory.as_os_str())[..], b" || exit 126\n"].concat();
     script.extend(b"exec env -i");
@@ -200,7 +200,7 @@ fn script(directory: &Path, environment: &[(OsString, OsString)], command: &[OsS
     script
 }
 
-/// A word that a shell takes as it is, whatever its bytes.
+/// Quotes a word so that a shell takes it as it is, whatever its bytes.
 fn quoted(word: &OsStr) -> Vec<u8> {
     let mut quoted = vec![b'\''];
     for &byte in word.as_bytes() {
@@ -213,7 +213,7 @@ fn quoted(word: &OsStr) -> Vec<u8> {
     quoted
 }
 
-/// The part of a console from which to learn why the lab died.
+/// Returns the part of a console from which to learn why the lab died.
 fn last_words(console: &str) -> String {
     const LINES: usize = 30;
     const CAUSES: [&str; 4] = ["lab: ", "BUG: ", "Oops: ", "Kernel panic"];
@@ -224,7 +224,7 @@ fn last_words(console: &str) -> String {
     shown.map(|line| format!("    {}\n", line.trim_end())).collect()
 }
 
-/// The number that host.sh writes. A file that is not whole has none.
+/// Returns the number that host.sh writes. A file that is not whole has none.
 fn parse_status(text: &str) -> Option<u8> {
     text.strip_suffix('\n')?.parse().ok()
 }

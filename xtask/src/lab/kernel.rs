@@ -22,7 +22,7 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// The kernel of a package: `linux-image-RELEASE`, or a metapackage that depends on one.
+    /// Finds the kernel of a package: `linux-image-RELEASE`, or a metapackage that depends on one.
     pub(crate) fn fetch(tree: &Tree, package: &str) -> Result<Self> {
         let mut offer = Offer::find(package)?;
         if let Some(real) = offer.dependency("linux-image-") {
@@ -47,12 +47,12 @@ impl Kernel {
         self.root.join("boot").join(format!("vmlinuz-{}", self.release))
     }
 
-    /// What the kernel's own system would have as /lib/modules.
+    /// Returns what the kernel's own system would have as /lib/modules.
     pub(crate) fn modules(&self) -> PathBuf {
         self.root.join("lib/modules")
     }
 
-    /// The files of the named modules and of all that they need, in the order in which to insert them. Modules
+    /// Returns the files of the named modules and of all that they need, in the order in which to insert them. Modules
     /// that are built in have none.
     pub(crate) fn files_of(&self, modules: &[&str]) -> Result<Vec<PathBuf>> {
         let mut files = Vec::new();
@@ -73,7 +73,7 @@ impl Kernel {
     }
 }
 
-/// The content of a module's file, as insmod without a decompressor wants it.
+/// Returns the content of a module's file, as insmod without a decompressor wants it.
 pub(crate) fn module(file: &Path) -> Result<Vec<u8>> {
     match file.extension().and_then(|extension| extension.to_str()) {
         Some("ko") => fs::read(file).with_context(|| format!("read {}", file.display())),
@@ -89,14 +89,14 @@ pub(crate) fn module(file: &Path) -> Result<Vec<u8>> {
     }
 }
 
-/// The name under which a module's file is in an initramfs.
+/// Returns the name under which a module's file is in an initramfs.
 pub(crate) fn module_name(file: &Path) -> Result<&str> {
     let name = file.file_name().and_then(|name| name.to_str());
     let name = name.with_context(|| format!("{} has no name", file.display()))?;
     Ok(name.trim_end_matches(".xz"))
 }
 
-/// What modprobe would insert, of what it prints with `--show-depends`.
+/// Reads the files that modprobe would insert from what it prints with `--show-depends`.
 fn inserted(needed: &str) -> Vec<PathBuf> {
     let file = |line: &str| Some(line.strip_prefix("insmod ")?.split_whitespace().next()?.into());
     needed.lines().filter_map(file).collect()

@@ -92,7 +92,7 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// A command with nothing said about the lab.
+    /// Takes a command, with the defaults for all else.
     pub(crate) fn of(command: Vec<OsString>) -> Self {
         Self {
             kernel: KERNEL.to_owned(),

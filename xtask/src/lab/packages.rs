@@ -40,8 +40,8 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const LISTS_LIVE: Duration = Duration::from_hours(24);
 
 impl Sources {
-    /// The backports of the machine's own release, by the mirror that it uses itself. Nothing of the machine's own lists
-    /// changes.
+    /// Finds the backports of the machine's own release, by the mirror that it uses itself. Nothing of the machine's
+    /// own lists changes.
     pub(crate) fn backports(tree: &Tree) -> Result<Self> {
         let folder = tree.lab().join("apt");
         let list = folder.join("sources.list");
@@ -94,7 +94,7 @@ impl Sources {
     }
 }
 
-/// The line for apt, from `URI CODENAME` of what the machine has: the release itself has the plain name.
+/// Returns the line for apt, from `URI CODENAME` of what the machine has: the release itself has the plain name.
 fn backports_of(known: &str) -> Option<String> {
     let pairs = known.lines().filter_map(|line| line.split_once(' '));
     let (uri, codename) = pairs.into_iter().find(|(_, codename)| !codename.contains('-'))?;
@@ -127,7 +127,7 @@ impl Offer {
         &self.version
     }
 
-    /// The first package that this one depends on and whose name begins like this.
+    /// Returns the first package that this one depends on and whose name begins like this.
     pub(crate) fn dependency(&self, beginning: &str) -> Option<&str> {
         let names = self.depends.split([',', '|']).filter_map(|one| one.split_whitespace().next());
         names.into_iter().find(|name| name.starts_with(beginning))
@@ -185,7 +185,8 @@ impl Package {
         &self.root
     }
 
-    /// The content of the first of `paths` that the package has. Debian has moved files to /usr over its releases.
+    /// Returns the content of the first of `paths` that the package has. Debian has moved files to /usr over its
+    /// releases.
     pub(crate) fn read(&self, paths: &[&str]) -> Result<Vec<u8>> {
         let found = paths.iter().map(|path| self.root.join(path)).find(|path| path.exists());
         let file = found
@@ -194,7 +195,7 @@ impl Package {
     }
 }
 
-/// A busybox that needs no library, for an initramfs.
+/// Returns the binary of a busybox that needs no library, for an initramfs.
 pub(crate) fn busybox(tree: &Tree) -> Result<Vec<u8>> {
     let package = Offer::find("busybox-static")?.unpack(tree, |_| Ok(()))?;
     package.read(&["bin/busybox", "usr/bin/busybox"])

@@ -76,7 +76,7 @@ impl Lab {
         Ok(Self { qemu })
     }
 
-    /// The command's outputs. QEMU's own complaints are among the second.
+    /// Returns the command's outputs. QEMU's own complaints are among the second.
     pub(crate) fn outputs(&mut self) -> Option<(ChildStdout, ChildStderr)> {
         Some((self.qemu.stdout.take()?, self.qemu.stderr.take()?))
     }

@@ -58,7 +58,7 @@ pub(crate) fn run(tree: &Tree, toolchain: &Toolchain, name: Option<&str>) -> Res
     Ok(ExitCode::from(super::run(tree, &options)?))
 }
 
-/// Those that contain `name` and are not left out.
+/// Returns the tests that contain `name` and are not left out.
 fn tests(tree: &Tree, name: &str) -> Result<Vec<Test>> {
     let mut tests = Vec::new();
     for (folder, binary) in binaries(tree)? {
@@ -73,7 +73,7 @@ fn tests(tree: &Tree, name: &str) -> Result<Vec<Test>> {
     Ok(tests)
 }
 
-/// The test binaries, built, with their folders.
+/// Builds the test binaries, and returns each with its folder.
 fn binaries(tree: &Tree) -> Result<Vec<(&'static str, PathBuf)>> {
     let mut command = cargo(tree);
     command.args(["test", "--release", "--no-run", "--message-format=json-render-diagnostics"]);
@@ -87,7 +87,7 @@ fn binaries(tree: &Tree) -> Result<Vec<(&'static str, PathBuf)>> {
     FOLDERS.into_iter().map(find).collect()
 }
 
-/// The executable of the test called `name`, in what cargo says in JSON.
+/// Returns the executable of the test called `name`, in what cargo says in JSON.
 fn executable(messages: &str, name: &str) -> Option<PathBuf> {
     messages.lines().filter_map(|line| serde_json::from_str(line).ok()).find_map(
         |message: Value| {

@@ -47,7 +47,7 @@ pub(crate) fn of(image: &[u8]) -> Result<Vec<u8>> {
     Ok(vmlinux)
 }
 
-/// The payload, as it is packed.
+/// Returns the payload, as it is packed.
 fn payload(image: &[u8]) -> Option<&[u8]> {
     let (at, magic) = MAGIC;
     let is_one = image.get(at..)?.starts_with(magic)
@@ -90,7 +90,7 @@ fn number(bytes: &[u8], at: usize) -> Option<usize> {
 mod tests {
     use super::*;
 
-    /// A payload of so many blocks.
+    /// Returns a payload of so many blocks.
     fn packed(content: &[u8], block: usize) -> Vec<u8> {
         let mut payload = LEGACY.to_vec();
         for block in content.chunks(block) {
@@ -102,7 +102,7 @@ mod tests {
         payload
     }
 
-    /// An image whose kernel has its payload 64 bytes behind its start.
+    /// Returns an image whose kernel has its payload 64 bytes behind its start.
     fn image(payload: &[u8]) -> Vec<u8> {
         let mut image = vec![0; 3 * SECTOR + 64];
         image[SETUP_SECTORS] = 2;

@@ -46,7 +46,7 @@ struct Where {
 }
 
 impl Args {
-    /// Whether this is `remus gate run`.
+    /// Returns whether this is `remus gate run`.
     pub(super) fn holds_a_gate(&self) -> bool {
         match self.verb {
             Verb::Run(_) => true,

@@ -58,7 +58,7 @@ pub(super) struct Controller {
     pub(super) pid: Option<u32>,
 }
 
-/// Every place below `run_dir` that has, or had, a gate, by name.
+/// Returns every directory below `run_dir` that has, or had, a gate's pins, by name.
 ///
 /// # Errors
 /// When the directory is there and cannot be read.
@@ -78,7 +78,7 @@ pub(super) fn places(run_dir: &Path) -> Result<Vec<Place>> {
     Ok(places)
 }
 
-/// The gate called `wanted`, or else the one on the tap `wanted`.
+/// Returns the gate called `wanted`, or else the one on the tap `wanted`.
 ///
 /// # Errors
 /// When there is none, or several are on that tap.
@@ -115,7 +115,7 @@ pub(super) fn find(run_dir: &Path, wanted: &str) -> Result<(Place, Pinned)> {
     })
 }
 
-/// What has become of a place without a gate.
+/// Says what has become of a gate whose directory has no pins.
 pub(super) fn lost(place: &Place) -> String {
     format!(
         "{} has no pins: its bpffs went with the mount namespace that it was in, and nothing holds the tap's frames",

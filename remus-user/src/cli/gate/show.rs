@@ -3,13 +3,17 @@
 use std::fmt::Write as _;
 
 use anyhow::{Context, Result};
-use remus_abi::gate::Counter;
+use remus_abi::counters::Counted;
 
 use super::{
     Where,
     seen::{Controller, Seen, find},
 };
-use crate::{cli::print, net::Links, standalone::counter_name};
+use crate::{
+    cli::print,
+    net::Links,
+    observe::{alarms, by_unit},
+};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -28,11 +32,10 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let (place, pinned) = find(run_dir, &args.gate)?;
     let seen = Seen::of(run_dir, &place, &pinned, &Links::open()?)?;
     let counters = pinned.counters()?;
-    let counted = Counter::ALL.map(|c| (counter_name(c), counters.get(c)));
     if args.json {
         let mut json = serde_json::to_value(&seen).context("write JSON")?;
         let counted: serde_json::Map<_, _> =
-            counted.into_iter().map(|(name, n)| (name.to_owned(), n.into())).collect();
+            counters.iter().map(|(c, n)| (c.name().to_owned(), n.into())).collect();
         json["counters"] = counted.into();
         return print(&format!("{json}\n"));
     }
@@ -59,8 +62,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
         ),
     );
     line("controller", Controller::shown(seen.controller));
-    for (name, count) in counted.into_iter().filter(|(_, n)| *n > 0) {
-        line("", format!("{count} {}", name.replace('_', " ")));
+    for alarm in alarms("counters", &counters) {
+        line("ALARM", alarm);
+    }
+    for counted in by_unit(&counters) {
+        line("counted", counted);
     }
     print(&text)
 }

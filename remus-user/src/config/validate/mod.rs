@@ -165,14 +165,15 @@ fn check_keys(document: &Document<'_>) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// A dotted key without numbers: `disk.path` for `disk[1].path`.
+/// Returns a dotted key without numbers: `disk.path` for `disk[1].path`.
 fn plain(key: &str) -> String {
     let mut parts = key.split('[');
     let first = parts.next().unwrap_or_default().to_owned();
     parts.fold(first, |plain, part| plain + part.split_once(']').map_or(part, |(_, rest)| rest))
 }
 
-/// What to do about an unknown key: the known key it may have been, wherever that belongs, or why there is none.
+/// Returns what to do about an unknown key: the known key that was probably meant, wherever that belongs, or why there
+/// is no such key.
 fn suggestion(key: &str) -> String {
     let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
     if let Some(absent) = ["vsock", "vhost"].iter().find(|device| name.starts_with(**device)) {
@@ -248,7 +249,7 @@ impl Check<'_, '_> {
         })
     }
 
-    /// A directory, by a path that means the same wherever the process is.
+    /// Reads a directory, whose path must mean the same wherever the process is.
     fn absolute(&self, key: &str, path: &str) -> Result<PathBuf, ConfigError> {
         if !path.starts_with('/') || path.contains('\0') {
             return Err(self.wrong(
@@ -296,7 +297,7 @@ impl Check<'_, '_> {
         Ok(Machine { memory_mib, vcpus, kernel, initrd, cmdline })
     }
 
-    /// A file, by a path that counts from the config's own directory.
+    /// Reads a file, whose path counts from the config's own directory.
     fn path(&self, key: &str, name: &str, help: &str) -> Result<PathBuf, ConfigError> {
         if name.is_empty() || name.contains('\0') {
             return Err(self.wrong(key, "this is not a path".into(), help));
@@ -386,7 +387,7 @@ impl Check<'_, '_> {
     }
 }
 
-/// Every dotted key that is not a section.
+/// Returns every dotted key that is not a section.
 #[cfg(test)]
 pub(super) fn keys() -> impl Iterator<Item = &'static str> {
     KEYS.iter().filter(|(_, line, _)| !line.starts_with('[')).map(|(key, ..)| *key)

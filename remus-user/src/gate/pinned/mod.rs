@@ -18,12 +18,14 @@ use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, Map, MapData};
 use remus_abi::{
     Stamp,
-    gate::{CONTROL_WORDS, Control, LAYOUT, Life, Mode, RING_WORDS, Ring, Slot, SlotState, UNIT},
+    gate::{
+        CONTROL_WORDS, Control, Counters, LAYOUT, Life, Mode, RING_WORDS, Ring, Slot, SlotState,
+        UNIT,
+    },
 };
 
 use self::link::TcxLink;
 use super::{
-    Counters,
     chain::{Place, Side},
     control::Words,
     counters::CounterMap,

@@ -38,7 +38,7 @@ const NO_VGA_NO_CLOCK: u16 = 1 << 2 | 1 << 5;
 /// The size of a header that all tables share.
 const HEADER: u32 = 36;
 
-/// All tables, to be put at `address`, where the RSDP then is.
+/// Returns all tables as they are to be put at `address`, where the RSDP is then.
 pub(super) fn tables(firmware: Firmware, address: u64) -> Vec<u8> {
     // Space for the RSDP, which names what comes last.
     let mut bytes = vec![0; Rsdp::len().next_multiple_of(ALIGNMENT)];

@@ -100,7 +100,8 @@ impl Header {
         Ok(Self { header, image_bytes: length.saturating_sub(setup_bytes) })
     }
 
-    /// Whether it can be entered, with this command line and in RAM of which `low` bytes are under the device hole.
+    /// Checks that the kernel can be entered, with this command line and in RAM of which `low` bytes are under the
+    /// device hole.
     ///
     /// # Errors
     /// When it cannot; says why.
@@ -126,18 +127,18 @@ impl Header {
         Ok(())
     }
 
-    /// Where what the kernel needs to unpack itself ends.
+    /// Returns the end of the memory that the kernel needs to unpack itself.
     pub(super) fn end(&self) -> u64 {
         end_of(&self.header, GUEST_BASE.saturating_add(self.image_bytes))
     }
 
-    /// The end of where an initial RAM disk may be.
+    /// Returns the highest address that an initial RAM disk may reach.
     pub(super) fn initrd_limit(&self) -> u64 {
         u64::from(self.header.initrd_addr_max) + 1
     }
 }
 
-/// Where what the kernel needs to unpack itself ends.
+/// Returns the end of the memory that the kernel needs to unpack itself.
 fn end_of(header: &setup_header, image_end: u64) -> u64 {
     let unpacked = header.pref_address.saturating_add(header.init_size.into());
     image_end.max(unpacked)

@@ -211,7 +211,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
-/// Whether what `elf` loads fits into RAM of this layout.
+/// Checks that what `elf` loads fits into RAM of this layout.
 ///
 /// # Errors
 /// When it does not; says how much it needs.
@@ -232,7 +232,7 @@ mod tests {
 
     const ENTRY: u64 = GUEST_BASE + 0x10;
 
-    /// An ELF64 with one segment of `code`, entered at `ENTRY`, and whatever else `more` puts in front of it.
+    /// Returns an ELF64 with one segment of `code`, entered at `ENTRY`, and whatever else `more` puts in front of it.
     fn elf(code: &[u8], more: &[(u32, &[u8])]) -> Vec<u8> {
         let count = 1 + more.len();
         let mut file = vec![0; HEADER + count * PROGRAM_HEADER];

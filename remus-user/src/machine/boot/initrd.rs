@@ -29,7 +29,7 @@ pub(super) fn load(memory: &Memory, path: &Path, kernel_end: u64, limit: u64) ->
     Ok(Initrd { address, bytes })
 }
 
-/// Whether the disk at `path` fits between `from` and `to`, in RAM of which `low` bytes are under the device hole.
+/// Checks that the disk at `path` fits between `from` and `to`, in RAM of which `low` bytes are under the device hole.
 ///
 /// # Errors
 /// When it does not, or cannot be read.

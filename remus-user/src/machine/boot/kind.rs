@@ -46,7 +46,7 @@ enum Other {
     },
 }
 
-/// The kind, or what else it is.
+/// Returns the kind of a kernel; or, for any other file, what it is.
 fn of_head(head: &[u8]) -> Result<KernelKind, Other> {
     let is = |what| Err(Other::Is(what));
     let compressed = |by, unpack| Err(Other::Compressed { by, unpack });

@@ -25,7 +25,7 @@ pub(super) struct Range {
     pub(super) is: Use,
 }
 
-/// All that there is, in ascending order.
+/// Returns all ranges of the address space, in ascending order.
 pub(super) fn ranges(layout: Layout) -> Vec<Range> {
     let (low, high) = layout.low_and_high_bytes();
     let mut ranges = vec![

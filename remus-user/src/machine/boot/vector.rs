@@ -9,7 +9,7 @@ use crate::machine::devices::power;
 /// Where a BIOS is entered.
 pub(super) const ADDRESS: u64 = 0xf_fff0;
 
-/// The code there, in real mode.
+/// Returns the code at the vector, for real mode.
 pub(super) fn code() -> [u8; 9] {
     let [low, high] = power::RESET.to_le_bytes();
     [

@@ -98,7 +98,7 @@ enum Register {
 }
 
 impl CpuProfile {
-    /// What this host offers to its guests.
+    /// Asks KVM what this host offers to its guests.
     ///
     /// # Errors
     /// When KVM cannot be asked.
@@ -122,7 +122,8 @@ impl CpuProfile {
         Ok(profile)
     }
 
-    /// What a guest of `primary` has and would miss here, each by name. Empty when it could go on.
+    /// Returns what a guest of `primary` has and would miss here, each by name: nothing when the guest could go on
+    /// here.
     pub fn lacks(&self, primary: &Self) -> Vec<String> {
         let mut missing = Vec::new();
         if self.vendor() != primary.vendor() {
@@ -148,7 +149,7 @@ impl CpuProfile {
         self.tsc_khz
     }
 
-    /// How far the guest's TSC goes in `time`.
+    /// Returns the ticks by which the guest's TSC goes on in `time`.
     pub(super) fn ticks(&self, time: Duration) -> u64 {
         let ticks = time.as_nanos() * u128::from(self.tsc_khz) / 1_000_000;
         u64::try_from(ticks).unwrap_or(u64::MAX)
@@ -183,7 +184,8 @@ impl CpuProfile {
 }
 
 impl Leaf {
-    /// This leaf without what no guest is to use and without what it says of the CPU that happened to be asked.
+    /// Returns this leaf without what no guest is to use, and without what the leaf says of the CPU that happened to be
+    /// asked.
     fn usable(mut self, tsc_deadline: bool) -> Option<Self> {
         match (self.function, self.index) {
             (0x1, _) => {

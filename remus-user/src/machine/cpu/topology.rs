@@ -46,7 +46,7 @@ pub(super) fn of_vcpu(mut leaf: Leaf, id: u8, vcpus: u8) -> Option<Leaf> {
     Some(leaf)
 }
 
-/// The levels that vCPU `id` of `vcpus` is in, for a CPU whose highest basic leaf is `highest`.
+/// Returns the levels that vCPU `id` of `vcpus` is in, for a CPU whose highest basic leaf is `highest`.
 pub(super) fn levels(highest: u32, id: u8, vcpus: u8) -> Vec<Leaf> {
     let level = |function, index, bits, count: u8, level: u32| Leaf {
         function,

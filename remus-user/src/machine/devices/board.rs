@@ -64,7 +64,7 @@ impl Board {
         }
     }
 
-    /// All of them, in their order.
+    /// Returns all devices, in their order.
     fn devices(&self) -> impl Iterator<Item = &dyn Registers> {
         (0..).map_while(|n| self.device(n))
     }
@@ -146,7 +146,7 @@ impl Drop for Board {
     }
 }
 
-/// A device with its interrupt and doorbells.
+/// Makes a device with its interrupt and doorbells.
 fn port<D: Device>(vm: &Vm, n: usize, device: D) -> Result<Port<D>> {
     let number = u32::try_from(n).context("so many devices")?;
     let queues = u32::try_from(device.transport().queues()).context("so many queues")?;

@@ -64,7 +64,7 @@ impl Bus {
         Some(end)
     }
 
-    /// The virtio device with a register at `address`, and the register's offset in its page.
+    /// Returns the virtio device with a register at `address`, and the register's offset in its page.
     fn device(&self, address: u64) -> Option<(&dyn Registers, u64)> {
         let offset = address.checked_sub(VIRTIO_MMIO_BASE)?;
         let n = usize::try_from(offset / VIRTIO_MMIO_SIZE).ok()?;
@@ -77,7 +77,7 @@ fn serial_register(port: u16) -> Option<u8> {
     u8::try_from(offset).ok()
 }
 
-/// How a guest ends itself with a byte to a port, if it does.
+/// Returns how a guest ends itself with a byte to a port, if it does.
 fn end_by(port: u16, data: &[u8]) -> Option<End> {
     let byte = *data.first()?;
     match port {

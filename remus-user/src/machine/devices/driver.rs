@@ -33,7 +33,7 @@ pub(super) struct Driver<D> {
 }
 
 impl<D: Device> Driver<D> {
-    /// A driver that has taken VERSION_1 and `features`, in 2 MiB of RAM.
+    /// Makes a driver that has taken VERSION_1 and `features`, in 2 MiB of RAM.
     pub(super) fn new(device: D, features: u64) -> Self {
         let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let mut driver = Self {
@@ -112,12 +112,12 @@ impl<D: Device> Driver<D> {
         self.put(AVAIL + 2, &self.avail.to_le_bytes());
     }
 
-    /// How many buffers came back.
+    /// Returns the number of buffers that came back.
     pub(super) fn used(&self) -> u16 {
         self.ram().read_obj(GuestAddress(USED + 2)).unwrap()
     }
 
-    /// The head and length of used entry `n`.
+    /// Returns the head and length of used entry `n`.
     pub(super) fn used_entry(&self, n: u16) -> (u32, u32) {
         let at = USED + 4 + u64::from(n % SIZE) * 8;
         let of = |at| self.ram().read_obj::<u32>(GuestAddress(at)).unwrap();
@@ -130,14 +130,14 @@ impl<D: Device> Driver<D> {
         state
     }
 
-    /// The pages that were written since the last time.
+    /// Returns the pages that were written since the last call.
     pub(super) fn harvest(&self) -> Vec<u32> {
         let mut pages = PageSet::new(self.memory.layout().pages());
         self.memory.harvest_touched(&mut pages);
         pages.iter().map(|page| page.0).collect()
     }
 
-    /// The device has found out and says so.
+    /// Returns whether the device has found the driver's breach, and says so.
     pub(super) fn is_broken(&self) -> bool {
         !self.device.transport().is_live() && self.interrupt.status() & CONFIGURATION != 0
     }

@@ -31,7 +31,7 @@ impl Interrupt {
         self.line.write(1)
     }
 
-    /// The InterruptStatus register.
+    /// Returns the value of the InterruptStatus register.
     pub(super) fn status(&self) -> u32 {
         self.status.load(Ordering::SeqCst)
     }

@@ -17,7 +17,7 @@ pub(super) struct LogLimit {
 }
 
 impl LogLimit {
-    /// Whether to log now. A new period begins by saying how many lines the last one kept back.
+    /// Returns whether to log now. A new period begins by saying how many lines the last one kept back.
     pub(super) fn passes(&mut self) -> bool {
         let now = boot_now();
         if self.since.is_none_or(|since| now.since(since) >= PERIOD) {

@@ -90,17 +90,17 @@ impl Transport {
         })
     }
 
-    /// What people call the device.
+    /// Returns the name by which people know the device.
     pub(super) fn name(&self) -> &'static str {
         self.identity.name
     }
 
-    /// How many queues it has.
+    /// Returns the number of the device's queues.
     pub(super) fn queues(&self) -> usize {
         self.queues.len()
     }
 
-    /// The driver is ready and the device is whole: rings may be looked at.
+    /// Returns whether the driver is ready and the device is whole, so that rings may be looked at.
     pub(super) fn is_live(&self) -> bool {
         self.status & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK
     }
@@ -148,7 +148,7 @@ impl Transport {
         }
     }
 
-    /// A store to `offset` of the register page. InterruptACK is the interrupt's, not ours.
+    /// Takes a store to `offset` of the register page. InterruptACK is the interrupt's, not ours.
     pub(super) fn write(&mut self, ram: &Ram, offset: u64, data: &[u8]) -> Effect {
         let (Ok(offset), Ok(word)) = (u32::try_from(offset), <[u8; 4]>::try_from(data)) else {
             return Effect::None;
@@ -219,12 +219,12 @@ impl Transport {
             && self.identity.requires.iter().all(|(one, other)| !has(*one) || has(*other))
     }
 
-    /// The features on offer.
+    /// Returns the features on offer.
     pub(super) fn features(&self) -> u64 {
         self.identity.features
     }
 
-    /// The features that the driver has chosen; none before it has.
+    /// Returns the features that the driver has chosen; none before it has.
     pub(super) fn negotiated(&self) -> u64 {
         if self.status & FEATURES_OK != 0 { self.driver_features } else { 0 }
     }

@@ -23,7 +23,7 @@ use crate::machine::memory::{Memory, Ram};
 pub(in crate::machine) trait Device {
     fn transport(&self) -> &Transport;
 
-    /// A store to the register page.
+    /// Takes a store to the register page.
     fn write(&mut self, ram: &Ram, offset: u64, data: &[u8]) -> Effect;
 
     /// Takes over the registers of the same device elsewhere.

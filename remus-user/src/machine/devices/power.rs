@@ -18,7 +18,7 @@ pub(in crate::machine) const SOFT_OFF: u8 = 5;
 const SLEEP_ENABLE: u8 = 1 << 5;
 const SLEEP_TYPE: (u8, u8) = (2, 7);
 
-/// How the guest ends itself by writing `value` to `port`, if it does.
+/// Returns how the guest ends itself by writing `value` to `port`, if it does.
 pub(super) fn end_by(port: u16, value: u8) -> Option<End> {
     let (shift, mask) = SLEEP_TYPE;
     let off = value & SLEEP_ENABLE != 0 && value >> shift & mask == SOFT_OFF;
@@ -29,7 +29,8 @@ pub(super) fn end_by(port: u16, value: u8) -> Option<End> {
     }
 }
 
-/// What `port` reads as, if it is one of these. The machine never wakes: no bit of the status is ever set.
+/// Returns what `port` reads as, if it is one of the ports of the power registers. The machine never wakes: no bit of
+/// the status is ever set.
 pub(super) fn read(port: u16) -> Option<u8> {
     matches!(port, SLEEP_CONTROL | SLEEP_STATUS | RESET).then_some(0)
 }

@@ -55,7 +55,7 @@ pub(super) struct Used {
     pub(super) len: u32,
 }
 
-/// Whether the guest has put a chain there that was not taken yet.
+/// Returns whether the guest has put a chain into the ring that the device has not taken yet.
 pub(super) fn has_chain(queue: &mut Queue, ram: &Ram) -> Result<bool, Breach> {
     // Refuses an index that runs away.
     queue.iter(ram)?;
@@ -88,7 +88,7 @@ pub(super) fn publish(queue: &mut Queue, ram: &Ram, used: &[Used]) -> Result<(),
     Ok(())
 }
 
-/// Whether the driver wants to hear of the buffers given back since `before`.
+/// Returns whether the driver wants to hear of the buffers that were given back since `before`.
 pub(super) fn wants_interrupt(queue: &Queue, ram: &Ram, before: u16) -> Result<bool, Breach> {
     let used = queue.next_used();
     if used == before {

@@ -37,7 +37,7 @@ fn with_server(run_dir: &RunDir, test: impl FnOnce(&Shared)) {
     assert!(!server.is_finished());
 }
 
-/// What comes back for raw bytes.
+/// Sends raw bytes, and returns the answer.
 fn raw(run_dir: &RunDir, request: &[u8]) -> String {
     let directory = open_directory(&run_dir.0.join("demo")).unwrap();
     let mut stream = UnixStream::connect(below(&directory, STATUS_SOCKET)).unwrap();

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use remus::observe::status::{Protection, Status};
+use remus_abi::gate::Counter;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
@@ -141,8 +142,9 @@ impl Life {
         self.primary.still_runs()?;
         let status = self.primary.status(None).await?;
         let faults = &mut bed.faults;
-        faults.frames_refused_by_lock += status.gate.refused_by_lock;
-        faults.frames_dropped_full += status.gate.dropped_full;
+        let gate = &status.gate.counters;
+        faults.frames_refused_by_lock += gate.get(Counter::RefusedByLock);
+        faults.frames_dropped_full += gate.get(Counter::DroppedFull);
         if let Some(backup) = &mut self.backup {
             backup.still_runs()?;
             faults.protections_lost += u64::from(status.protection != Protection::Protected);

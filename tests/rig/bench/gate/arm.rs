@@ -5,10 +5,13 @@ use std::path::Path;
 use anyhow::Result;
 use clap::ValueEnum;
 use remus::{
-    gate::{Counters, Engine, Flushed, Gate, Release, Settings},
+    gate::{Engine, Flushed, Gate, Release, Settings},
     names::LinkName,
 };
-use remus_abi::{Term, gate::BUFFER_MIB_MAX};
+use remus_abi::{
+    Term,
+    gate::{BUFFER_MIB_MAX, Counters},
+};
 use serde::Serialize;
 
 use super::{

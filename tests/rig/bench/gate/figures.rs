@@ -2,8 +2,7 @@
 
 use std::borrow::Cow;
 
-use remus::gate::Counters;
-use remus_abi::gate::Counter;
+use remus_abi::gate::{Counter, Counters};
 use serde::Serialize;
 
 use super::{arm::Arm, frames::Size, sink::Arrived};

@@ -136,7 +136,7 @@ impl Block {
         Ok(Self { transport, disk, resets: 0, limit: LogLimit::default() })
     }
 
-    /// A turn: takes in what the last call to the disk gave, and says what is next.
+    /// Takes a turn: takes in what the last call to the disk gave, and says what is next.
     ///
     /// # Errors
     /// When the interrupt cannot be raised.
@@ -245,7 +245,7 @@ impl Block {
         self.go_on(work, ram)
     }
 
-    /// The next call to the disk for a request to read or write, or its end.
+    /// Makes the next call to the disk for a request to read or write, or ends the request.
     fn go_on(&mut self, work: &mut Work, ram: &Ram) -> Result<(), Breach> {
         let left = work.request.data.left();
         let bytes = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);

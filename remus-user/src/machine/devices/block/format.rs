@@ -30,7 +30,7 @@ const COMPRESSED: [(&str, &[u8]); 4] = [
     ("bzip2", b"BZh"),
 ];
 
-/// What the image in `file` is, for people, and its name for qemu-img; `None` when it may be raw.
+/// Returns what the image in `file` is, for people, and its name for qemu-img; `None` when the image may be raw.
 pub(super) fn container(file: &File) -> io::Result<Option<(&'static str, &'static str)>> {
     for (name, for_qemu, at, magic) in FORMATS {
         if begins(file, at, magic)? {

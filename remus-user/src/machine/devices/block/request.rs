@@ -89,7 +89,8 @@ impl Request {
         Ok(())
     }
 
-    /// Where on a disk of so many bytes the data begins; `None` if it is not whole sectors of it.
+    /// Returns where on a disk of so many bytes the data begins; `None` if the data is not made of whole sectors of
+    /// that disk.
     pub(super) fn place(&self, disk_bytes: u64) -> Option<u64> {
         let (bytes, begin) = (self.data.left(), self.sector.checked_mul(SECTOR)?);
         let end = begin.checked_add(bytes)?;
@@ -131,7 +132,7 @@ impl Buffers {
         self.left += u64::from(len);
     }
 
-    /// Bytes that are not used up.
+    /// Returns the number of bytes that are not used up.
     pub(super) fn left(&self) -> u64 {
         self.left
     }

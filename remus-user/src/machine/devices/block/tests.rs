@@ -62,7 +62,7 @@ impl Guest {
         device.turn(&mut self.work, memory.ram(), interrupt).unwrap()
     }
 
-    /// What the disk's thread does; how many calls to the disk that took.
+    /// Does what the disk's thread does, and returns the number of calls to the disk that it took.
     fn serve(&mut self) -> usize {
         let mut calls = 0;
         loop {

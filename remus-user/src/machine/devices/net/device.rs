@@ -299,7 +299,7 @@ impl Net {
         Ok(Progress::More)
     }
 
-    /// The next header and frame, in `inward`; how long they are together.
+    /// Reads the next header and frame into `inward`, and returns their length together.
     fn next_inward(&mut self) -> io::Result<Option<usize>> {
         let Some(frame) = self.ahead.pop_front() else {
             return self.tap.receive(&mut self.inward);
@@ -311,7 +311,7 @@ impl Net {
         Ok(Some(length))
     }
 
-    /// Whether the frame in `inward` is one for this driver; its header is made fit.
+    /// Returns whether the frame in `inward` is one for this driver, and makes its header fit the driver.
     fn admit(&mut self, length: usize) -> bool {
         let Some((header, rest)) = self.inward.split_first_chunk_mut::<HEADER>() else {
             return false;

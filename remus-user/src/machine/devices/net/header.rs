@@ -113,12 +113,12 @@ pub(super) fn judge(
     })
 }
 
-/// Whether a frame of this length can have a sum from `start` on, at `at`.
+/// Returns whether a frame of this length can have a checksum of the bytes from `start` on, put at `at`.
 fn has_sum(length: usize, start: usize, at: usize) -> bool {
     start >= ETHERNET && at + 2 <= length
 }
 
-/// A header for the tap that asks for a checksum, and for cutting unless `gso` is none.
+/// Returns a header for the tap that asks for a checksum, and for cutting unless `gso` is none.
 fn written(gso: u8, headers: usize, size: usize, start: usize, at: usize) -> [u8; HEADER] {
     let mut header = [0; HEADER];
     header[0] = NEEDS_CHECKSUM;
@@ -130,8 +130,9 @@ fn written(gso: u8, headers: usize, size: usize, start: usize, at: usize) -> [u8
     header
 }
 
-/// Where the sum of a frame for the guest begins and where it is to be put, if the driver takes no frame whose checksum is
-/// not finished, and this is one. A tap finishes it by itself; what was taken elsewhere may not be finished.
+/// Returns where the sum of a frame for the guest begins and where the sum is to be put, if the frame's checksum is not
+/// finished and the driver takes no such frame. A tap finishes checksums by itself; a frame that was taken elsewhere
+/// may have one that is not.
 pub(super) fn to_complete(
     header: &[u8; HEADER],
     length: usize,
@@ -145,9 +146,9 @@ pub(super) fn to_complete(
     (is_unfinished && has_sum(length, start, at)).then_some((start, at))
 }
 
-/// The header for the guest of a frame that came behind `header` from the tap; `None` when the frame is not
-/// for this driver: of a kind that it did not negotiate. The kernel sends none but what waited in the tap when
-/// the driver changed.
+/// Returns the guest's header for a frame that came behind `header` from the tap; `None` when the frame is of a kind
+/// that this driver did not negotiate. The kernel sends no such frame, but for those that waited in the tap when the
+/// driver changed.
 pub(super) fn for_guest(
     header: &[u8; HEADER],
     length: usize,

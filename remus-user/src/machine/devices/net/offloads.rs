@@ -51,7 +51,7 @@ pub(super) const REQUIRES: [(u32, u32); 4] = [
 ];
 
 impl Offloads {
-    /// The feature bits of a device that offers this.
+    /// Returns the feature bits of a device that offers this.
     pub(super) fn features(self) -> u64 {
         match self {
             Self::None => ALWAYS,
@@ -60,7 +60,7 @@ impl Offloads {
     }
 }
 
-/// The offloads among `features`, for people.
+/// Returns the offloads among `features`, for people.
 pub(super) fn names(features: u64) -> String {
     let named = NAMES.iter().filter(|(bit, _)| features & 1 << bit != 0).map(|(_, name)| *name);
     named.collect::<Vec<_>>().join(", ")
@@ -75,42 +75,42 @@ impl Negotiated {
         self.0 & 1 << bit != 0
     }
 
-    /// The guest may leave a checksum to us.
+    /// Returns whether the guest may leave a checksum to us.
     pub(super) fn checksum(self) -> bool {
         self.has(net::VIRTIO_NET_F_CSUM)
     }
 
-    /// The guest may leave the cutting of TCP over IPv4 to us.
+    /// Returns whether the guest may leave the cutting of TCP over IPv4 to us.
     pub(super) fn tcp4(self) -> bool {
         self.has(net::VIRTIO_NET_F_HOST_TSO4)
     }
 
-    /// The guest may leave the cutting of TCP over IPv6 to us.
+    /// Returns whether the guest may leave the cutting of TCP over IPv6 to us.
     pub(super) fn tcp6(self) -> bool {
         self.has(net::VIRTIO_NET_F_HOST_TSO6)
     }
 
-    /// The guest may leave cutting of any kind to us.
+    /// Returns whether the guest may leave cutting of any kind to us.
     pub(super) fn any_tcp(self) -> bool {
         self.tcp4() || self.tcp6()
     }
 
-    /// The guest takes frames without a checksum, or whose checksum the host has looked at.
+    /// Returns whether the guest takes frames without a checksum, or whose checksum the host has looked at.
     pub(super) fn guest_checksum(self) -> bool {
         self.has(net::VIRTIO_NET_F_GUEST_CSUM)
     }
 
-    /// The guest takes TCP over IPv4 that nobody has cut.
+    /// Returns whether the guest takes TCP over IPv4 that nobody has cut.
     pub(super) fn guest_tcp4(self) -> bool {
         self.has(net::VIRTIO_NET_F_GUEST_TSO4)
     }
 
-    /// The guest takes TCP over IPv6 that nobody has cut.
+    /// Returns whether the guest takes TCP over IPv6 that nobody has cut.
     pub(super) fn guest_tcp6(self) -> bool {
         self.has(net::VIRTIO_NET_F_GUEST_TSO6)
     }
 
-    /// A received frame may lie in several buffers.
+    /// Returns whether a received frame may lie in several buffers.
     pub(super) fn mergeable(self) -> bool {
         self.has(net::VIRTIO_NET_F_MRG_RXBUF)
     }

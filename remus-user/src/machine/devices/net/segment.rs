@@ -52,7 +52,8 @@ pub(super) struct Tcp {
     pub(super) payload: usize,
 }
 
-/// Whether a frame is IPv4 or IPv6 without a VLAN tag: what netfilter can hold. All others go through slots.
+/// Returns whether a frame is IPv4 or IPv6 without a VLAN tag, which netfilter can hold. All other frames go through
+/// slots.
 pub(super) fn is_untagged_ip(frame: &[u8]) -> bool {
     matches!(u16_at(frame, 12), Some(TYPE_IPV4 | TYPE_IPV6))
 }
@@ -80,7 +81,7 @@ impl Tcp {
     }
 }
 
-/// Bytes of an IPv4 header before TCP, with its options.
+/// Returns the length of an IPv4 header before TCP, with its options.
 fn ipv4_header(packet: &[u8]) -> Option<usize> {
     let first = *packet.first()?;
     let bytes = usize::from(first & 0xf) * 4;
@@ -90,7 +91,7 @@ fn ipv4_header(packet: &[u8]) -> Option<usize> {
     (fits && !fragment && packet[9] == PROTOCOL_TCP).then_some(bytes)
 }
 
-/// Bytes of an IPv6 header before TCP, with its extensions.
+/// Returns the length of an IPv6 header before TCP, with its extensions.
 fn ipv6_headers(packet: &[u8]) -> Option<usize> {
     if packet.first()? >> 4 != 6 {
         return None;
@@ -215,7 +216,7 @@ fn length_field(bytes: usize) -> u16 {
     u16::try_from(bytes).expect("a segment within the MTU")
 }
 
-/// The sum of `bytes` as big-endian words, the last one padded; to be folded.
+/// Returns the sum of `bytes` as big-endian words, the last one padded. The caller folds it.
 fn sum(bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<4>();
     let mut last = [0; 4];
@@ -225,7 +226,7 @@ fn sum(bytes: &[u8]) -> u64 {
     all.map(|word| u64::from(u32::from_be_bytes(*word))).sum()
 }
 
-/// A sum in ones' complement, in 16 bits.
+/// Folds a sum in ones' complement into 16 bits.
 fn fold(sum: u64) -> u16 {
     let mut sum = sum;
     while sum > 0xffff {

@@ -24,7 +24,7 @@ const LEAVE_CHECKSUM: libc::c_ulong = 1;
 const LEAVE_TCP4: libc::c_ulong = 2;
 const LEAVE_TCP6: libc::c_ulong = 4;
 
-/// The number of a request that carries an int.
+/// Returns the number of a request that carries an int.
 const fn tun(direction: u32, number: u32) -> libc::c_ulong {
     ioctl_expr(direction, b'T' as u32, number, libc::c_int::BITS / 8)
 }
@@ -100,7 +100,7 @@ impl Tap {
         Ok(tap)
     }
 
-    /// A socket that keeps frames apart, in a tap's place.
+    /// Makes a socket that keeps frames apart, in a tap's place.
     #[cfg(test)]
     pub(super) fn of_socket(fd: OwnedFd) -> Result<Self> {
         set_non_blocking(&fd)?;

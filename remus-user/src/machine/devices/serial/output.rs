@@ -19,7 +19,7 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// The outlet's number.
+    /// Adds an outlet, and returns its number.
     pub(super) fn attach(&mut self, outlet: Outlet) -> u64 {
         self.attached += 1;
         self.outlets.push((self.attached, outlet));

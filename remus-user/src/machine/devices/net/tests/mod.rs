@@ -52,7 +52,7 @@ struct Guest {
     given: Vec<Vec<u8>>,
 }
 
-/// Where queue `n` has its descriptors, available ring and used ring.
+/// Returns where queue `n` has its descriptors, available ring and used ring.
 fn rings(n: usize) -> [u64; 3] {
     [0x1000, 0x2000, 0x3000].map(|at| at + 0x1_0000 * n as u64)
 }
@@ -66,7 +66,7 @@ fn device(offloads: Offloads) -> (Net, File) {
 }
 
 impl Guest {
-    /// One that has taken nothing but what every driver must, with rings of [`SIZE`].
+    /// Makes a driver that has taken nothing but what every driver must, with rings of [`SIZE`].
     fn new() -> Self {
         Self::with(Offloads::None, 0, SIZE)
     }
@@ -161,7 +161,7 @@ impl Guest {
         self.u16_at(rings(queue)[2] + 2)
     }
 
-    /// The head and length of used entry `n`.
+    /// Returns the head and length of used entry `n`.
     fn used_entry(&self, queue: usize, n: u16) -> (u32, u32) {
         let at = rings(queue)[2] + 4 + u64::from(n % self.size) * 8;
         let of = |at| self.memory.ram().read_obj::<u32>(GuestAddress(at)).unwrap();
@@ -181,7 +181,7 @@ impl Guest {
         self.wire.write_all(&[header, frame].concat()).unwrap();
     }
 
-    /// The next header and frame that the device sent.
+    /// Returns the next header and frame that the device sent.
     fn frame_on_wire(&mut self) -> Option<Vec<u8>> {
         let mut frame = vec![0; 70_000];
         self.wire.read(&mut frame).ok().map(|n| frame[..n].to_vec())

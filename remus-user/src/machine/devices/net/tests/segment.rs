@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The sum that a receiver makes, in the plainest way: over 16-bit words, with the carry added at once.
+/// Returns the sum that a receiver makes, in the plainest way: over 16-bit words, with the carry added at once.
 fn receivers_sum(words: &mut dyn Iterator<Item = u8>) -> u16 {
     let bytes: Vec<u8> = words.collect();
     let mut sum = 0_u16;

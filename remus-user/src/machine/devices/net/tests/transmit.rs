@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A frame of TCP over IPv4 with `payload` bytes behind its headers, tagged if there is a `tag`.
+/// Returns a frame of TCP over IPv4 with `payload` bytes behind its headers, tagged if there is a `tag`.
 fn tcp4(payload: usize, tag: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x52, 0, 0, 0, 0, 1, 0x52, 0, 0, 0, 0, 2];
     frame.extend(tag);
@@ -12,7 +12,7 @@ fn tcp4(payload: usize, tag: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A header that leaves cutting into segments of 1000 bytes to the device.
+/// Returns a header that leaves cutting into segments of 1000 bytes to the device.
 fn cut(start: u8) -> [u8; HEADER] {
     let [low, high] = 1000_u16.to_le_bytes();
     [1, 1, start + 20, 0, low, high, start, 0, 16, 0, 0, 0]
