@@ -25,7 +25,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     // Pure.
     ("checkpoint", &[]),
     ("wire", &["names"]),
-    ("replication", &["checkpoint", "names", "wire"]),
+    ("replication", &["checkpoint", "wire"]),
     // Each owns one kind of resource.
     ("machine", &["checkpoint", "names", "os", "outlet"]),
     ("gate", &["names", "os", "replication", "wire"]),
@@ -103,7 +103,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "wire",
         ],
     ),
-    ("standalone", &["gate", "names", "net", "observe", "os", "replication", "signals"]),
+    ("standalone", &["gate", "names", "net", "observe", "os", "replication", "signals", "wire"]),
     (
         "cli",
         &[

@@ -14,7 +14,7 @@ use rig::{
     host::Death,
     remus::{Daemon, Machine, Options},
     resp::Reply,
-    sys,
+    sys::{self, StoppedThread},
     topology::GUEST,
 };
 use tokio::time::sleep;
@@ -475,5 +475,21 @@ fn a_disk_is_there_after_a_takeover_and_a_backup_that_lacks_it_says_so() {
         // The demo guest's first words, raw: with the return that a terminal wants and a log does not.
         let said = fs::read_to_string(&log).unwrap();
         assert!(said.contains("remus-guest: 10.") && said.ends_with('\n'), "{said:?}");
+    });
+}
+
+#[test]
+fn a_guest_whose_engine_hangs_behind_live_heartbeats_is_taken_over() {
+    with_hosts(async |pair| {
+        let (mut primary, mut backup) = pair.protected().await;
+        let client = pair.client(4).await;
+        let engine = StoppedThread::of(primary.process.id(), "engine").expect("it has an engine");
+        promoted(&mut backup).await;
+        assert!(pair.logged("backup").contains("whose engine last turned"));
+        replies_more(&client, 100).await;
+        // The engine that wakes hears that another host speaks, and says nothing more.
+        drop(engine);
+        assert_eq!(ended(&mut primary).await.code(), Some(1));
+        lost_nothing(client, 4).await;
     });
 }

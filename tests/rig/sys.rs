@@ -169,3 +169,43 @@ fn set_affinity(set: &libc::cpu_set_t) -> io::Result<()> {
     // SAFETY: the set is as large as the size says, and 0 means the calling thread.
     check(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), set) }).map(drop)
 }
+
+/// A thread of another process, stopped while all others of that process go on. It goes on when this is dropped, or when
+/// the thread that made this ends.
+pub struct StoppedThread(libc::pid_t);
+
+impl StoppedThread {
+    /// Stops the thread of `process` that is called `name`. Root is needed.
+    ///
+    /// # Errors
+    /// When there is no such thread, or the kernel refuses.
+    pub fn of(process: u32, name: &str) -> io::Result<Self> {
+        let threads = std::fs::read_dir(format!("/proc/{process}/task"))?;
+        let is_named = |path: &std::path::Path| {
+            std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name)
+        };
+        let path = threads.flatten().map(|entry| entry.path()).find(|path| is_named(path));
+        let number = path.and_then(|path| path.file_name()?.to_str()?.parse().ok());
+        let thread: libc::pid_t = number.ok_or(io::ErrorKind::NotFound)?;
+        let none = std::ptr::null_mut::<libc::c_void>();
+        for request in [libc::PTRACE_SEIZE, libc::PTRACE_INTERRUPT] {
+            // SAFETY: requests that take no address of this process.
+            if unsafe { libc::ptrace(request, thread, none, none) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        // SAFETY: waits for the stop; no status is asked for.
+        if unsafe { libc::waitpid(thread, std::ptr::null_mut(), libc::__WALL) } != thread {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self(thread))
+    }
+}
+
+impl Drop for StoppedThread {
+    fn drop(&mut self) {
+        let none = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: a request that takes no address of this process. A thread that is gone needs none.
+        unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, none, none) };
+    }
+}

@@ -3,17 +3,18 @@
 use std::{io, os::fd::AsRawFd, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use remus_abi::{Stamp, Term};
+use remus_abi::Term;
 use tokio::task::AbortHandle;
 use tracing::{error, info, warn};
 
 use super::{
     handle::{Call, Calls, Handle, handle},
-    image::{Beside, Image},
+    hear::stand_protected,
+    receiver::{BesideRam, Receiver},
 };
 use crate::{
     config::BackupOptions,
-    link::{self, AckDatagrams, Arrived, Polled},
+    link::{self, AckDatagrams, Polled},
     names::VmName,
     observe::{
         Shared, StatusSocket, VmDir,
@@ -24,17 +25,14 @@ use crate::{
     standby::Standby,
     store::{Record, Standing, Store},
     watch::{Found, Watch},
-    wire::{
-        Attach, Features, Heartbeat, Instance, Lacks, Lane, Moment, Session, Timing, ToBackup,
-        ToPrimary,
-    },
+    wire::{Attach, Features, Instance, Lacks, Lane, Moment, Session, Timing},
 };
 
 /// Numbers of the links, for the detector.
-const CONTROL: u8 = 0;
-const BULK: u8 = 1;
+pub(super) const CONTROL: u8 = 0;
+pub(super) const BULK: u8 = 1;
 /// Reads of the bulk connection, of a mebibyte at most, before the other is looked at again.
-const READS_MAX: usize = 8;
+pub(super) const READS_MAX: usize = 8;
 /// Without a session there is nothing to keep time for.
 const IDLE: Duration = Duration::from_secs(1);
 /// How often it is looked at what a takeover would lack.
@@ -64,7 +62,7 @@ pub(super) fn start(vm: VmName, options: Arc<BackupOptions>) -> Result<Handle> {
         brain: Backup::new(me, newest, owner),
         standby: None,
         session: None,
-        beside: Beside::default(),
+        beside: BesideRam::default(),
         recorded: None,
         delayed: None,
         watch: None,
@@ -118,14 +116,14 @@ pub(super) struct Follower {
     /// As long as there is a machine, and with it a watch, a whole image may be in it.
     pub(super) standby: Option<Standby>,
     pub(super) watch: Option<Watch>,
-    pub(super) session: Option<Following>,
-    pub(super) beside: Beside,
+    pub(super) session: Option<FollowedSession>,
+    pub(super) beside: BesideRam,
     /// What is on disk for certain.
     pub(super) recorded: Option<Record>,
     pub(super) delayed: Option<Delayed>,
     found: Found,
     /// What a takeover would lack, in words.
-    lacks: String,
+    pub(super) lacks: String,
     next_look: Moment,
 }
 
@@ -136,7 +134,7 @@ pub(super) struct Delayed {
 }
 
 /// A session, or what is left of it: the detector goes on until there is another.
-pub(super) struct Following {
+pub(super) struct FollowedSession {
     pub(super) session: Session,
     pub(super) features: Features,
     pub(super) timing: Timing,
@@ -145,7 +143,7 @@ pub(super) struct Following {
     pub(super) bulk: Option<Polled>,
     /// Acks go this way too, where the primary asked for it.
     pub(super) datagrams: Option<AckDatagrams>,
-    pub(super) image: Image,
+    pub(super) receiver: Receiver,
     /// A checkpoint of this session is committed.
     pub(super) protected: bool,
     /// What the primary was told that a takeover would lack.
@@ -264,102 +262,6 @@ impl Follower {
         }
     }
 
-    /// Reads both links until nothing is there. An error is the end of the session.
-    fn hear(&mut self) -> Result<()> {
-        let Self {
-            session: Some(following),
-            standby: Some(standby),
-            brain,
-            beside,
-            shared,
-            lacks,
-            vm,
-            ..
-        } = self
-        else {
-            return Ok(());
-        };
-        let Following { detector, control, bulk, datagrams, image, protected, hangs, .. } =
-            following;
-        let mut is_heard = false;
-        if let Some(control) = control {
-            loop {
-                while let Some(frame) = control.frames.next_frame()? {
-                    let now = boot_now();
-                    let answer = match ToBackup::decode(&frame)? {
-                        ToBackup::Heartbeat(heartbeat) => {
-                            let ack = brain.handle_heartbeat(now, &heartbeat)?;
-                            if std::mem::replace(hangs, ack.is_none()) != ack.is_none() {
-                                tell_hang(vm, &heartbeat);
-                            }
-                            // A guest whose engine hangs is as dead as one whose host is silent.
-                            let Some(ack) = ack else { continue };
-                            Some(ToPrimary::HeartbeatAck(ack))
-                        }
-                        ToBackup::Goodbye(goodbye) => {
-                            Some(ToPrimary::GoodbyeAck(brain.handle_goodbye(&goodbye)?))
-                        }
-                        ToBackup::Inbound(inbound) => {
-                            brain.handle_inbound(&inbound)?;
-                            beside.kept.take(&inbound);
-                            None
-                        }
-                        ToBackup::Hello(_) => bail!("a second Hello"),
-                    };
-                    is_heard = true;
-                    detector.handle_heard(now, CONTROL);
-                    if let Some(answer) = answer {
-                        control
-                            .answer(|out| _ = answer.encode(out))
-                            .context("answer the primary")?;
-                    }
-                }
-                match control.read() {
-                    Arrived::Bytes => {}
-                    Arrived::Nothing => break,
-                    Arrived::End => bail!("the primary closed its control connection"),
-                    Arrived::Broken => bail!("the control connection broke"),
-                }
-            }
-        }
-        if let Some(bulk) = bulk {
-            let memory = standby.machine.memory();
-            // Not without end: heartbeats are to be answered while a primary sends as fast as this host reads.
-            for _ in 0..READS_MAX {
-                while let Some(frame) = bulk.frames.next_frame()? {
-                    is_heard = true;
-                    let ack = image.take(&frame, brain, memory, beside)?;
-                    detector.handle_heard(boot_now(), BULK);
-                    if let Some(ack) = ack {
-                        // First the one that a thread at the other end need not wake up for.
-                        if let Some(datagrams) = datagrams {
-                            datagrams.say(&ack);
-                        }
-                        bulk.send(|out| {
-                            ack.encode(out);
-                        })
-                        .context("ack")?;
-                        image.apply(memory, beside)?;
-                        shared.applied(Stamp::new(ack.term, ack.epoch));
-                        if !std::mem::replace(protected, true) {
-                            stand_protected(shared, lacks);
-                        }
-                    }
-                }
-                match bulk.read() {
-                    Arrived::Bytes => {}
-                    Arrived::Nothing => break,
-                    Arrived::End => bail!("the primary closed its bulk connection"),
-                    Arrived::Broken => bail!("the bulk connection broke"),
-                }
-            }
-        }
-        if is_heard {
-            standby.wiring.forget_overheard();
-        }
-        Ok(())
-    }
-
     /// Sees what a takeover would lack now; says so in the status, and to the primary.
     fn look_around(&mut self) {
         let (Some(standby), Some(watch)) = (&mut self.standby, &mut self.watch) else { return };
@@ -412,22 +314,4 @@ impl Follower {
         self.brain.handle_session_lost();
         self.shared.stand(Protection::Stalled, why);
     }
-}
-
-/// Says that a hang has begun, or is over.
-fn tell_hang(vm: &VmName, heartbeat: &Heartbeat) {
-    let age = heartbeat.engine_age.unwrap_or_default();
-    warn!(
-        "VM {vm}: heartbeats come from the primary, whose engine last turned {} ms ago",
-        age.as_millis()
-    );
-}
-
-/// Protected, as far as a takeover lacks nothing.
-fn stand_protected(shared: &Shared, lacks: &str) {
-    let protection = match lacks {
-        "" => Protection::Protected,
-        _ => Protection::Impaired,
-    };
-    shared.stand(protection, lacks);
 }

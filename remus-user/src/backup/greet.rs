@@ -9,8 +9,8 @@ use tracing::{info, warn};
 
 use super::{
     disks,
-    follower::{Follower, Following},
-    image::Image,
+    follower::{FollowedSession, Follower},
+    receiver::Receiver,
 };
 use crate::{
     checks::{
@@ -205,7 +205,7 @@ impl Follower {
             }
         };
         info!("VM {}: session {} in term {}", self.vm, hello.session, hello.term);
-        self.session = Some(Following {
+        self.session = Some(FollowedSession {
             session: hello.session,
             features,
             timing: hello.timing,
@@ -213,7 +213,7 @@ impl Follower {
             control: Some(control),
             bulk: None,
             datagrams,
-            image: Image::new(ram_pages, vcpus, hello.session),
+            receiver: Receiver::new(ram_pages, vcpus, hello.session),
             protected: false,
             told: String::new(),
             hangs: false,

@@ -1,6 +1,6 @@
 //! What the guest was given after the newest committed checkpoint, as far as the primary has passed it on.
 //!
-//! To be given again, should the guest go on from that checkpoint. Kept beside the image and no longer than it: what is of
+//! To be given again, should the guest go on from that checkpoint. KeptFrames beside the image and no longer than it: what is of
 //! a committed epoch goes, and so does what is of an older term.
 
 use remus_abi::{Epoch, Term};
@@ -12,12 +12,12 @@ const BYTES_MAX: usize = 16 * InboundFrames::BYTES_MAX;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Kept {
+pub(super) struct KeptFrames {
     term: Term,
     frames: InboundFrames,
 }
 
-impl Kept {
+impl KeptFrames {
     /// Keeps what arrived, unless that is too much.
     pub(super) fn take(&mut self, inbound: &Inbound) {
         let Inbound { term, frames } = inbound;
@@ -57,14 +57,14 @@ mod tests {
         Inbound { term, frames }
     }
 
-    fn after(kept: &Kept, term: Term, n: u64) -> Vec<u64> {
+    fn after(kept: &KeptFrames, term: Term, n: u64) -> Vec<u64> {
         let number = |frame: &[u8]| u64::from_le_bytes(frame.try_into().unwrap());
         kept.after(term, epoch(n)).map(number).collect()
     }
 
     #[test]
     fn only_what_the_checkpoint_does_not_know_is_given_again() {
-        let mut kept = Kept::default();
+        let mut kept = KeptFrames::default();
         kept.take(&of(Term::FIRST, &[1, 1, 2]));
         kept.take(&of(Term::FIRST, &[3, 4]));
         kept.commit(epoch(2));
@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn another_term_is_another_guest() {
-        let mut kept = Kept::default();
+        let mut kept = KeptFrames::default();
         kept.take(&of(Term::FIRST, &[7]));
         assert_eq!(after(&kept, Term::FIRST.next(), 0), [0; 0]);
         kept.take(&of(Term::FIRST.next(), &[1]));
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn a_primary_cannot_fill_memory() {
-        let mut kept = Kept::default();
+        let mut kept = KeptFrames::default();
         let mut frames = InboundFrames::default();
         frames.push(epoch(9), &[0; 60_000]);
         let much = Inbound { term: Term::FIRST, frames };
@@ -98,7 +98,7 @@ mod tests {
         assert_eq!(kept.frames.iter().count(), 1);
     }
 
-    fn after_count(kept: &Kept) -> usize {
+    fn after_count(kept: &KeptFrames) -> usize {
         kept.after(Term::FIRST, Epoch::NONE).count()
     }
 }

@@ -9,9 +9,10 @@ mod disks;
 mod follower;
 mod greet;
 mod handle;
-mod image;
+mod hear;
 mod kept;
 mod openings;
+mod receiver;
 mod takeover;
 
 use std::{

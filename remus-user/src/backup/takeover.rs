@@ -19,12 +19,12 @@ use anyhow::{Context, Result, anyhow, bail};
 use tracing::{debug, info, warn};
 
 use super::{
-    follower::{Delayed, Follower, Following},
-    image::Beside,
+    follower::{Delayed, FollowedSession, Follower},
+    receiver::BesideRam,
 };
 use crate::{
     checkpoint::{EncoderSettings, MachineState, QUIET_EPOCHS_DEFAULT},
-    engine::{Engine, Parts, Pulse, Report},
+    engine::{Engine, Pulse, Report, Setup},
     link::Patience,
     observe::status::{Failover, Protection},
     os::{boot_now, inbox},
@@ -63,7 +63,8 @@ impl Follower {
     /// From here on this thread is the guest's engine. The takeover was decided at that moment, and is on record.
     pub(super) fn take_over(self, suspicion: Suspicion, decided: Moment) -> Result<()> {
         let Self { vm, store, shared, brain, standby, session, beside, calls, watch, .. } = self;
-        let Following { timing, control, .. } = session.context("a detector suspected nobody")?;
+        let FollowedSession { timing, control, .. } =
+            session.context("a detector suspected nobody")?;
         let promotion = brain.promote(decided, suspicion).map_err(|not| anyhow!("{}", not.why))?;
         let Promotion { epoch, of, suspicion, fenced, promoted } = promotion;
         warn!(
@@ -73,7 +74,7 @@ impl Follower {
         );
         calls.take_over(promoted);
         let mut standby = standby.context("a session without a machine")?;
-        let Beside { state, boot, kept } = beside;
+        let BesideRam { state, boot, kept } = beside;
         let boot = boot.context("a committed checkpoint without what the guest begins with")?;
         let given_again = kept.after(of, epoch);
         let overheard = put_together(&mut standby, &state, given_again.clone(), &fenced);
@@ -87,7 +88,7 @@ impl Follower {
         if let Some(watch) = &watch {
             watch.speak();
         }
-        let engine = Engine::start(Parts {
+        let engine = Engine::start(Setup {
             vm: vm.clone(),
             machine,
             boot,

@@ -104,7 +104,7 @@ fn judge_bridge(name: &LinkName, found: Option<Link>, mtu_bytes: Option<u16>) ->
 
 /// Checks that the bridge carries the guest's packets. A bridge takes the MTU of its narrowest port, unless an
 /// administrator gave it another.
-fn judge_mtu(name: &LinkName, bridge: u32, wanted: u32) -> Option<Check> {
+pub(super) fn judge_mtu(name: &LinkName, bridge: u32, wanted: u32) -> Option<Check> {
     const NAME: &str = "bridge";
     if bridge < wanted {
         return Some(Check::warning(

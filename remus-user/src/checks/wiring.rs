@@ -3,7 +3,7 @@
 //! Asked before a start, where no tap is there yet, and once a second after that. The judges are pure: what they judge
 //! is what rtnetlink lists.
 
-use super::Check;
+use super::{Check, network};
 use crate::{
     gate,
     names::LinkName,
@@ -49,6 +49,12 @@ pub(crate) fn judge(
         }
         (Some((_, Some(bridge))), Part::Start) => checks.push(carrier(links, bridge, tap)),
         (Some((_, None)), Part::Start) | (None, _) => {}
+    }
+    if part == Part::Waits
+        && let Some((name, Some(bridge))) = bridge
+        && let Some(tap) = links.iter().find(|link| Some(link.index) == tap)
+    {
+        checks.extend(network::judge_mtu(name, bridge.mtu_bytes, tap.mtu_bytes));
     }
     if part == Part::Speaks {
         let tap = links.iter().find(|link| Some(link.index) == tap);
@@ -320,6 +326,20 @@ mod tests {
         let mut links = host();
         (links[2].up, links[2].controller) = (false, None);
         assert_eq!(refusals(&links, &wanted(), Part::Waits), [""; 0]);
+    }
+
+    #[test]
+    fn a_backup_warns_of_a_takeover_that_would_pull_the_bridges_mtu_down() {
+        let mut links = host();
+        links[0].mtu_bytes = 9000;
+        let warnings = |part| {
+            let checks = judge(&links, &wanted(), Some(IfIndex(4)), part);
+            let told = checks.into_iter().filter(|check| check.outcome == Outcome::Warning);
+            told.map(|check| check.found).collect::<Vec<_>>()
+        };
+        let told = warnings(Part::Waits);
+        assert!(told.len() == 1 && told[0].contains("goes down to 1500"), "{told:?}");
+        assert_eq!(warnings(Part::Speaks), [""; 0], "by then it is done");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::mem;
 
 use anyhow::Result;
 
-use super::{Engine, capture::Capture, shipment::Cargo};
+use super::{Engine, capture::Capture, shipment::Payload};
 use crate::{os::boot_now, replication::Seen, wire::Moment};
 
 impl Engine {
@@ -74,7 +74,7 @@ impl Engine {
         });
         let marks = [begun, stopped, captured, logged, copied, cooled, resumed];
         report.sealed(sealed.checkpoint, &marks, count);
-        shipment.cargo = Cargo::Checkpoint {
+        shipment.payload = Payload::Checkpoint {
             term: sealed.checkpoint.term(),
             epoch: sealed.checkpoint.epoch(),
             predecessor: sealed.predecessor,

@@ -17,7 +17,7 @@ use anyhow::{Result, bail};
 use remus_abi::gate::Mode;
 use tracing::{info, warn};
 
-use super::{Engine, Pulse, TICK, wait::Source};
+use super::{Engine, TICK, wait::Source};
 use crate::{
     gate::{Gate, Lost, Remedy},
     os::boot_now,
@@ -110,7 +110,9 @@ impl Engine {
         // Lost again as soon as it was put back: somebody insists.
         let again = self.guard.back_at.is_some_and(|at| now.since(at) < BACK_WITHIN);
         let give_up = if again { now } else { now + BACK_WITHIN };
-        if let Err(e) = well_again(&mut self.guard.gate, &self.pulse, lost, give_up) {
+        // This host looks after the guest all the while.
+        self.pulse.excuse_until(give_up);
+        if let Err(e) = well_again(&mut self.guard.gate, lost, give_up) {
             // Nothing of the guest runs any more.
             paused.keep();
             return Err(e);
@@ -138,7 +140,7 @@ impl Engine {
 }
 
 /// Makes `gate` well, if that can be done before `give_up`. The guest is paused.
-fn well_again(gate: &mut Gate, pulse: &Pulse, mut lost: Lost, give_up: Moment) -> Result<()> {
+fn well_again(gate: &mut Gate, mut lost: Lost, give_up: Moment) -> Result<()> {
     loop {
         let refused = match lost.remedy() {
             Remedy::NewGate => match gate.again() {
@@ -155,8 +157,6 @@ fn well_again(gate: &mut Gate, pulse: &Pulse, mut lost: Lost, give_up: Moment) -
             let why = refused.unwrap_or_default();
             bail!("the gate is lost, and the guest must not run on: {lost}{why}");
         }
-        // This host looks after the guest all the while.
-        pulse.beat();
         sleep(TICK);
         match gate.verify() {
             Ok(()) => return Ok(()),

@@ -45,7 +45,7 @@ use self::{
     loss::Guard,
     record::Recorder,
     session::Ongoing,
-    shipment::{Cargo, Spare},
+    shipment::{Payload, Spare},
     wait::{Source, Waiter},
 };
 pub(crate) use self::{
@@ -75,7 +75,7 @@ const FLUSH_AGAIN: Duration = Duration::from_millis(1);
 const LAST_SEAL_WITHIN: Duration = Duration::from_secs(1);
 
 /// What an engine is made of.
-pub(crate) struct Parts {
+pub(crate) struct Setup {
     pub(crate) vm: VmName,
     /// Loaded or restored, and not yet running.
     pub(crate) machine: Prepared,
@@ -138,12 +138,12 @@ struct Outside {
 }
 
 impl Engine {
-    /// Lets the guest of `parts` run.
+    /// Lets the guest of `setup` run.
     ///
     /// # Errors
     /// When its gate is not in front of its tap, or a part of the machine does not start.
-    pub(crate) fn start(parts: Parts) -> Result<Self> {
-        let Parts {
+    pub(crate) fn start(setup: Setup) -> Result<Self> {
+        let Setup {
             vm,
             machine,
             boot,
@@ -161,7 +161,7 @@ impl Engine {
             post,
             pulse,
             peer,
-        } = parts;
+        } = setup;
         // Lines that nobody would see are not written in the kernel either.
         gate.set_debug(tracing::enabled!(tracing::Level::DEBUG));
         match gate.verify() {
@@ -342,7 +342,7 @@ impl Engine {
             }
             Input::Acked(ack) => self.acked(&ack),
             Input::Shipped(shipment) => {
-                if shipment.cargo != Cargo::Sync {
+                if shipment.payload != Payload::Sync {
                     let changed = shipment.verdicts.iter().filter(|verdict| verdict.changed);
                     self.brain.handle_changed(changed.count());
                 }

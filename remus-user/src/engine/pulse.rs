@@ -28,7 +28,12 @@ impl Pulse {
         self.0.store(boot_now().0, Relaxed);
     }
 
-    /// The time since the engine last turned.
+    /// The engine does something that takes it until `then` at the longest, and cannot turn meanwhile.
+    pub(crate) fn excuse_until(&self, then: Moment) {
+        self.0.store(then.0, Relaxed);
+    }
+
+    /// The time since the engine last turned; zero while it is excused.
     pub(crate) fn age(&self) -> Duration {
         boot_now().since(Moment(self.0.load(Relaxed)))
     }

@@ -26,7 +26,7 @@ use crate::{
 
 /// The engine's end.
 pub(crate) struct Relay {
-    way: Arc<Way>,
+    handover: Arc<Handover>,
     /// Noted, and not handed over yet.
     noted: InboundFrames,
     epoch: Epoch,
@@ -37,12 +37,12 @@ pub(crate) struct Relay {
 
 /// The control task's end.
 pub(crate) struct Relayed {
-    way: Arc<Way>,
+    handover: Arc<Handover>,
     /// What is sent now: its buffer is used again.
     message: Inbound,
 }
 
-struct Way {
+struct Handover {
     /// Handed over, and not sent yet: no more than one message.
     ready: Mutex<InboundFrames>,
     bell: Notify,
@@ -50,10 +50,11 @@ struct Way {
 
 pub(crate) fn relay(term: Term) -> (Relay, Relayed) {
     let room = || InboundFrames::with_capacity(InboundFrames::BYTES_MAX);
-    let way = Arc::new(Way { ready: Mutex::new(room()), bell: Notify::new() });
-    let relayed = Relayed { way: Arc::clone(&way), message: Inbound { term, frames: room() } };
+    let handover = Arc::new(Handover { ready: Mutex::new(room()), bell: Notify::new() });
+    let relayed =
+        Relayed { handover: Arc::clone(&handover), message: Inbound { term, frames: room() } };
     let counters = status::Inbound::default();
-    (Relay { way, noted: room(), epoch: Epoch::NONE, left: 0, counters }, relayed)
+    (Relay { handover, noted: room(), epoch: Epoch::NONE, left: 0, counters }, relayed)
 }
 
 impl Relay {
@@ -78,7 +79,7 @@ impl Relay {
         if self.noted.is_empty() {
             return;
         }
-        let mut ready = match self.way.ready.try_lock() {
+        let mut ready = match self.handover.ready.try_lock() {
             Ok(ready) => ready,
             Err(TryLockError::Poisoned(whole)) => whole.into_inner(),
             // The task is just taking what is there.
@@ -91,7 +92,7 @@ impl Relay {
             self.noted.clear();
         }
         drop(ready);
-        self.way.bell.notify_one();
+        self.handover.bell.notify_one();
     }
 
     pub(super) fn counters(&self) -> status::Inbound {
@@ -103,9 +104,9 @@ impl Relayed {
     /// Waits for frames. Cancel safe: none are taken before it returns.
     pub(crate) async fn next(&mut self) -> &Inbound {
         loop {
-            self.way.bell.notified().await;
+            self.handover.bell.notified().await;
             self.message.frames.clear();
-            mem::swap(&mut *lock(&self.way.ready), &mut self.message.frames);
+            mem::swap(&mut *lock(&self.handover.ready), &mut self.message.frames);
             if !self.message.frames.is_empty() {
                 return &self.message;
             }

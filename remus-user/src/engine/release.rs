@@ -35,7 +35,7 @@ impl Engine {
         if let Some((stamp, at)) = gate.newest_ack()
             && stamp == acked.committed.stamp()
         {
-            self.report.led(boot_now().since(at));
+            self.report.kernel_lead(boot_now().since(at));
         }
         self.renew_lease(acked.lease_until);
         self.flush_if_wanted()

@@ -6,7 +6,7 @@ use anyhow::Result;
 use remus_abi::Stamp;
 
 use super::{
-    shipment::{Cargo, Shipment},
+    shipment::{Payload, Shipment},
     standing::Evidence,
 };
 use crate::{
@@ -108,9 +108,9 @@ impl Report {
 
     /// What a shipment has cost. The sync is no checkpoint.
     pub(crate) fn sent(&self, shipment: &Shipment) {
-        match shipment.cargo {
-            Cargo::Sync => {}
-            Cargo::Checkpoint { .. } => {
+        match shipment.payload {
+            Payload::Sync => {}
+            Payload::Checkpoint { .. } => {
                 self.shared.sent(shipment.bytes, (shipment.staging.len() * PAGE_SIZE) as u64);
             }
         }
@@ -125,8 +125,8 @@ impl Report {
     }
 
     /// The kernel released so long before the controller is about to.
-    pub(crate) fn led(&self, lead: Duration) {
-        self.shared.led(micros(lead));
+    pub(crate) fn kernel_lead(&self, lead: Duration) {
+        self.shared.kernel_lead(micros(lead));
     }
 
     /// What the guest was given, for its backup to keep.

@@ -16,7 +16,7 @@ use std::{
 
 use super::{
     input::Input,
-    shipment::{Cargo, Shipment},
+    shipment::{Payload, Shipment},
 };
 use crate::{
     checkpoint::{BootImage, Encoder, EncoderSettings},
@@ -115,15 +115,15 @@ fn send(
     shipment: &mut Shipment,
     post: &Post<Input>,
 ) -> io::Result<()> {
-    let Shipment { staging, state, cargo, verdicts, encoded, bytes: _ } = shipment;
-    match *cargo {
-        Cargo::Sync => {
+    let Shipment { staging, state, payload, verdicts, encoded, bytes: _ } = shipment;
+    match *payload {
+        Payload::Sync => {
             let mut run = encoder.encode(staging);
             while let Some(batch) = run.next_batch() {
                 out.sync_pages(&batch)?;
             }
         }
-        Cargo::Checkpoint { term, epoch, predecessor, reset } => {
+        Payload::Checkpoint { term, epoch, predecessor, reset } => {
             if reset {
                 encoder.forget();
             }

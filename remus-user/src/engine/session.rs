@@ -9,7 +9,7 @@ use super::{
     Engine,
     input::{Input, Order},
     sender::Sender,
-    shipment::Cargo,
+    shipment::Payload,
     sync::LiveSync,
 };
 use crate::{
@@ -124,7 +124,7 @@ impl Engine {
         let capture = &mut self.capture;
         if sync.next_stride(&mut capture.stride) {
             let mut shipment = self.spare.take();
-            shipment.cargo = Cargo::Sync;
+            shipment.payload = Payload::Sync;
             self.machine.copy_live(capture.stride.iter().copied(), &mut shipment.staging)?;
             sender.ship(shipment);
             return Ok(());

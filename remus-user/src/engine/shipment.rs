@@ -11,7 +11,7 @@ const STAGING_PAGES: usize = 2048;
 pub(crate) struct Shipment {
     pub(super) staging: Staging,
     pub(super) state: MachineState,
-    pub(super) cargo: Cargo,
+    pub(super) payload: Payload,
     /// The sender's answer: what the comparer found, page by page.
     pub(super) verdicts: Vec<Verdict>,
     /// The sender's answer: bytes written for it.
@@ -21,7 +21,7 @@ pub(crate) struct Shipment {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Cargo {
+pub(crate) enum Payload {
     /// Pages of the live sync.
     Sync,
     /// A whole checkpoint.
@@ -39,7 +39,7 @@ impl Shipment {
         Self {
             staging: Staging::new(STAGING_PAGES),
             state: MachineState::default(),
-            cargo: Cargo::Sync,
+            payload: Payload::Sync,
             verdicts: Vec::new(),
             bytes: 0,
             encoded: Vec::new(),

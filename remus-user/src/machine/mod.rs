@@ -19,6 +19,7 @@
 //! Absent: what a disk's content has to do with checkpoints (disks that are written are in none), PIT, PCI, hot-plug,
 //! vhost (its writes are in no dirty log), nested virtualization.
 
+mod barrier;
 mod boot;
 mod capture;
 mod clock;

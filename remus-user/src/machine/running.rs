@@ -9,6 +9,7 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::barrier::Control;
 use super::capture::Registers;
 use super::cpu::CpuProfile;
 use super::devices::Console;
@@ -22,7 +23,7 @@ use super::memory::Memory;
 use super::paused::Paused;
 use super::restore::put_in;
 use super::shape::Placement;
-use super::vcpu::{Control, Vcpus};
+use super::vcpu::Vcpus;
 use super::vm::{Vm, event};
 use crate::checkpoint::{BootImage, Page, PageSet, Staging};
 

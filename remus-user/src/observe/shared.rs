@@ -211,7 +211,7 @@ impl Shared {
     }
 
     /// The kernel released on the word of a datagram, so long before the controller was about to.
-    pub fn led(&self, lead_us: u32) {
+    pub fn kernel_lead(&self, lead_us: u32) {
         self.lead_us.record(lead_us);
     }
 

@@ -27,7 +27,7 @@ use crate::{
     checkpoint::{BootImage, HotSet, QUIET_EPOCHS_DEFAULT, STATE_VERSION},
     checks::{self, open_console_log, wiring::Part},
     config::{Config, LEASE_MARGIN, ReleaseTrigger, Start},
-    engine::{Engine, Input, Parts, Peer, Pulse, Report, relay},
+    engine::{Engine, Input, Peer, Pulse, Report, Setup, relay},
     gate::{Gate, Trigger},
     link::Patience,
     machine::{Console, CpuProfile, DiskShape, Shape, fault_cost},
@@ -230,7 +230,7 @@ impl<'a> Shell<'a> {
         } else {
             Pipeline::start_shut(fenced, policy, boot_now())
         };
-        let parts = Parts {
+        let setup = Setup {
             vm: vm.clone(),
             cool_after: cool_after_on(&CpuProfile::of_host()?),
             machine,
@@ -252,7 +252,7 @@ impl<'a> Shell<'a> {
         let (ended_in, mut ended) = oneshot::channel();
         let engine_cpus = io_cpus.clone();
         let engine = move || {
-            let result = Engine::start(parts).and_then(|engine| {
+            let result = Engine::start(setup).and_then(|engine| {
                 // After the vCPU threads were started: they are placed apart.
                 run_on(&engine_cpus).context("place the engine thread")?;
                 engine.run()

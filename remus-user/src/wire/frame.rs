@@ -5,7 +5,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::{
     Features, Kind, Lane, WireError,
     field::{Field, Reader},
-    version::{WIRE_VERSION, understands},
+    version::WIRE_VERSION,
 };
 
 const MAGIC: [u8; 4] = *b"RmKv";
@@ -107,7 +107,7 @@ impl Header {
             return Err(WireError::Magic);
         }
         let (version, number, len) = (u16_at(4), u16_at(6), u32_at(8));
-        if !understands(version, number) {
+        if version != WIRE_VERSION && number != Kind::Refuse as u16 {
             return Err(WireError::Version { theirs: version });
         }
         let kind = Kind::from_number(number).ok_or(WireError::Kind { number })?;

@@ -6,8 +6,3 @@
 /// Both hosts must speak the same one. A peer of another version is told so by a `Refuse`, whose header and
 /// body are frozen and understood by every version.
 pub const WIRE_VERSION: u16 = 7;
-
-/// Whether a frame of `version` and of kind number `kind` may be decoded here.
-pub(super) const fn understands(version: u16, kind: u16) -> bool {
-    version == WIRE_VERSION || kind == super::Kind::Refuse as u16
-}

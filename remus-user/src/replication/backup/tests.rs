@@ -209,6 +209,24 @@ fn said() -> impl Strategy<Value = Said> {
     ]
 }
 
+#[test]
+fn a_heartbeat_of_an_engine_that_hangs_is_silence_once_there_is_an_image() {
+    let detect = Timing::default().detect;
+    let heartbeat =
+        |engine_age| Heartbeat { term: Term::FIRST, seq: 1, sent: Moment(0), engine_age };
+    let hung = heartbeat(Some(detect + Duration::from_millis(1)));
+    let mut backup = following(Moment(0));
+    let before = backup.clone();
+    assert_eq!(backup.handle_heartbeat(Moment(50), &hung), Ok(None));
+    assert_eq!(backup, before, "the lease is not renewed");
+    assert!(backup.handle_heartbeat(Moment(50), &heartbeat(Some(detect))).unwrap().is_some());
+    assert!(backup.handle_heartbeat(Moment(50), &heartbeat(None)).unwrap().is_some());
+    // Nothing could be taken over yet.
+    let mut fresh = Backup::new(me(), Term::NONE, None);
+    fresh.handle_hello(&hello(1, 5, 1)).unwrap();
+    assert!(fresh.handle_heartbeat(Moment(50), &hung).unwrap().is_some());
+}
+
 proptest! {
     #[test]
     fn no_order_and_no_value_of_messages_panics(messages in proptest::collection::vec(said(), 0..60)) {

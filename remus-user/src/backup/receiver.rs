@@ -9,7 +9,7 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::kept::Kept;
+use super::kept::KeptFrames;
 use crate::{
     checkpoint::{Assembly, Batch, BootAssembly, BootImage, Content, MachineState, PAGE_SIZE},
     machine::Memory,
@@ -20,16 +20,16 @@ use crate::{
 
 /// What is beside RAM of the newest committed checkpoint.
 #[derive(Default)]
-pub(super) struct Beside {
+pub(super) struct BesideRam {
     pub(super) state: MachineState,
     /// `None` only before the first.
     pub(super) boot: Option<BootImage>,
     /// Frames that the guest was given after it.
-    pub(super) kept: Kept,
+    pub(super) kept: KeptFrames,
 }
 
 /// The receiving side of a session.
-pub(super) struct Image {
+pub(super) struct Receiver {
     /// `None` once the first checkpoint has it.
     boot: Option<BootAssembly>,
     assembly: Assembly,
@@ -39,7 +39,7 @@ pub(super) struct Image {
     reset: bool,
 }
 
-impl Image {
+impl Receiver {
     pub(super) fn new(ram_pages: u32, vcpus: usize, session: Session) -> Self {
         Self {
             boot: Some(BootAssembly::new(ram_pages)),
@@ -60,7 +60,7 @@ impl Image {
         frame: &Frame<'_>,
         brain: &mut Backup,
         memory: &Memory,
-        beside: &mut Beside,
+        beside: &mut BesideRam,
     ) -> Result<Option<Ack>> {
         match BulkToBackup::decode(frame)? {
             // It came before this image was made.
@@ -127,7 +127,7 @@ impl Image {
     ///
     /// # Errors
     /// Never for what was taken in: its pages were checked to be of this RAM.
-    pub(super) fn apply(&self, memory: &Memory, beside: &Beside) -> Result<()> {
+    pub(super) fn apply(&self, memory: &Memory, beside: &BesideRam) -> Result<()> {
         if self.reset {
             memory.reset(beside.boot.as_ref().context("no boot image")?, &mut || {})?;
         }
