@@ -8,6 +8,8 @@
 //! Then what compressing costs both sides, and saves: the pages are this program itself, whole, and with 64 bytes of each
 //! rewritten by other bytes of it.
 
+#![expect(clippy::disallowed_methods, reason = "it times itself, beside any VM")]
+
 use std::{env, fs, hint::black_box, time::Instant};
 
 use remus::checkpoint::{

@@ -42,7 +42,10 @@ use super::devices::bus::Bus;
 use super::end::End;
 use super::futex::{wait_while, wake_all};
 use super::help::Help;
-use crate::{checkpoint::VcpuState, os::run_on};
+use crate::{
+    checkpoint::VcpuState,
+    os::{cpu_time_of, run_on},
+};
 
 /// How long a stopped vCPU looks out for the end of the pause before it sleeps: about a pause, since being
 /// woken takes the guest another 50 us.
@@ -393,18 +396,6 @@ fn handle(bus: &Bus, exit: VcpuExit<'_>) -> Outcome {
         other => return Outcome::Fault(format!("exit {other:?}")),
     }
     Outcome::GoOn
-}
-
-/// Returns the CPU time of a thread; zero if the kernel does not say.
-fn cpu_time_of<T>(thread: &JoinHandle<T>) -> Duration {
-    let (mut clock, mut time) = (0, libc::timespec { tv_sec: 0, tv_nsec: 0 });
-    // SAFETY: the thread was not joined yet, so its id is valid; the clock is written.
-    let found = unsafe { libc::pthread_getcpuclockid(thread.as_pthread_t(), &raw mut clock) };
-    // SAFETY: the time is written.
-    if found != 0 || unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
-        return Duration::ZERO;
-    }
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// Returns the host CPU that this thread is on, for now; -1 if the kernel does not say.

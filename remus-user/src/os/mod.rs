@@ -11,7 +11,7 @@ mod sysfs;
 
 pub(crate) use self::{
     affinity::run_on,
-    clock::{boot_now, wall_now},
+    clock::{boot_now, cpu_time_of, wall_now},
     inbox::{Inbox, Post, inbox},
     limits::use_all_descriptors,
     meminfo::{kib, meminfo},
