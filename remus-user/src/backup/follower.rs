@@ -9,7 +9,6 @@ use tracing::{error, info, warn};
 
 use super::{
     handle::{Call, Calls, Handle, handle},
-    hear::stand_protected,
     receiver::{BesideRam, Receiver},
 };
 use crate::{
@@ -314,4 +313,13 @@ impl Follower {
         self.brain.handle_session_lost();
         self.shared.stand(Protection::Stalled, why);
     }
+}
+
+/// Protected, as far as a takeover lacks nothing.
+pub(super) fn stand_protected(shared: &Shared, lacks: &str) {
+    let protection = match lacks {
+        "" => Protection::Protected,
+        _ => Protection::Impaired,
+    };
+    shared.stand(protection, lacks);
 }

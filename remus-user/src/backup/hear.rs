@@ -4,11 +4,10 @@ use anyhow::{Context, Result, bail};
 use remus_abi::Stamp;
 use tracing::warn;
 
-use super::follower::{BULK, CONTROL, FollowedSession, Follower, READS_MAX};
+use super::follower::{BULK, CONTROL, FollowedSession, Follower, READS_MAX, stand_protected};
 use crate::{
     link::Arrived,
     names::VmName,
-    observe::{Shared, status::Protection},
     os::boot_now,
     wire::{Heartbeat, ToBackup, ToPrimary},
 };
@@ -119,13 +118,4 @@ fn tell_hang(vm: &VmName, heartbeat: &Heartbeat) {
         "VM {vm}: heartbeats come from the primary, whose engine last turned {} ms ago",
         age.as_millis()
     );
-}
-
-/// Protected, as far as a takeover lacks nothing.
-pub(super) fn stand_protected(shared: &Shared, lacks: &str) {
-    let protection = match lacks {
-        "" => Protection::Protected,
-        _ => Protection::Impaired,
-    };
-    shared.stand(protection, lacks);
 }

@@ -13,11 +13,6 @@
 
 use std::fmt;
 
-use super::{
-    WireError,
-    field::{Field, Reader},
-};
-
 /// From one table: the features, their bits, and their names.
 macro_rules! features {
     ($($(#[doc = $doc:literal])* $(#[cfg($cfg:meta)])? $bit:literal $feature:ident $name:literal;)*) => {
@@ -51,7 +46,7 @@ features! {
 
 /// A set of features, as bits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-pub struct Features(u64);
+pub struct Features(pub(super) u64);
 
 impl Features {
     pub const NONE: Self = Self(0);
@@ -79,16 +74,6 @@ impl Features {
     /// Whether the set names a bit that this build does not know.
     pub(super) const fn has_unknown(self) -> bool {
         self.0 & !Self::of(Feature::ALL).0 != 0
-    }
-}
-
-impl Field for Features {
-    fn put(&self, out: &mut Vec<u8>) {
-        self.0.put(out);
-    }
-
-    fn take(body: &mut Reader<'_>) -> Result<Self, WireError> {
-        u64::take(body).map(Self)
     }
 }
 

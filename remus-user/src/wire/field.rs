@@ -107,6 +107,16 @@ macro_rules! integers {
 }
 integers!(u16, u32, u64);
 
+impl Field for Features {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.0.put(out);
+    }
+
+    fn take(body: &mut Reader<'_>) -> Result<Self, WireError> {
+        u64::take(body).map(Self)
+    }
+}
+
 impl Field for bool {
     fn put(&self, out: &mut Vec<u8>) {
         out.push((*self).into());

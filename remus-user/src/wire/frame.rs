@@ -2,21 +2,13 @@
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{
-    Features, Kind, Lane, WireError,
-    field::{Field, Reader},
-    version::WIRE_VERSION,
-};
+use super::{Features, Kind, Lane, WireError, version::WIRE_VERSION};
 
 const MAGIC: [u8; 4] = *b"RmKv";
 /// Bytes before the body.
 pub const HEADER_LEN: usize = 24;
 /// The checksum covers this much of the header, then the body.
 const SUMMED: usize = 16;
-/// Longest body on a bulk connection.
-pub const BODY_MAX: usize = 1 << 20;
-/// Longest body on a control connection.
-pub const CONTROL_BODY_MAX: usize = 1 << 16;
 
 /// A frame whose checksum holds, still in the buffer in which it arrived.
 #[derive(Clone, Copy, Debug)]
@@ -48,41 +40,6 @@ pub fn head<'a>(
     let checksum = checksum(&header[..SUMMED], parts);
     header[SUMMED..].copy_from_slice(&checksum.to_le_bytes());
     (header, checksum)
-}
-
-/// Appends a frame of `kind`, and returns its checksum.
-pub(super) fn put_frame(out: &mut Vec<u8>, kind: Kind, body: &impl Body) -> u64 {
-    let at = out.len();
-    out.extend_from_slice(&[0; HEADER_LEN]);
-    body.put_body(out);
-    let (header, checksum) = head(kind, std::iter::once(&out[at + HEADER_LEN..]));
-    out[at..at + HEADER_LEN].copy_from_slice(&header);
-    checksum
-}
-
-/// Decodes a body that must be used up.
-pub(super) fn whole<T: Field>(frame: &Frame<'_>) -> Result<T, WireError> {
-    let mut body = Reader::of(frame);
-    let message = T::take(&mut body)?;
-    body.end(frame.kind)?;
-    Ok(message)
-}
-
-/// What a frame may carry: a message, or bytes that are encoded elsewhere.
-pub(super) trait Body {
-    fn put_body(&self, out: &mut Vec<u8>);
-}
-
-impl<T: Field> Body for T {
-    fn put_body(&self, out: &mut Vec<u8>) {
-        self.put(out);
-    }
-}
-
-impl Body for &[u8] {
-    fn put_body(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(self);
-    }
 }
 
 fn checksum<'a>(header: &[u8], parts: impl Iterator<Item = &'a [u8]>) -> u64 {

@@ -2,17 +2,63 @@
 //!
 //! A row is `number Kind body`, and `if Feature` where the kind is one of a feature. The body is a `message`, the
 //! struct of the same name, or `bytes`, which are decoded elsewhere. Rows stand in the block of the only lane on which
-//! the kind travels; the block names the lane's longest body and the enum of its messages.
+//! the kind travels; the block names the lane's longest body and the enum of its messages, which [`lane`](super::lane) makes.
 
-#[cfg(test)]
-pub use super::tests::Trial;
-use super::{
-    Ack, Attach, BODY_MAX, Begin, CONTROL_BODY_MAX, End, Feature, Frame, Goodbye, GoodbyeAck,
-    Heartbeat, HeartbeatAck, Hello, Inbound, Lacks, Refuse, StandDown, Welcome, WireError,
-    frame::{put_frame, whole},
-};
+use super::Feature;
 
-/// Makes [`Kind`], [`Lane`], and for each lane the enum of its messages with `encode` and `decode`.
+/// Longest body on a bulk connection.
+pub const BODY_MAX: usize = 1 << 20;
+/// Longest body on a control connection.
+pub const CONTROL_BODY_MAX: usize = 1 << 16;
+
+/// Gives the table to the macro `$then`.
+macro_rules! table {
+    ($then:ident) => {
+        $then! {
+            /// What the primary says on the control connection.
+            lane ControlToBackup up to CONTROL_BODY_MAX => ToBackup {
+                1 Hello message;
+                2 Heartbeat message;
+                3 Goodbye message;
+                4 Inbound message;
+            }
+            /// What the backup says on the control connection.
+            lane ControlToPrimary up to CONTROL_BODY_MAX => ToPrimary {
+                16 Welcome message;
+                17 Refuse message;
+                18 HeartbeatAck message;
+                19 GoodbyeAck message;
+                20 StandDown message;
+                21 Lacks message;
+            }
+            /// What the primary says on the bulk connection. Pages are decoded by `checkpoint::batch`, and written from where
+            /// they are ([`head`](super::head)), as is the state.
+            lane BulkToBackup up to BODY_MAX => BulkToBackup<'a> {
+                32 Attach message;
+                33 SyncPages bytes<'a>;
+                34 Begin message;
+                35 Pages bytes<'a>;
+                36 State bytes<'a>;
+                37 End message;
+                38 BootPages bytes<'a>;
+                39 BootState bytes<'a>;
+            }
+            /// What the backup says on the bulk connection.
+            lane BulkToPrimary up to 64 => BulkToPrimary {
+                48 Ack message;
+            }
+            /// A lane of no connection, for the test of a kind that is one of a feature.
+            #[cfg(test)]
+            lane Trial up to 64 => OnTrial {
+                #[cfg(test)]
+                64 Trial message if Trial;
+            }
+        }
+    };
+}
+pub(super) use table;
+
+/// Makes [`Kind`] and [`Lane`].
 macro_rules! kinds {
     ($(
         $(#[doc = $doc:literal])*
@@ -68,38 +114,6 @@ macro_rules! kinds {
                 )*}
             }
         }
-
-        $(
-            $(#[doc = $doc])*
-            $(#[cfg($lane_cfg)])?
-            #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-            pub enum $messages $(<$a>)? {$(
-                $kind(body_of!($body $(<$b>)? $kind)),
-            )*}
-
-            $(#[cfg($lane_cfg)])?
-            impl $(<$a>)? $messages $(<$a>)? {
-                /// Appends the message as a frame, and returns its checksum.
-                pub fn encode(&self, out: &mut Vec<u8>) -> u64 {
-                    match self {$(
-                        Self::$kind(body) => put_frame(out, Kind::$kind, body),
-                    )*}
-                }
-
-                /// Decodes a frame of this lane. What is inside of `bytes` is not looked at here.
-                ///
-                /// # Errors
-                /// [`WireError`] when the body is not what its kind says, or the kind is another lane's.
-                pub fn decode(frame: &Frame<$($a)?>) -> Result<Self, WireError> {
-                    match frame.kind {
-                        $(Kind::$kind => decode_as!($body frame).map(Self::$kind),)*
-                        kind => Err(WireError::Lane { kind }),
-                    }
-                }
-            }
-
-            $( $(#[cfg($cfg)])? encode_alone!($body $kind); )*
-        )*
     };
 }
 
@@ -112,74 +126,4 @@ macro_rules! feature_of {
     };
 }
 
-macro_rules! body_of {
-    (message $message:ident) => {
-        $message
-    };
-    (bytes<$a:lifetime> $kind:ident) => {
-        &$a[u8]
-    };
-}
-
-macro_rules! decode_as {
-    (message $frame:ident) => {
-        whole($frame)
-    };
-    (bytes $frame:ident) => {
-        Ok($frame.body)
-    };
-}
-
-macro_rules! encode_alone {
-    (message $message:ident) => {
-        impl $message {
-            /// Appends the message as a frame, and returns its checksum: for the [`Chain`](super::Chain) of a bulk
-            /// connection.
-            pub fn encode(&self, out: &mut Vec<u8>) -> u64 {
-                put_frame(out, Kind::$message, self)
-            }
-        }
-    };
-    (bytes $kind:ident) => {};
-}
-
-kinds! {
-    /// What the primary says on the control connection.
-    lane ControlToBackup up to CONTROL_BODY_MAX => ToBackup {
-        1 Hello message;
-        2 Heartbeat message;
-        3 Goodbye message;
-        4 Inbound message;
-    }
-    /// What the backup says on the control connection.
-    lane ControlToPrimary up to CONTROL_BODY_MAX => ToPrimary {
-        16 Welcome message;
-        17 Refuse message;
-        18 HeartbeatAck message;
-        19 GoodbyeAck message;
-        20 StandDown message;
-        21 Lacks message;
-    }
-    /// What the primary says on the bulk connection. Pages are decoded by `checkpoint::batch`, and written from where
-    /// they are ([`head`](super::head)), as is the state.
-    lane BulkToBackup up to BODY_MAX => BulkToBackup<'a> {
-        32 Attach message;
-        33 SyncPages bytes<'a>;
-        34 Begin message;
-        35 Pages bytes<'a>;
-        36 State bytes<'a>;
-        37 End message;
-        38 BootPages bytes<'a>;
-        39 BootState bytes<'a>;
-    }
-    /// What the backup says on the bulk connection.
-    lane BulkToPrimary up to 64 => BulkToPrimary {
-        48 Ack message;
-    }
-    /// A lane of no connection, for the test of a kind that is one of a feature.
-    #[cfg(test)]
-    lane Trial up to 64 => OnTrial {
-        #[cfg(test)]
-        64 Trial message if Trial;
-    }
-}
+table!(kinds);

@@ -43,6 +43,7 @@ mod field;
 mod frame;
 mod inbound;
 mod kind;
+mod lane;
 mod message;
 mod timing;
 mod version;
@@ -55,11 +56,12 @@ pub use ack_to::AckTo;
 pub use chain::Chain;
 pub use error::WireError;
 pub use feature::{Feature, Features};
-pub use frame::{BODY_MAX, CONTROL_BODY_MAX, Frame, FrameBuffer, HEADER_LEN, head};
+pub use frame::{Frame, FrameBuffer, HEADER_LEN, head};
 pub use inbound::{Inbound, InboundFrames};
-pub use kind::{BulkToBackup, BulkToPrimary, Kind, Lane, ToBackup, ToPrimary};
+pub use kind::{BODY_MAX, CONTROL_BODY_MAX, Kind, Lane};
+pub use lane::{BulkToBackup, BulkToPrimary, ToBackup, ToPrimary};
 #[cfg(test)]
-pub use kind::{OnTrial, Trial};
+pub use lane::{OnTrial, Trial};
 pub use message::{
     Ack, Attach, Begin, End, Goodbye, GoodbyeAck, GoodbyeWhy, Heartbeat, HeartbeatAck, Hello,
     Lacks, Refusal, Refuse, StandDown, Welcome,
