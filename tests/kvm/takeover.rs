@@ -12,7 +12,7 @@ use rig::{
     client::{Client, Outcome, connection::Connection, history::Gap},
     guest::Guest,
     host::Death,
-    remus::{Daemon, Machine, Options},
+    remus::{Daemon, Machine, Options, primary_run_dir},
     resp::Reply,
     sys::{self, StoppedThread},
     topology::GUEST,
@@ -491,5 +491,52 @@ fn a_guest_whose_engine_hangs_behind_live_heartbeats_is_taken_over() {
         drop(engine);
         assert_eq!(ended(&mut primary).await.code(), Some(1));
         lost_nothing(client, 4).await;
+    });
+}
+
+/// Gives the primary's operator's word that the backup is off; returns the exit code and what was said.
+async fn unprotect(pair: &Pair) -> (i32, String) {
+    let run_dir = primary_run_dir(pair.folder.path());
+    let run_dir = run_dir.to_str().unwrap();
+    let words = ["unprotect", "demo", "--run-dir", run_dir, "--other-host-is-off", "beta"];
+    pair.remus(&pair.topology.primary, &[], &words).await
+}
+
+#[test]
+fn a_guest_goes_on_without_its_backup_by_an_operators_word_and_is_protected_again_in_a_new_term() {
+    with_hosts(async |pair| {
+        let (mut primary, mut backup) = pair.protected().await;
+        let client = pair.client(4).await;
+        let before = primary.status(None).await.unwrap().term;
+        backup.process.kill().unwrap();
+        primary.wait_for(Protection::Stalled, patience()).await.unwrap();
+        // Whatever clients have asked for meanwhile is answered, and waits in the gate.
+        sleep(Duration::from_millis(200)).await;
+        let (code, said) = unprotect(&pair).await;
+        assert_eq!(code, 0, "{said}");
+        let status = primary.wait_for(Protection::Unprotected, patience()).await.unwrap();
+        assert!(status.term > before, "term {} after {before}", status.term);
+        replies_more(&client, 100).await;
+
+        // Another host in the old one's place, which knows nothing of it.
+        fs::remove_dir_all(pair.backup_state()).unwrap();
+        let mut backup = pair.start_backup();
+        primary.wait_for(Protection::Protected, patience()).await.unwrap();
+        replies_more(&client, 100).await;
+        assert_eq!(primary.status(None).await.unwrap().term, status.term);
+        taken_over(&pair, &mut primary, &mut backup, client).await;
+    });
+}
+
+#[test]
+fn a_guest_whose_backup_answers_is_not_unprotected_by_a_word() {
+    with_hosts(async |pair| {
+        let (mut primary, _backup) = pair.protected().await;
+        let (code, said) = unprotect(&pair).await;
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains("answers") && said.contains("beta"), "{said}");
+        let status = primary.status(None).await.unwrap();
+        assert_eq!((status.protection, status.term), (Protection::Protected, 1));
+        primary.still_runs().unwrap();
     });
 }

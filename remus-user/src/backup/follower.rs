@@ -16,7 +16,7 @@ use crate::{
     link::{self, AckDatagrams, Polled},
     names::VmName,
     observe::{
-        Shared, StatusSocket, VmDir,
+        Asked, Order, Shared, StatusSocket, VmDir,
         status::{Protection, Role},
     },
     os::{boot_now, fresh_instance},
@@ -49,7 +49,7 @@ pub(super) fn start(vm: VmName, options: Arc<BackupOptions>) -> Result<Handle> {
     let me = store.instance(fresh_instance)?;
     let shared = Shared::new(&vm, Role::Backup, newest);
     let socket = StatusSocket::bind(&directory)?;
-    let status = tokio::spawn(socket.serve(Arc::clone(&shared))).abort_handle();
+    let status = tokio::spawn(socket.serve(Arc::clone(&shared), refuse_order)).abort_handle();
     let (handle, calls) = handle()?;
     let follower = Follower {
         vm,
@@ -81,6 +81,16 @@ pub(super) fn start(vm: VmName, options: Arc<BackupOptions>) -> Result<Handle> {
     };
     thread::Builder::new().name("follower".to_owned()).spawn(run).context("start a follower")?;
     Ok(handle)
+}
+
+/// A backup has nothing that could go on without another host, and a guest that it took over runs without one.
+fn refuse_order(asked: Asked) {
+    let why = match asked.order {
+        Order::Unprotect { .. } => {
+            "this host is the VM's backup, or has taken it over: it waits for no other host"
+        }
+    };
+    asked.answer(Err(why.to_owned()));
 }
 
 fn end_status(status: &AbortHandle) {

@@ -12,6 +12,7 @@ mod logging;
 mod preflight;
 mod run;
 mod status;
+mod unprotect;
 
 use std::{fmt::Write as _, os::fd::AsFd, path::Path, process::ExitCode};
 
@@ -52,6 +53,8 @@ enum Verb {
     Backup(backup::Args),
     /// Show how VMs on this host stand
     Status(status::Args),
+    /// Let a VM go on whose backup is gone for good
+    Unprotect(unprotect::Args),
     /// Take down what a VM that is gone has left on this host
     Clean(clean::Args),
     /// Drive a gate for another checkpointer; see and repair gates after a crash
@@ -104,6 +107,7 @@ pub fn main() -> ExitCode {
         Verb::Run(args) => run::run(args),
         Verb::Backup(args) => backup::run(args),
         Verb::Status(args) => status::run(&args),
+        Verb::Unprotect(args) => unprotect::run(args),
         Verb::Clean(args) => clean::run(&args),
         Verb::Gate(args) => gate::run(args),
         Verb::Preflight(args) => preflight::run(&args),
@@ -127,7 +131,11 @@ impl Verb {
         match self {
             Self::Run(_) | Self::Backup(_) => true,
             Self::Gate(args) => args.holds_a_gate(),
-            Self::Status(_) | Self::Clean(_) | Self::Preflight(_) | Self::Generate(_) => false,
+            Self::Status(_)
+            | Self::Unprotect(_)
+            | Self::Clean(_)
+            | Self::Preflight(_)
+            | Self::Generate(_) => false,
         }
     }
 }

@@ -5,6 +5,7 @@ use remus_abi::{Epoch, Term};
 use super::shipment::Shipment;
 use crate::{
     link::Bulk,
+    observe::Asked,
     wire::{Ack, Digest, GoodbyeWhy, Moment, Refusal, Session, Welcome},
 };
 
@@ -32,6 +33,8 @@ pub(crate) enum Input {
     StandDown { newer: Term },
     /// The backup has taken the goodbye, or there is none to take it.
     GoodbyeSaid,
+    /// An operator's order.
+    Asked(Asked),
     /// The operator ends the guest.
     Stop,
 }

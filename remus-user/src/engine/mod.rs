@@ -356,6 +356,10 @@ impl Engine {
                 self.brain.handle_goodbye_answered();
                 Ok(())
             }
+            Input::Asked(asked) => {
+                asked.answer(Err("not now".to_owned()));
+                Ok(())
+            }
             Input::Stop => {
                 self.end(GoodbyeWhy::Stopped);
                 Ok(())

@@ -2,12 +2,13 @@
 //! them ([`status::Status`]), the socket that answers with it ([`StatusSocket`], [`query`]), and the directory
 //! that belongs to one instance of a VM ([`VmDir`]).
 //!
-//! The engine thread never waits for a reader: all that it writes in an epoch are plain atomics. Deliberately
-//! absent: anything that steers. Nobody decides by these numbers.
+//! The engine thread never waits for a reader: all that it writes in an epoch are plain atomics. The socket also takes an
+//! operator's [`Order`] and hands it on. Deliberately absent: anything that follows one, or decides by these numbers.
 
 mod by_name;
 mod epochs;
 mod histogram;
+mod order;
 mod render;
 mod shared;
 mod socket;
@@ -16,9 +17,10 @@ mod tally;
 mod vm_dir;
 
 pub use epochs::PauseParts;
+pub use order::{Asked, Order};
 pub use render::render;
 pub(crate) use render::{alarms, by_unit};
 pub use shared::{GateReading, Shared};
-pub use socket::{StatusSocket, query};
+pub use socket::{StatusSocket, order, query};
 pub(crate) use tally::Tally;
 pub use vm_dir::{Holder, Unsafe, VmDir, holder, running};

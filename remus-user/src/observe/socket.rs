@@ -1,7 +1,7 @@
 //! The status socket: RUN_DIR/VM/status.sock, mode 0600 in a directory of mode 0700.
 //!
-//! One line in (`status`, or `status since EPOCH`), one JSON document out, closed. A line that is not
-//! understood is answered with `{"error": "..."}`. Limits: a request of 64 bytes, two seconds for the whole
+//! One line in (`status`, `status since EPOCH`, or an [`Order`]), one JSON document out, closed. An order is answered with
+//! `{"done": "..."}`, one that is refused and a line that is not understood with `{"error": "..."}`. Limits: a request of 128 bytes, two seconds for the whole
 //! exchange, 16 clients at once; whoever exceeds them is disconnected.
 
 use std::{
@@ -22,19 +22,20 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use remus_abi::Epoch;
+use serde::Deserialize;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    sync::Semaphore,
+    sync::{Semaphore, oneshot},
 };
 
 use super::{
-    Shared, VmDir,
+    Asked, Order, Shared, VmDir,
     status::Status,
     vm_dir::{Holder, STATUS_SOCKET, below, holder, open_directory},
 };
 use crate::names::VmName;
 
-const REQUEST_BYTES_MAX: u64 = 64;
+const REQUEST_BYTES_MAX: u64 = 128;
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(2);
 const CLIENTS_MAX: usize = 16;
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
@@ -71,11 +72,15 @@ impl StatusSocket {
         Ok(Self { listener, path })
     }
 
-    /// Answers from `shared` until it is dropped. Run it as a task of its own.
+    /// Answers from `shared` until it is dropped; an operator's order goes to `follow`. Run it as a task of its own.
     ///
     /// # Errors
     /// When the listener cannot be given to this runtime.
-    pub async fn serve(self, shared: Arc<Shared>) -> Result<()> {
+    pub async fn serve(
+        self,
+        shared: Arc<Shared>,
+        follow: impl Fn(Asked) + Clone + Send + 'static,
+    ) -> Result<()> {
         let listener = self.listener.try_clone().context("clone the status socket")?;
         let listener = tokio::net::UnixListener::from_std(listener)
             .context("give the status socket to the runtime")?;
@@ -91,9 +96,10 @@ impl StatusSocket {
                 }
             };
             let Ok(permit) = Arc::clone(&clients).try_acquire_owned() else { continue };
-            let shared = Arc::clone(&shared);
+            let (shared, follow) = (Arc::clone(&shared), follow.clone());
             tokio::spawn(async move {
-                match tokio::time::timeout(EXCHANGE_TIMEOUT, answer(stream, &shared)).await {
+                let answered = answer(stream, &shared, follow);
+                match tokio::time::timeout(EXCHANGE_TIMEOUT, answered).await {
                     Ok(Ok(())) => {}
                     Ok(Err(e)) => tracing::debug!("status client: {e}"),
                     Err(_) => tracing::debug!("status client: too slow"),
@@ -112,32 +118,53 @@ impl Drop for StatusSocket {
     }
 }
 
-async fn answer(mut stream: tokio::net::UnixStream, shared: &Shared) -> io::Result<()> {
+async fn answer(
+    mut stream: tokio::net::UnixStream,
+    shared: &Shared,
+    follow: impl Fn(Asked),
+) -> io::Result<()> {
     let mut line = Vec::new();
     let (read, mut write) = stream.split();
     let mut read = read.take(REQUEST_BYTES_MAX);
     while !line.contains(&b'\n') && read.read_buf(&mut line).await? > 0 {}
+    let error = |problem: String| serde_json::to_vec(&serde_json::json!({ "error": problem }));
     let mut json = match parse(&line) {
-        Ok(since) => serde_json::to_vec(&shared.status(since))?,
-        Err(problem) => serde_json::to_vec(&serde_json::json!({ "error": problem }))?,
+        Ok(Request::Status(since)) => serde_json::to_vec(&shared.status(since))?,
+        Ok(Request::Order(order)) => {
+            let (answer, answered) = oneshot::channel();
+            follow(Asked { order, answer });
+            match answered.await {
+                Ok(Ok(done)) => serde_json::to_vec(&serde_json::json!({ "done": done }))?,
+                Ok(Err(refused)) => error(refused)?,
+                Err(_) => error("the VM ends".to_owned())?,
+            }
+        }
+        Err(problem) => error(problem)?,
     };
     json.push(b'\n');
     write.write_all(&json).await?;
     write.shutdown().await
 }
 
-/// Returns the epoch after `since`, if the line has one.
-fn parse(line: &[u8]) -> Result<Option<Epoch>, String> {
-    const USAGE: &str = "ask `status` or `status since EPOCH`, and end the line";
+/// What a line asks for.
+enum Request {
+    /// With the epoch after `since`, if the line has one.
+    Status(Option<Epoch>),
+    Order(Order),
+}
+
+fn parse(line: &[u8]) -> Result<Request, String> {
+    const USAGE: &str = "ask `status`, `status since EPOCH` or `unprotect HOST`, and end the line";
     let line = line.strip_suffix(b"\n").ok_or(USAGE)?;
     let line = std::str::from_utf8(line).map_err(|_| USAGE)?;
     match line.split_ascii_whitespace().collect::<Vec<_>>().as_slice() {
-        ["status"] => Ok(None),
+        ["status"] => Ok(Request::Status(None)),
         ["status", "since", epoch] => {
             let epoch = epoch.parse().ok().and_then(Epoch::new);
-            epoch.map(Some).ok_or_else(|| format!("no such epoch; {USAGE}"))
+            let epoch = epoch.ok_or_else(|| format!("no such epoch; {USAGE}"))?;
+            Ok(Request::Status(Some(epoch)))
         }
-        _ => Err(USAGE.into()),
+        words => Order::parse(words).map(Request::Order).ok_or_else(|| USAGE.into()),
     }
 }
 
@@ -158,6 +185,28 @@ pub fn query(run_dir: &Path, vm: &VmName, since: Option<Epoch>) -> Result<Status
     serde_json::from_str(&answer).with_context(|| {
         format!("VM {vm} gave no status but {:?}", answer.get(..80).unwrap_or(&answer))
     })
+}
+
+/// Orders the VM `vm` under `run_dir` to do something; returns what was done, in words. Blocks for at most some seconds.
+///
+/// # Errors
+/// As those of [`query`], and when the order is refused; says why.
+pub fn order(run_dir: &Path, vm: &VmName, order: &Order) -> Result<String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Answer {
+        Done(String),
+        Error(String),
+    }
+    let answer = match exchange(&run_dir.join(vm.as_str()), &order.line()) {
+        Ok(answer) => answer,
+        Err(e) => bail!("{}", unanswered(run_dir, vm, &e)),
+    };
+    match serde_json::from_str(&answer) {
+        Ok(Answer::Done(done)) => Ok(done),
+        Ok(Answer::Error(why)) => bail!("VM {vm}: {why}"),
+        Err(_) => bail!("VM {vm} gave no answer but {:?}", answer.get(..80).unwrap_or(&answer)),
+    }
 }
 
 fn exchange(directory: &Path, line: &str) -> io::Result<String> {

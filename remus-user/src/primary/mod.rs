@@ -199,7 +199,10 @@ impl<'a> Shell<'a> {
         let (orders_out, orders) = mpsc::unbounded_channel();
         let (relay, relayed) = relay(term);
         let (backup, pulse) = (config.protection.backup, Pulse::new());
-        runtime.spawn(socket.serve(Arc::clone(&shared)));
+        let to_engine = post.clone();
+        runtime.spawn(socket.serve(Arc::clone(&shared), move |asked| {
+            to_engine.send(Input::Asked(asked));
+        }));
         let engine_end = EngineEnd { post: post.clone(), orders, relayed, pulse: pulse.clone() };
         runtime.spawn(keep_sessions(backup, hello, datagrams, engine_end));
 

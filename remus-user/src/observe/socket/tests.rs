@@ -32,7 +32,8 @@ fn with_server(run_dir: &RunDir, test: impl FnOnce(&Shared)) {
     let shared = Shared::new(&VmName::new("demo").unwrap(), Role::Primary, Term::FIRST);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let server = runtime.spawn(socket.serve(Arc::clone(&shared)));
+    let server = runtime
+        .spawn(socket.serve(Arc::clone(&shared), |asked| asked.answer(Err("not now".to_owned()))));
     test(&shared);
     assert!(!server.is_finished());
 }
