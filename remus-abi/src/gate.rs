@@ -10,7 +10,7 @@
 
 /// Raised when a layout or the meaning of a word changes: a gate that another build has pinned is then
 /// replaced, not adopted.
-pub const LAYOUT: u64 = 3;
+pub const LAYOUT: u64 = 4;
 
 /// Longest frame that is held, without its outer VLAN tag: 9000 B of payload, header, a second tag, and slack.
 pub const FRAME_MAX: usize = 9216;
@@ -79,7 +79,7 @@ pub enum Mode {
 
 /// Words of the one value in the map `CONTROL`, each a `u64` of its own so that no reader sees half of a
 /// write. Only the controller writes them; it maps the value into its memory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u32)]
 pub enum Control {
     /// A [`Mode`].
@@ -107,6 +107,8 @@ pub enum Control {
     /// Non-zero: `stamp` sends IP frames to the queue. Always while it holds; through an open gate as long as older
     /// ones wait there.
     Queueing = 11,
+    /// Which frames of earlier terms leave in this one: a [`Kept`](crate::Kept).
+    Kept = 12,
 }
 pub const CONTROL_WORDS: usize = 16;
 
@@ -162,7 +164,7 @@ pub enum Counter {
     LeaseOver = 11,
     /// Runs of `flush` that found a committed epoch that is not below the open one. Runs, not frames.
     CommitNotBelowOpen = 12,
-    /// Held, but never to be released: of another term than the committed one, thrown away.
+    /// Thrown away while they were held: frames of a term that was not kept.
     Discarded = 13,
     /// Left by an uplink on which no `guard` had judged it. 0 in a healthy run; the gate counts as lost.
     Unguarded = 14,
@@ -207,6 +209,20 @@ pub enum FlushResult {
     Broken = 5,
     /// A frame left by an uplink without a `guard`.
     Unguarded = 6,
+}
+
+/// What `turn`, which the controller runs when a term ends, does with what is held; its packet's mark. In every case
+/// `turn` forgets what datagrams have acked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Turn {
+    /// Leaves it where it is. The answer is [`FlushResult::InFlight`] while a frame is under way, else
+    /// [`FlushResult::Done`].
+    Keep = 0,
+    /// Frees the slots of frames that are not under way. The answer is [`FlushResult::InFlight`] where one is.
+    Discard = 1,
+    /// Frees all slots. A frame that is still under way is refused when it arrives.
+    DiscardAll = 2,
 }
 
 /// Where a slot is in its life.

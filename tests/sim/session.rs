@@ -8,13 +8,14 @@ use remus::{
     checkpoint::{
         Assembly, Content, DirtyBook, Encoder, EncoderSettings, PAGE_SIZE, Page, PageSet, Staging,
     },
-    replication::{Backup, Fenced, Pipeline, Policy, PrimaryLease, Sealed, SyncNext},
+    replication::{Backup, Pipeline, Policy, PrimaryLease, Sealed, SyncNext},
     wire::{
         Ack, Attach, Begin, Bulk, Chain, End, FrameBuffer, HEADER_LEN, Hello, Instance, Kind, Lane,
         Moment, Session, Timing, VmName, head,
     },
 };
 use remus_abi::{Epoch, Term};
+use rig::permits;
 
 const RAM_PAGES: u32 = 8;
 const STATE: &[u8] = b"registers";
@@ -68,7 +69,7 @@ fn apply(image: &mut Ram, page: Page, content: Content<'_>) {
 impl PrimaryEnd {
     fn new() -> Self {
         let timing = Timing::default();
-        let pipeline = Pipeline::start_shut(Fenced::first_start(), Policy::new(&timing), Moment(0));
+        let pipeline = Pipeline::start_shut(permits::first(), Policy::new(&timing), Moment(0));
         Self {
             lease: PrimaryLease::new(pipeline.term(), timing.lease),
             pipeline,

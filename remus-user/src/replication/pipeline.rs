@@ -26,6 +26,7 @@ use remus_abi::{Epoch, Stamp, Term};
 use super::{
     cadence::{Cadence, Due, Seen, Tempo},
     fenced::{Fenced, FencedBy},
+    next_epoch::NextEpoch,
     stream::{AckError, Stream},
 };
 use crate::wire::{Ack, Digest, Goodbye, GoodbyeWhy, Instance, Moment, Session, Timing, Welcome};
@@ -132,17 +133,15 @@ pub enum SyncNext {
 }
 
 /// An epoch ended: what to capture, and what the guest runs in from now on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(PartialEq, Eq, Debug)]
 pub struct Sealed {
     pub session: Session,
     /// The epoch that ends, and names the checkpoint.
     pub checkpoint: Stamp,
     /// The checkpoint before it in this session; [`Epoch::NONE`] for the first.
     pub predecessor: Epoch,
-    /// What the gate stamps from now on. To be written before anything resumes.
-    pub open: Stamp,
-    /// The first checkpoint of a session: if the gate was open, holding begins in this pause.
-    pub is_first: bool,
+    /// For the gate, before anything resumes.
+    pub next: NextEpoch,
 }
 
 /// Permission to release the output of a term up to an epoch: its checkpoint is committed at the backup.
@@ -332,8 +331,7 @@ impl Pipeline {
             session,
             checkpoint,
             predecessor,
-            open: Stamp::new(self.term, self.open),
-            is_first,
+            next: NextEpoch::after_seal(Stamp::new(self.term, self.open), is_first),
         }
     }
 

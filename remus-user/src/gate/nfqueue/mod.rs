@@ -30,7 +30,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use remus_abi::{Stamp, queue};
+use remus_abi::{Kept, Stamp, queue};
 
 pub use self::support::{Support, forward_policy_drop, support};
 use self::{
@@ -40,7 +40,7 @@ use self::{
     socket::{Datagrams, Refused, Socket},
     switches::Switches,
 };
-use super::{Flushed, Tap};
+use super::{Flushed, Held, Tap};
 use crate::os::boot_now;
 
 /// Frames that the queue takes. Netfilter takes this many at most, whatever it is told.
@@ -95,6 +95,8 @@ pub(super) struct NfQueue {
     standing: Vec<Vec<u8>>,
     switches: Switches,
     generation: Cell<u32>,
+    /// Frames that were thrown away when a term ended.
+    discarded: u64,
 }
 
 impl NfQueue {
@@ -124,22 +126,23 @@ impl NfQueue {
             standing: Vec::new(),
             switches: Switches::turn_on()?,
             generation: Cell::new(0),
+            discarded: 0,
         };
         queue.generation.set(generation(&queue.owner)?);
         queue.standing = standing(&queue.owner, &queue.tap)?;
         Ok(queue)
     }
 
-    /// Reads which frames have joined the queue. To be called often, with the open epoch: what is not read fills
-    /// the socket, and then frames are dropped.
-    pub(super) fn pump(&mut self, open: Stamp) -> Result<()> {
+    /// Reads which frames have joined the queue. To be called often, with the open epoch and what is kept of earlier
+    /// terms: what is not read fills the socket, and then frames are dropped.
+    fn pump(&mut self, open: Stamp, kept: Kept) -> Result<()> {
         while self.datagrams.receive(&self.listener).context("read from the netfilter queue")? > 0 {
             for event in self.datagrams.iter().flat_map(message::events) {
                 match event {
                     Event::Waits { queue, id, mark } if queue == self.queue => {
-                        match queue::stamp(mark, open) {
+                        match queue::stamp(mark, open, kept) {
                             Some(stamp) => self.ledger.handle_waits(id, stamp),
-                            // Nobody's, or of an epoch to come: it never leaves.
+                            // Nobody's, of an epoch to come, or of a term that was not kept: it never leaves.
                             None => judge_one(&self.listener, queue, Verdict::Drop, id)?,
                         }
                     }
@@ -156,17 +159,39 @@ impl NfQueue {
     }
 
     /// Lets go what is covered, in order, as far as it goes in one call.
-    pub(super) fn flush(&mut self, permit: &Permit) -> Result<Flushed> {
-        self.pump(permit.open())?;
+    pub(super) fn flush(&mut self, permit: &Permit, kept: Kept) -> Result<Flushed> {
+        self.pump(permit.open(), kept)?;
         while self.ledger.frames() > 0 {
             let Some(releasable) = permit.releasable() else { return Ok(Flushed::Refused) };
-            let Some(last) = self.ledger.poll_release(releasable, VERDICT_STEP) else { break };
+            let Some(last) = self.ledger.poll_release(releasable, kept, VERDICT_STEP) else {
+                break;
+            };
             judge_up_to(&self.listener, self.queue, Verdict::Accept, last)?;
         }
         Ok(Flushed::All)
     }
 
-    /// Frames that wait, as far as [`NfQueue::pump`] has read.
+    /// The term of `open` ends: everything that has joined the queue in it is read, and dropped or left to wait.
+    pub(super) fn turn(&mut self, held: Held, open: Stamp, kept: Kept) -> Result<()> {
+        self.pump(open, kept)?;
+        match held {
+            Held::Keep => {}
+            Held::Discard => {
+                self.discarded += self.ledger.frames();
+                if let Some(last) = self.ledger.take_all() {
+                    judge_up_to(&self.listener, self.queue, Verdict::Drop, last)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Frames that were thrown away when a term ended.
+    pub(super) fn discarded(&self) -> u64 {
+        self.discarded
+    }
+
+    /// Frames that wait, as far as they have been read.
     pub(super) fn held(&self) -> u64 {
         self.ledger.frames()
     }

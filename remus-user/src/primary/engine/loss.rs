@@ -109,10 +109,10 @@ impl Engine {
         self.gate.set_debug(tracing::enabled!(tracing::Level::DEBUG));
         match mode {
             Mode::Closed | Mode::Open => {}
-            Mode::Hold => self.gate.hold_from(self.brain.open()),
+            Mode::Hold => self.gate.hold(),
         }
         if let Some(until) = self.lease.until() {
-            self.gate.renew_lease(until.0);
+            self.gate.renew_lease(&until);
         }
         paused.resume();
         let back = boot_now();

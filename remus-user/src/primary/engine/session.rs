@@ -167,7 +167,7 @@ impl Engine {
             return Ok(());
         }
         if let Some(until) = self.lease.until() {
-            self.gate.renew_lease(until.0);
+            self.gate.renew_lease(&until);
         }
         if self.brain.released() < self.brain.acked() {
             self.flush()?;

@@ -117,7 +117,7 @@ fn a_lost_session_stalls_and_its_late_acks_commit_nothing() {
     );
     pipeline.handle_sync_round(0);
     let sealed = pipeline.seal(Moment(100 * MS));
-    assert_eq!((sealed.predecessor, sealed.is_first), (Epoch::NONE, true));
+    assert_eq!((sealed.predecessor, sealed.next.is_first()), (Epoch::NONE, true));
     assert_eq!(sealed.checkpoint.epoch(), two.next());
 }
 
@@ -142,7 +142,7 @@ fn holding_begins_in_the_pause_of_the_first_whole_checkpoint() {
     assert!(pipeline.gate_is_open());
     assert_eq!(pipeline.handle_sync_round(10), SyncNext::Seal);
     let sealed = pipeline.seal(Moment(0));
-    assert!(sealed.is_first && !pipeline.gate_is_open());
+    assert!(sealed.next.is_first() && !pipeline.gate_is_open());
     pipeline.handle_session_lost();
     assert_eq!(pipeline.standing(), Standing::Stalled, "that checkpoint may be committed");
 }
