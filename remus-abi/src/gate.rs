@@ -109,6 +109,8 @@ pub enum Control {
     Queueing = 11,
     /// Which frames of earlier terms leave in this one: a [`Kept`](crate::Kept).
     Kept = 12,
+    /// How often a term has begun here, for marks: a [`Turns`](crate::Turns).
+    Turns = 13,
 }
 pub const CONTROL_WORDS: usize = 16;
 

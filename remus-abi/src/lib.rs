@@ -22,5 +22,5 @@ pub mod sink;
 pub mod siphash;
 mod stamp;
 
-pub use kept::{Kept, may_leave, releasable};
+pub use kept::{Kept, Release, Turns, may_leave, releasable};
 pub use stamp::{Epoch, Stamp, Term};

@@ -19,7 +19,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use remus_abi::{
-    Kept, Stamp,
+    Release, Stamp,
     gate::{
         Control, Counter, FLUSH_BATCH, FlushResult, IN_FLIGHT_MAX, Life, RESEND_AFTER_TICKS, Ring,
         Slot, SlotState, TICK_SHIFT, mark, residence_bucket, units,
@@ -71,8 +71,7 @@ pub fn locked(ctx: &TcContext, control: ControlWords, ring: RingWords) -> FlushR
     let run = Run {
         ring,
         capacity: control.word(Control::Units),
-        releasable,
-        kept: control.kept(),
+        release: Release::new(releasable, control.kept()),
         now: (now_ns >> TICK_SHIFT) as u32,
         // SAFETY: a helper without arguments.
         cpu: u64::from(unsafe { bpf_get_smp_processor_id() }),
@@ -88,8 +87,7 @@ pub fn locked(ctx: &TcContext, control: ControlWords, ring: RingWords) -> FlushR
 struct Run {
     ring: RingWords,
     capacity: u64,
-    releasable: Stamp,
-    kept: Kept,
+    release: Release,
     now: u32,
     /// Where it runs, and so in whose backlog its frames wait.
     cpu: u64,
@@ -179,15 +177,15 @@ impl Run {
             // SAFETY: a live map value in [next, head): nobody else writes to it.
             let (life, stamp) = unsafe { (life_of(slot), Stamp::from_bits((*slot).stamp)) };
             if !life.is(SlotState::Free) {
-                let counts_as = self.kept.counts_as(stamp, self.releasable.term());
-                if counts_as == Stamp::NONE {
+                if !self.release.lets_out(stamp) {
+                    if self.release.knows(stamp) {
+                        result = waits;
+                        break;
+                    }
                     // It is of a term that was not kept.
                     // SAFETY: as above.
                     unsafe { set_life(slot, life.become_state(SlotState::Free)) };
                     count(Counter::Discarded);
-                } else if !counts_as.is_covered_by(self.releasable) {
-                    result = waits;
-                    break;
                 } else {
                     // SAFETY: a live slot that holds a frame.
                     match unsafe { self.send_one(ctx, slot, life, next) } {

@@ -6,7 +6,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use remus_abi::{
-    Kept, Stamp,
+    Kept, Stamp, Turns,
     ack::{ACK_COUNTERS, ACKED_WORDS, AckCounter, Acked, TRIGGER_WORDS, Trigger},
     gate::{
         BUFFER_MIB_DEFAULT, CHUNK_VALUE, CONTROL_WORDS, COUNTERS as COUNTER_WORDS, Control,
@@ -75,6 +75,12 @@ impl ControlWords {
     #[inline(always)]
     pub fn kept(self) -> Kept {
         Kept::from_bits(self.word(Control::Kept))
+    }
+
+    /// How often a term has begun.
+    #[inline(always)]
+    pub fn turns(self) -> Turns {
+        Turns::from_bits(self.word(Control::Turns))
     }
 
     #[inline(always)]

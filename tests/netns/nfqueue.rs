@@ -32,7 +32,7 @@ fn holding_gate_on(wire: &Wire) -> Gate {
 }
 
 /// A broadcast UDP datagram that carries `number`: of IPv4 when it is even, else of IPv6.
-fn ip(number: u32) -> Vec<u8> {
+pub(crate) fn ip(number: u32) -> Vec<u8> {
     let payload = [&number.to_be_bytes()[..], &[7; 36]].concat();
     if number.is_multiple_of(2) {
         return udp([0xff; 6], Ipv4Addr::BROADCAST, &payload);
@@ -45,7 +45,7 @@ fn ip(number: u32) -> Vec<u8> {
 }
 
 /// The numbers in frames of [`ip`].
-fn numbers(frames: &[Vec<u8>]) -> Vec<u32> {
+pub(crate) fn numbers(frames: &[Vec<u8>]) -> Vec<u32> {
     let number = |frame: &Vec<u8>| {
         let at = if frame[12..14] == [0x08, 0x00] { 42 } else { 62 };
         u32::from_be_bytes(frame[at..at + 4].try_into().unwrap())

@@ -5,7 +5,7 @@ use std::{
     fs,
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
     time::Duration,
 };
@@ -13,15 +13,20 @@ use std::{
 use aya::programs::{SchedClassifier, TcAttachType};
 use remus::{
     config::LinkName,
-    gate::{Gate, Release, Settings, Trigger},
+    gate::{Flushed, Gate, Held, Release, Settings, Trigger},
     wire::Session,
 };
 use remus_abi::{
-    Epoch,
+    Epoch, Term,
     ack::{AckCounter, AckDatagram, AckKey},
     gate::Counter,
 };
-use rig::{links::Links, netns::NetNs, sys::boottime_ns};
+use rig::{
+    links::Links,
+    netns::NetNs,
+    permits::{self, Epochs},
+    sys::boottime_ns,
+};
 
 use crate::{
     gate::{TERM, begun, committed, epoch, holding_gate_on, opened, release_all},
@@ -374,6 +379,88 @@ fn a_new_session_voids_the_old_key() {
     assert_eq!((stage.count(AckCounter::OtherSession), stage.count(AckCounter::BadTag)), (1, 1));
     stage.send(&AckDatagram { session: 2, ..ack_of(1) }.encode(new));
     assert_eq!(stage.numbers_out(), [1]);
+}
+
+#[test]
+fn an_old_terms_acks_and_lease_release_nothing_in_a_new_term() {
+    let mut stage = Stage::new().of_a_new_gate(&Settings::default());
+    stage.trigger.arm(session(1), KEY, stage.port(), LEASE);
+    stage.wire.send(&numbered(1));
+    stage.gate.seal(&opened(2));
+    stage.ack(1);
+    assert_eq!(stage.numbers_out(), [1], "by the datagram's lease");
+    stage.wire.send(&numbered(2));
+    stage.gate.seal(&opened(3));
+
+    let fenced = permits::after(TERM);
+    stage.gate.begin_term(&fenced, Held::Keep).unwrap();
+    assert_eq!(stage.gate.newest_ack(), None);
+    let late = ack_of(2).encode(KEY);
+    stage.send(&late);
+    stage.sees_nothing_leave();
+    assert_eq!(stage.passed_on(), late, "the trigger is disarmed");
+    // Armed all the same, by a thread that has not heard of the new term.
+    stage.trigger.arm(session(1), KEY, stage.port(), LEASE);
+    stage.ack(1);
+    stage.ack(2);
+    stage.sees_nothing_leave();
+    assert_eq!(stage.count(AckCounter::OtherTerm), 2);
+
+    let mut epochs = Epochs::begin(fenced);
+    stage.gate.seal(&epochs.seal());
+    stage.gate.commit(&epochs.commit());
+    assert_eq!(stage.gate.flush().unwrap(), Flushed::Refused, "no lease of this term");
+    stage.sees_nothing_leave();
+    assert!(stage.gate.counters().unwrap().get(Counter::LeaseOver) > 0);
+
+    // Committed by the controller; the lease comes with the next datagram of the new term.
+    stage.gate.seal(&epochs.seal());
+    let term = TERM.next();
+    stage.send(&AckDatagram { term, ..ack_of(2) }.encode(KEY));
+    assert_eq!(stage.numbers_out(), [2], "kept, not lost");
+    let counters = stage.gate.counters().unwrap();
+    assert_eq!(counters.get(Counter::RefusedByLock) + counters.get(Counter::RefusedStale), 0);
+}
+
+/// Datagrams of the old term at any moment of its end.
+#[test]
+fn datagrams_that_come_while_a_term_begins_leave_no_lease_behind() {
+    const TERMS: u32 = 200;
+    let mut stage = Stage::new().of_a_new_gate(&Settings::default());
+    let mut term = TERM;
+    let stop = AtomicBool::new(false);
+    let speaker = AtomicU32::new(term.get());
+    thread::scope(|scope| {
+        let sender = stage.backup.try_clone().unwrap();
+        let (stop, speaker) = (&stop, &speaker);
+        scope.spawn(move || {
+            while !stop.load(Ordering::Acquire) {
+                let term = Term::new(speaker.load(Ordering::Acquire)).unwrap();
+                for n in 1..4 {
+                    sender.send(&AckDatagram { term, ..ack_of(n) }.encode(KEY)).unwrap();
+                }
+            }
+        });
+        let mut epochs = Epochs::begin(permits::first());
+        for _ in 0..TERMS {
+            stage.trigger.arm(session(1), KEY, stage.port(), LEASE);
+            (0..4).for_each(|_| stage.gate.seal(&epochs.seal()));
+            let fenced = permits::after(term);
+            stage.gate.begin_term(&fenced, Held::Discard).unwrap();
+            assert_eq!(stage.gate.newest_ack(), None, "term {term}");
+            term = term.next();
+            epochs = Epochs::begin(fenced);
+            // A release would find the lease that an ack of the old term had left.
+            stage.wire.send(&numbered(term.get()));
+            stage.gate.seal(&epochs.seal());
+            stage.gate.commit(&epochs.commit());
+            assert_eq!(stage.gate.flush().unwrap(), Flushed::Refused, "term {term}");
+            speaker.store(term.get(), Ordering::Release);
+        }
+        stop.store(true, Ordering::Release);
+    });
+    stage.sees_nothing_leave();
+    assert!(stage.count(AckCounter::Taken) > 0, "some came in time");
 }
 
 #[test]

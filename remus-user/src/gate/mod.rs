@@ -65,11 +65,7 @@ pub use self::{
     words::{ControlWords, Held, NewTerm, Write, Writes},
 };
 use self::{
-    acks::AckMaps,
-    control::Words,
-    counters::CounterMap,
-    nfqueue::{NfQueue, Permit},
-    programs::Programs,
+    acks::AckMaps, control::Words, counters::CounterMap, nfqueue::NfQueue, programs::Programs,
     trigger::Armed,
 };
 use crate::{
@@ -189,13 +185,13 @@ impl Gate {
     }
 
     fn flush_queue(&mut self) -> Result<Flushed> {
-        let ControlWords { mode, open, committed, lease_until_ns, kept, .. } = self.words();
+        let words = self.words();
         let Some(queue) = &mut self.queue else { return Ok(Flushed::All) };
-        match mode {
+        match words.mode {
             Mode::Closed => Ok(Flushed::Refused),
-            Mode::Hold => queue.flush(&Permit::Committed { open, committed, lease_until_ns }, kept),
+            Mode::Hold => queue.flush(&words),
             Mode::Open => {
-                let flushed = queue.flush(&Permit::Unprotected { open }, kept)?;
+                let flushed = queue.flush(&words)?;
                 self.write(ControlWords::queue_is_passed());
                 Ok(flushed)
             }

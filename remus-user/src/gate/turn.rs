@@ -52,7 +52,7 @@ impl Gate {
     fn turn(&mut self, held: Held) -> Result<()> {
         let words = self.words();
         if let Some(queue) = &mut self.queue {
-            queue.turn(held, words.open, words.kept)?;
+            queue.turn(held, &words)?;
         }
         // Such a gate releases nothing, nobody else has moved it, and nobody can.
         let has_trigger = !Weak::ptr_eq(&self.trigger.borrow(), &Weak::new());

@@ -10,14 +10,14 @@
 //!   whoever performs this disarms the trigger and runs `turn` under the flush lock ([`NewTerm::held`]), which waits for
 //!   releases that have read the old words, forgets what datagrams have acked, and discards what is to be discarded. Only
 //!   then come the words of the new term ([`NewTerm::begin`]): what is kept, since the frames of a term that is neither
-//!   kept nor open are thrown away; the open epoch, since a committed one must be below it; the committed epoch, by which
-//!   everybody knows the term of what may leave. A controller that dies at any point leaves a gate that lets nothing out.
+//!   kept nor open are thrown away; the open epoch, since a committed one must be below it; the turns, by which a mark is
+//!   known to be of the new term; the committed epoch, by which everybody knows the term of what may leave. A controller that dies at any point leaves a gate that lets nothing out.
 //! - A closed gate stays closed until it is told to hold or to open.
 
 use std::{array, iter};
 
 use remus_abi::{
-    Kept, Stamp, Term,
+    Kept, Stamp, Term, Turns,
     gate::{Control, Mode},
 };
 
@@ -44,6 +44,8 @@ pub struct ControlWords {
     pub lease_until_ns: u64,
     /// Which frames of earlier terms leave in this one.
     pub kept: Kept,
+    /// How often a term has begun.
+    pub turns: Turns,
     /// Whether netfilter's queue is part of this gate.
     pub has_queue: bool,
 }
@@ -81,6 +83,7 @@ impl ControlWords {
             committed: Stamp::from_bits(word(Control::Committed)),
             lease_until_ns: word(Control::LeaseUntil),
             kept: Kept::from_bits(word(Control::Kept)),
+            turns: Turns::from_bits(word(Control::Turns)),
             has_queue: word(Control::Engine) == NFQUEUE,
         }
     }
@@ -96,10 +99,8 @@ impl ControlWords {
     pub fn begin_term(&self, fenced: &Fenced, held: Held) -> NewTerm {
         let (term, first) = (fenced.term(), fenced.first());
         assert!(term > self.term(), "term {term} begins in a gate of term {}", self.term());
-        let kept = match held {
-            Held::Keep if self.term() != Term::NONE => self.kept.and(self.term(), first),
-            Held::Keep | Held::Discard => Kept::NONE,
-        };
+        let keeps = held == Held::Keep && self.term() != Term::NONE;
+        let kept = if keeps { self.kept.and(self.term(), term, first) } else { Kept::NONE };
         let no_lease = (Control::LeaseUntil, 0);
         let shut = match self.mode {
             Mode::Open => self.hold().and(no_lease),
@@ -108,6 +109,7 @@ impl ControlWords {
         let begin = Writes::of([
             (Control::Kept, kept.bits()),
             (Control::Open, Stamp::new(term, first).bits()),
+            (Control::Turns, self.turns.next(keeps).bits()),
             (Control::Committed, Stamp::new(term, first.prev()).bits()),
         ]);
         NewTerm { shut, held, begin }
@@ -187,7 +189,7 @@ impl ControlWords {
 }
 
 impl Writes {
-    const MOST: usize = 3;
+    const MOST: usize = 4;
 
     fn of<const N: usize>(these: [Write; N]) -> Self {
         const { assert!(N <= Self::MOST, "more writes than any change has") }

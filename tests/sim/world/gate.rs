@@ -9,7 +9,7 @@ use remus::{
     wire::Moment,
 };
 use remus_abi::{
-    Kept, Stamp,
+    Release, Stamp,
     gate::{CONTROL_WORDS, Control, Mode},
     may_leave, releasable,
 };
@@ -136,22 +136,16 @@ impl Gate {
         releasable(self.words[Control::Mode as usize], open, committed)
     }
 
-    fn kept(&self) -> Kept {
-        self.words().kept
-    }
-
     /// Whether a flush finds anything to do, whatever the lease says.
     pub(crate) fn may_flush(&self) -> bool {
-        let upto = self.releasable();
+        let (upto, release) = (self.releasable(), self.release());
         self.slots.front().is_some_and(|(stamp, _)| {
-            upto != Stamp::NONE
-                && (may_leave(*stamp, upto, self.kept()) || !self.is_known(*stamp, upto))
+            upto != Stamp::NONE && (release.lets_out(*stamp) || !release.knows(*stamp))
         })
     }
 
-    /// Whether a frame will leave sometime, in the term of what may leave now.
-    fn is_known(&self, stamp: Stamp, upto: Stamp) -> bool {
-        self.kept().counts_as(stamp, upto.term()) != Stamp::NONE
+    fn release(&self) -> Release {
+        Release::new(self.releasable(), self.words().kept)
     }
 
     /// `flush`, at any moment: the kernel runs it by itself when a datagram comes.
@@ -167,10 +161,11 @@ impl Gate {
                 return flushed;
             }
         }
+        let release = self.release();
         while let Some((stamp, said)) = self.slots.front().copied() {
-            if !self.is_known(stamp, upto) {
+            if !release.knows(stamp) {
                 flushed.thrown_away.push(said);
-            } else if may_leave(stamp, upto, self.kept()) {
+            } else if release.lets_out(stamp) {
                 flushed.out.extend(self.proven(stamp).then_some(said));
             } else {
                 break;
@@ -182,6 +177,6 @@ impl Gate {
 
     /// The second lock: reads the words for itself.
     fn proven(&self, stamp: Stamp) -> bool {
-        may_leave(stamp, self.releasable(), self.kept())
+        may_leave(stamp, self.releasable(), self.words().kept)
     }
 }

@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn frames_of_a_term_that_was_kept_leave_first_and_those_of_another_term_keep_everything() {
-        let kept = Kept::NONE.and(Term::FIRST, Epoch::FIRST);
+        let kept = Kept::NONE.and(Term::FIRST, Term::FIRST.next(), Epoch::FIRST);
         let frames = [(1, stamp(1, 7)), (2, stamp(2, 1)), (3, stamp(2, 2))];
         let mut held = ledger(&frames);
         assert_eq!(held.poll_release(stamp(2, 0), kept, 100), None, "no commit of the new term");

@@ -30,7 +30,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use remus_abi::{Kept, Stamp, queue};
+use remus_abi::{Stamp, gate::Mode, queue, releasable};
 
 pub use self::support::{Support, forward_policy_drop, support};
 use self::{
@@ -40,7 +40,7 @@ use self::{
     socket::{Datagrams, Refused, Socket},
     switches::Switches,
 };
-use super::{Flushed, Held, Tap};
+use super::{Flushed, Held, Tap, words::ControlWords};
 use crate::os::boot_now;
 
 /// Frames that the queue takes. Netfilter takes this many at most, whatever it is told.
@@ -53,32 +53,15 @@ const QUEUES: u16 = 256;
 /// Frames let go by one verdict; the lease is looked at before each.
 const VERDICT_STEP: u32 = 8192;
 
-/// What may leave now.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Permit {
-    /// What is committed, until the lease ends (CLOCK_BOOTTIME).
-    Committed { open: Stamp, committed: Stamp, lease_until_ns: u64 },
-    /// Everything of the open epoch's term.
-    Unprotected { open: Stamp },
-}
-
-impl Permit {
-    fn open(&self) -> Stamp {
-        match *self {
-            Self::Committed { open, .. } | Self::Unprotected { open } => open,
-        }
-    }
-
-    /// Whatever this stamp covers may leave; `None` when nothing may.
-    fn releasable(&self) -> Option<Stamp> {
-        match *self {
-            Self::Committed { open, committed, lease_until_ns } => {
-                let in_time = boot_now().0 <= lease_until_ns;
-                (committed < open && in_time).then_some(committed)
-            }
-            Self::Unprotected { open } => Some(open),
-        }
-    }
+/// Whatever this stamp covers may leave now, by the words and the clock; `None` when nothing may.
+fn releasable_now(words: &ControlWords) -> Option<Stamp> {
+    let upto = releasable(words.mode as u64, words.open, words.committed);
+    let may = match words.mode {
+        Mode::Closed => false,
+        Mode::Hold => upto < words.open && boot_now().0 <= words.lease_until_ns,
+        Mode::Open => true,
+    };
+    may.then_some(upto)
 }
 
 /// The queue behind one tap, and the rules that lead to it.
@@ -133,14 +116,14 @@ impl NfQueue {
         Ok(queue)
     }
 
-    /// Reads which frames have joined the queue. To be called often, with the open epoch and what is kept of earlier
-    /// terms: what is not read fills the socket, and then frames are dropped.
-    fn pump(&mut self, open: Stamp, kept: Kept) -> Result<()> {
+    /// Reads which frames have joined the queue, by the words as they are. To be called often: what is not read fills the
+    /// socket, and then frames are dropped.
+    fn pump(&mut self, words: &ControlWords) -> Result<()> {
         while self.datagrams.receive(&self.listener).context("read from the netfilter queue")? > 0 {
             for event in self.datagrams.iter().flat_map(message::events) {
                 match event {
                     Event::Waits { queue, id, mark } if queue == self.queue => {
-                        match queue::stamp(mark, open, kept) {
+                        match queue::stamp(mark, words.open, words.turns, words.kept) {
                             Some(stamp) => self.ledger.handle_waits(id, stamp),
                             // Nobody's, of an epoch to come, or of a term that was not kept: it never leaves.
                             None => judge_one(&self.listener, queue, Verdict::Drop, id)?,
@@ -158,22 +141,21 @@ impl NfQueue {
         Ok(())
     }
 
-    /// Lets go what is covered, in order, as far as it goes in one call.
-    pub(super) fn flush(&mut self, permit: &Permit, kept: Kept) -> Result<Flushed> {
-        self.pump(permit.open(), kept)?;
+    /// Lets go what may leave, in order, as far as it goes in one call.
+    pub(super) fn flush(&mut self, words: &ControlWords) -> Result<Flushed> {
+        self.pump(words)?;
         while self.ledger.frames() > 0 {
-            let Some(releasable) = permit.releasable() else { return Ok(Flushed::Refused) };
-            let Some(last) = self.ledger.poll_release(releasable, kept, VERDICT_STEP) else {
-                break;
-            };
+            let Some(upto) = releasable_now(words) else { return Ok(Flushed::Refused) };
+            let released = self.ledger.poll_release(upto, words.kept, VERDICT_STEP);
+            let Some(last) = released else { break };
             judge_up_to(&self.listener, self.queue, Verdict::Accept, last)?;
         }
         Ok(Flushed::All)
     }
 
-    /// The term of `open` ends: everything that has joined the queue in it is read, and dropped or left to wait.
-    pub(super) fn turn(&mut self, held: Held, open: Stamp, kept: Kept) -> Result<()> {
-        self.pump(open, kept)?;
+    /// The term of `words` ends: everything that has joined the queue in it is read, and dropped or left to wait.
+    pub(super) fn turn(&mut self, held: Held, words: &ControlWords) -> Result<()> {
+        self.pump(words)?;
         match held {
             Held::Keep => {}
             Held::Discard => {

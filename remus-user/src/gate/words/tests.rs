@@ -97,7 +97,7 @@ fn the_words_of_a_term_come_in_the_order_in_which_no_held_frame_is_taken_for_one
     let (map, mut brain) = holding();
     let term = map.words().begin_term(&brain.handle_discard().unwrap(), Held::Keep);
     let order: Vec<_> = term.begin.into_iter().map(|(word, _)| word).collect();
-    assert_eq!(order, [Control::Kept, Control::Open, Control::Committed]);
+    assert_eq!(order, [Control::Kept, Control::Open, Control::Turns, Control::Committed]);
 }
 
 #[test]
