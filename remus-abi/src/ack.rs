@@ -172,8 +172,8 @@ pub enum Trigger {
 }
 pub const TRIGGER_WORDS: usize = 8;
 
-/// Words of the one value in the map `ACKED`. Only `ack` writes them, holding the flush lock; they only grow.
-/// What may leave is the later of these and the controller's.
+/// Words of the one value in the map `ACKED`. Only the programs write them, holding the flush lock: `ack`, by which they
+/// only grow, and `turn`, which zeroes them when a term ends. What may leave is the later of these and the controller's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum Acked {

@@ -82,7 +82,7 @@ pub enum Mode {
 
 /// Words of the one value in the map `CONTROL`, each a `u64` of its own so that no reader sees half of a
 /// write. Only the controller writes them; it maps the value into its memory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u32)]
 pub enum Control {
     /// A [`Mode`].
@@ -110,6 +110,10 @@ pub enum Control {
     /// Non-zero: `stamp` sends IP frames to the queue. Always while it holds; through an open gate as long as older
     /// ones wait there.
     Queueing = 11,
+    /// Which frames of earlier terms leave in this one: a [`Kept`](crate::Kept).
+    Kept = 12,
+    /// How often a term has begun here, for marks: a [`Turns`](crate::Turns).
+    Turns = 13,
 }
 pub const CONTROL_WORDS: usize = 16;
 
@@ -150,7 +154,7 @@ counters! {
         SendFailed = "send_failed", Frames, Normal, "not taken by the host's stack, whose queue was full; they are sent again";
         LeaseOver = "lease_over", Attempts, Normal, "to release that came after the end of the lease: acks come too late";
         CommitNotBelowOpen = "commit_not_below_open", Attempts, Alarm, "to release that were refused, since the committed epoch was not below the open one. Please report it";
-        Discarded = "discarded", Frames, Normal, "thrown away with the term that held them";
+        Discarded = "discarded", Frames, Normal, "thrown away while they were held, since their term was not kept";
         Unguarded = "unguarded", Frames, Alarm, "sent by an uplink from which somebody has taken the second lock; the gate counts as lost then";
     }
 }
@@ -173,6 +177,20 @@ pub enum FlushResult {
     Broken = 5,
     /// A frame left by an uplink without a `guard`.
     Unguarded = 6,
+}
+
+/// What `turn`, which the controller runs when a term ends, does with what is held; its packet's mark. In every case
+/// `turn` forgets what datagrams have acked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Turn {
+    /// Leaves it where it is. The answer is [`FlushResult::InFlight`] while a frame is under way, else
+    /// [`FlushResult::Done`].
+    Keep = 0,
+    /// Frees the slots of frames that are not under way. The answer is [`FlushResult::InFlight`] where one is.
+    Discard = 1,
+    /// Frees all slots. A frame that is still under way is refused when it arrives.
+    DiscardAll = 2,
 }
 
 /// Where a slot is in its life.

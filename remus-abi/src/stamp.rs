@@ -104,7 +104,7 @@ impl Stamp {
     }
 
     /// Whether output with this stamp may leave, given what is committed: the same term, and an epoch
-    /// that is not later. The one rule of output commit; user space and both eBPF programs call it.
+    /// that is not later. The rule of output commit within a term; [`may_leave`](crate::may_leave) is the whole of it.
     #[inline(always)]
     pub const fn is_covered_by(self, committed: Stamp) -> bool {
         self.0 != 0 && self.0 >> 40 == committed.0 >> 40 && self.0 <= committed.0

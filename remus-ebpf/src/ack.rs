@@ -8,8 +8,10 @@
 //!   session: it may be of another guest's.
 //! - A datagram that names the session is consumed: nobody else has use for a genuine one, whose bytes the flush
 //!   has overwritten, and nobody should see the others.
-//! - Only words that no one else writes are written here (`Acked`), and only under the flush lock: the controller
-//!   and another CPU's `ack` do not meet.
+//! - Only the words `Acked` are written here, and only under the flush lock: the controller, `turn` and another CPU's
+//!   `ack` do not meet.
+//! - A controller that ends a term takes the session out first and then runs `turn`. Whatever a datagram did before
+//!   `turn` had the lock is forgotten by it, and no datagram of that session does anything after.
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
@@ -84,6 +86,11 @@ fn take(
         return AckCounter::LeftToController;
     };
     if control.word(Control::Mode) != HOLD || !try_lock() {
+        return AckCounter::LeftToController;
+    }
+    // Asked again under the lock: once `turn` has had it, the session that was read before is over.
+    if trigger.word(Trigger::Session) == 0 {
+        unlock();
         return AckCounter::LeftToController;
     }
     // SAFETY: a helper without arguments.

@@ -19,7 +19,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use remus_abi::{
-    Stamp,
+    Release, Stamp,
     gate::{
         Control, Counter, FLUSH_BATCH, FlushResult, IN_FLIGHT_MAX, Life, RESEND_AFTER_TICKS, Ring,
         Slot, SlotState, TICK_SHIFT, mark, residence_bucket, units,
@@ -71,7 +71,7 @@ pub fn locked(ctx: &TcContext, control: ControlWords, ring: RingWords) -> FlushR
     let run = Run {
         ring,
         capacity: control.word(Control::Units),
-        releasable,
+        release: Release::new(releasable, control.kept()),
         now: (now_ns >> TICK_SHIFT) as u32,
         // SAFETY: a helper without arguments.
         cpu: u64::from(unsafe { bpf_get_smp_processor_id() }),
@@ -87,7 +87,7 @@ pub fn locked(ctx: &TcContext, control: ControlWords, ring: RingWords) -> FlushR
 struct Run {
     ring: RingWords,
     capacity: u64,
-    releasable: Stamp,
+    release: Release,
     now: u32,
     /// Where it runs, and so in whose backlog its frames wait.
     cpu: u64,
@@ -177,14 +177,15 @@ impl Run {
             // SAFETY: a live map value in [next, head): nobody else writes to it.
             let (life, stamp) = unsafe { (life_of(slot), Stamp::from_bits((*slot).stamp)) };
             if !life.is(SlotState::Free) {
-                if stamp.term() != self.releasable.term() {
-                    // What an abandoned term left behind never leaves.
+                if !self.release.lets_out(stamp) {
+                    if self.release.knows(stamp) {
+                        result = waits;
+                        break;
+                    }
+                    // It is of a term that was not kept.
                     // SAFETY: as above.
                     unsafe { set_life(slot, life.become_state(SlotState::Free)) };
                     count(Counter::Discarded);
-                } else if !stamp.is_covered_by(self.releasable) {
-                    result = waits;
-                    break;
                 } else {
                     // SAFETY: a live slot that holds a frame.
                     match unsafe { self.send_one(ctx, slot, life, next) } {
@@ -328,7 +329,7 @@ const NET_XMIT_CN: i64 = 2;
 /// # Safety
 /// `slot` is a live map value.
 #[inline(always)]
-unsafe fn life_of(slot: *const Slot) -> Life {
+pub unsafe fn life_of(slot: *const Slot) -> Life {
     // SAFETY: by contract. `hold` may write it at the same time: one read.
     Life::from_bits(unsafe { (&raw const (*slot).life).read_volatile() })
 }
@@ -336,7 +337,7 @@ unsafe fn life_of(slot: *const Slot) -> Life {
 /// # Safety
 /// `slot` is a live map value.
 #[inline(always)]
-unsafe fn set_life(slot: *mut Slot, to: Life) {
+pub unsafe fn set_life(slot: *mut Slot, to: Life) {
     // SAFETY: by contract.
     unsafe { (&raw mut (*slot).life).write_volatile(to.bits()) };
 }

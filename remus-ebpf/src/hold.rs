@@ -12,6 +12,7 @@ use remus_abi::{
         Control, Counter, FRAME_MAX, Life, MARK_NUMBER_MASK, MARK_TAG, MARK_TAG_MASK, Ring, Slot,
         SlotState, TICK_SHIFT, TIMED_OF, units,
     },
+    may_leave,
 };
 
 use crate::maps::{ControlWords, HOLD, OPEN, RingWords, count, data, slot, wake};
@@ -71,7 +72,9 @@ pub fn prove(control: ControlWords, mark: u32, then: SlotState) -> Result<(), Co
     if !life.is_of(mark, SlotState::Sent) {
         return Err(Counter::RefusedStale);
     }
-    if !stamp.is_covered_by(control.releasable()) {
+    // What is kept is only read for a frame that is of an earlier term.
+    let releasable = control.releasable();
+    if !stamp.is_covered_by(releasable) && !may_leave(stamp, releasable, control.kept()) {
         return Err(Counter::RefusedByLock);
     }
     // SAFETY: as above. A freed slot may be used again from here on.

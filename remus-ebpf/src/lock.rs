@@ -28,7 +28,7 @@ pub fn judge(ctx: &SkBuffContext) -> u32 {
         return PASS;
     }
     // In any other mode a frame without our mark has lost it on its way: somebody writes marks before the queue.
-    let Some(stamp) = queue::stamp(mark, control.open()) else {
+    let Some(stamp) = queue::stamp(mark, control.open(), control.turns(), control.kept()) else {
         return refuse(Counter::RefusedStale);
     };
     match prove(control, mode, stamp) {

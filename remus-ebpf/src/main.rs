@@ -25,17 +25,18 @@
 //!
 //! Invariants (the names are those of `remus_abi::gate`):
 //! - A frame passes `hold` only when the mode is `Open` and nothing is held, or when its slot is `Sent`, of the
-//!   number in the mark, and its stamp is covered by the committed one. `guard` lets a frame with our mark pass
+//!   number in the mark, and [`remus_abi::may_leave`] lets its stamp leave. `guard` lets a frame with our mark pass
 //!   by the same proof, and does not touch any other.
 //! - Two programs judge every release: a mistake in one loses a frame, which TCP repairs; only the same
 //!   mistake in both would leak one, which nothing repairs.
 //! - `tail <= next <= head`; slots in `[tail, next)` are Free or Sent, in `[next, head)` Held. One producer
-//!   moves `head` (the one queue of the tap), one flush at a time moves `next` and `tail` (a try-lock).
+//!   moves `head` (the one queue of the tap); `next` and `tail` are moved by whoever has the flush lock (a try-lock).
 //! - The guest's bytes are in a map of their own and are only ever copied.
 //! - Zeroed maps are a closed gate.
 //!
 //! `ack`, where the operator wants it, sits at the ingress of the link to the backup and does what the
-//! controller would do a moment later: it raises what is committed, and flushes.
+//! controller would do a moment later: it raises what is committed, and flushes. `turn`, run by the controller when a
+//! term ends, forgets what `ack` was told in it, and throws away what is not to be kept for the next one.
 //!
 //! Deliberately absent: reordering, rate limits, any look into the payload. What the guest sent comes out,
 //! as it was, in order, later.
@@ -53,6 +54,7 @@ mod hold;
 mod lock;
 mod maps;
 mod stamp;
+mod turn;
 
 use aya_ebpf::{
     macros::{classifier, socket_filter},
@@ -67,6 +69,11 @@ pub fn hold(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn flush(ctx: TcContext) -> i32 {
     flush::run(&ctx) as i32
+}
+
+#[classifier]
+pub fn turn(ctx: TcContext) -> i32 {
+    turn::run(&ctx) as i32
 }
 
 #[classifier]

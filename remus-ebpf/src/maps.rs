@@ -6,7 +6,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use remus_abi::{
-    Epoch, Stamp,
+    Kept, Stamp, Turns,
     ack::{ACKED_WORDS, AckCounter, Acked, TRIGGER_WORDS, Trigger},
     gate::{
         BUFFER_MIB_DEFAULT, CHUNK_VALUE, CONTROL_WORDS, Control, Counter, Filling, Mode,
@@ -39,7 +39,7 @@ static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 /// Written by the controller of a release by datagram, read by `ack`: the session, its key, its port.
 #[map]
 static TRIGGER: Array<[u64; TRIGGER_WORDS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-/// Written by `ack` while it holds the flush lock.
+/// Written by `ack` and `turn` while they hold the flush lock.
 #[map]
 static ACKED: Array<[u64; ACKED_WORDS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
@@ -62,15 +62,24 @@ impl ControlWords {
         unsafe { (self.0 as *const u64).add(which as usize).read_volatile() }
     }
 
-    /// What may be outside now: every stamp that this one covers. The one answer that both locks ask for.
+    /// The stamp up to which output of its term may be outside now. The one answer that both locks ask for.
     #[inline(always)]
     pub fn releasable(self) -> Stamp {
-        match self.word(Control::Mode) {
-            HOLD => self.committed(),
-            OPEN => Stamp::new(self.open().term(), Epoch::MAX),
-            // CLOSED, and whatever else may stand there.
-            _ => Stamp::NONE,
-        }
+        let mode = self.word(Control::Mode);
+        let committed = if mode == HOLD { self.committed() } else { Stamp::NONE };
+        remus_abi::releasable(mode, self.open(), committed)
+    }
+
+    /// Which frames of earlier terms leave in this one.
+    #[inline(always)]
+    pub fn kept(self) -> Kept {
+        Kept::from_bits(self.word(Control::Kept))
+    }
+
+    /// How often a term has begun.
+    #[inline(always)]
+    pub fn turns(self) -> Turns {
+        Turns::from_bits(self.word(Control::Turns))
     }
 
     #[inline(always)]

@@ -32,7 +32,7 @@ pub fn judge(ctx: &TcContext) -> i32 {
     let mode = control.word(Control::Mode);
     let queued = (mode == HOLD || mode == OPEN) && control.word(Control::Queueing) != 0;
     if queued && mark & MARK_TAG_MASK != MARK_TAG && is_ip(protocol) && !tagged {
-        ctx.skb.set_mark(queue::mark(control.open()));
+        ctx.skb.set_mark(queue::mark(control.open(), control.turns()));
         count(Counter::Held);
         return TC_ACT_UNSPEC;
     }

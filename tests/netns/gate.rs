@@ -7,16 +7,18 @@ use std::{
 
 use aya::maps::{Array, Map, MapData};
 use remus::{
-    gate::{Flushed, Gate, Release, Settings},
+    gate::{Flushed, Gate, Held, Release, Settings},
     names::LinkName,
-    replication::{Committed, Fenced, Pipeline, Policy},
-    wire::{Ack, Digest, Features, Instance, Moment, Session, Timing, Welcome},
+    replication::{Committed, Fenced, NextEpoch},
 };
 use remus_abi::{
     Epoch, Term,
     gate::{Counter, FRAME_MAX, Life, RING_WORDS, Ring, SlotState, TICK_SHIFT},
 };
-use rig::sys;
+use rig::{
+    permits::{self, Epochs, lease, long_lease},
+    sys,
+};
 
 use crate::hook::kinds;
 use crate::wire::{GUEST_MAC, Wire, frame, number_in, numbered, numbered_long};
@@ -28,41 +30,47 @@ pub(crate) fn epoch(n: u64) -> Epoch {
 }
 
 fn gate_on(wire: &Wire) -> Gate {
-    Gate::install(wire.tap.clone(), wire.pins.path(), &Settings::default(), TERM)
-        .expect("install the gate")
+    begun(
+        Gate::install(wire.tap.clone(), wire.pins.path(), &Settings::default())
+            .expect("install the gate"),
+    )
+}
+
+/// The gate in the first term.
+pub(crate) fn begun(mut gate: Gate) -> Gate {
+    gate.begin_term(&permits::first(), Held::Discard).expect("begin a term");
+    gate
 }
 
 /// A gate that holds from epoch 1 and may release.
 pub(crate) fn holding_gate_on(wire: &Wire) -> Gate {
     let mut gate = gate_on(wire);
-    gate.hold_from(epoch(1));
-    gate.renew_lease(u64::MAX);
+    gate.hold();
+    gate.renew_lease(&long_lease(TERM));
     gate
 }
 
 pub(crate) fn committed(n: u64) -> Committed {
-    committed_in(Fenced::first_start(), n)
+    committed_in(permits::first(), n)
 }
 
-/// The permission that the first `n` epochs of a term leave, earned from a real pipeline.
+/// The permission to stamp with epoch `n`, from a brain that has sealed the one before.
+pub(crate) fn opened(n: u64) -> NextEpoch {
+    opened_in(permits::first(), n)
+}
+
+/// The same in the term that `fenced` begins.
+pub(crate) fn opened_in(fenced: Fenced, n: u64) -> NextEpoch {
+    let mut epochs = Epochs::begin(fenced);
+    (2..n).for_each(|_| drop(epochs.seal()));
+    epochs.seal()
+}
+
+/// The permission that the first `n` epochs of the term that `fenced` begins leave.
 pub(crate) fn committed_in(fenced: Fenced, n: u64) -> Committed {
-    let (term, now) = (fenced.term(), Moment(1));
-    let policy = Policy { depth: usize::try_from(n).unwrap(), ..Policy::new(&Timing::default()) };
-    let mut pipeline = Pipeline::start_shut(fenced, policy, now);
-    let (session, backup) = (Session::new(1).unwrap(), Instance::new(1).unwrap());
-    pipeline
-        .handle_welcome(
-            session,
-            &Welcome { session, features: Features::OURS, backup, newest: term },
-        )
-        .unwrap();
-    pipeline.handle_sync_round(0);
-    for n in 1..=n {
-        pipeline.seal(now);
-        pipeline.handle_sent(session, epoch(n), Digest(n));
-    }
-    let ack = Ack { session, term, epoch: epoch(n), digest: Digest(n), sent: now };
-    pipeline.handle_ack(now, &ack, |_, _| {}).unwrap().expect("a new commit").committed
+    let mut epochs = Epochs::begin(fenced);
+    (0..n).for_each(|_| drop(epochs.seal()));
+    epochs.commit()
 }
 
 pub(crate) fn release_all(gate: &mut Gate) {
@@ -93,7 +101,7 @@ fn frames_leave_when_their_epoch_is_committed_and_not_before() {
     let mut gate = holding_gate_on(&wire);
     wire.send(&numbered(1));
     wire.send(&numbered(2));
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     wire.send(&numbered(3));
     gate.flush().unwrap();
     assert!(wire.arrivals().is_empty(), "nothing is committed yet");
@@ -103,7 +111,7 @@ fn frames_leave_when_their_epoch_is_committed_and_not_before() {
     let out: Vec<_> = wire.arrivals().iter().map(|f| number_in(f)).collect();
     assert_eq!(out, [1, 2], "epoch 1, in order, and nothing of epoch 2");
 
-    gate.seal(epoch(3));
+    gate.seal(&opened(3));
     gate.commit(&committed(2));
     release_all(&mut gate);
     assert_eq!(wire.arrivals().iter().map(|f| number_in(f)).collect::<Vec<_>>(), [3]);
@@ -139,7 +147,7 @@ fn every_kind_of_frame_is_held_and_comes_out_as_it_went_in() {
         wire.send(frame);
     }
     assert!(wire.arrivals().is_empty());
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     gate.commit(&committed(1));
     release_all(&mut gate);
     let out = wire.arrivals();
@@ -160,7 +168,7 @@ fn frames_to_the_host_itself_are_held() {
     wire.send(&udp(mac, host, port, b"from the guest"));
     let mut heard = [0; 64];
     socket.recv(&mut heard).unwrap_err();
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     gate.commit(&committed(1));
     release_all(&mut gate);
     let n = socket.recv(&mut heard).expect("it was held, not lost");
@@ -191,16 +199,16 @@ fn several_gates_share_an_uplink() {
         let uplink = LinkName::new(wire.uplink()).unwrap();
         let settings = Settings { release: Release::Uplink(uplink), ..Settings::default() };
         let mut gate =
-            Gate::install_by(kind, wire.tap.clone(), wire.pins.path(), &settings, TERM).unwrap();
-        gate.hold_from(epoch(1));
-        gate.renew_lease(u64::MAX);
+            begun(Gate::install_by(kind, wire.tap.clone(), wire.pins.path(), &settings).unwrap());
+        gate.hold();
+        gate.renew_lease(&long_lease(TERM));
         // Another VM's, on a tap of its own; its guard is attached later, so it is in front.
         let (other_tap, other_pins) = (wire.another_tap("guest1"), tempfile::tempdir().unwrap());
-        let other = Gate::install_by(kind, other_tap, other_pins.path(), &settings, TERM).unwrap();
+        let other = Gate::install_by(kind, other_tap, other_pins.path(), &settings).unwrap();
         gate.verify().unwrap();
         other.verify().unwrap();
         wire.send(&numbered(1));
-        gate.seal(epoch(2));
+        gate.seal(&opened(2));
         gate.commit(&committed(1));
         release_all(&mut gate);
         assert_eq!(wire.arrivals(), [numbered(1)]);
@@ -208,9 +216,7 @@ fn several_gates_share_an_uplink() {
         let others = other.counters().unwrap();
         assert_eq!(others.get(Counter::RefusedStale) + others.get(Counter::RefusedByLock), 0);
         // The next gate of the first VM replaces its own guard, and no other.
-        let again =
-            Gate::install_by(kind, wire.tap.clone(), wire.pins.path(), &settings, TERM.next())
-                .unwrap();
+        let again = Gate::install_by(kind, wire.tap.clone(), wire.pins.path(), &settings).unwrap();
         again.verify().unwrap();
         other.verify().unwrap();
         other.remove().unwrap();
@@ -222,16 +228,16 @@ fn several_gates_share_an_uplink() {
 fn nothing_leaves_after_the_lease() {
     let mut wire = Wire::new();
     let mut gate = gate_on(&wire);
-    gate.hold_from(epoch(1));
-    gate.renew_lease(1);
+    gate.hold();
+    gate.renew_lease(&lease(TERM, Duration::from_nanos(1)));
     wire.send(&numbered(1));
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     gate.commit(&committed(1));
     assert_eq!(gate.flush().unwrap(), Flushed::Refused);
     assert!(wire.arrivals().is_empty());
     assert!(gate.counters().unwrap().get(Counter::LeaseOver) > 0);
 
-    gate.renew_lease(u64::MAX);
+    gate.renew_lease(&long_lease(TERM));
     release_all(&mut gate);
     assert_eq!(wire.arrivals().len(), 1, "held, not lost");
 }
@@ -245,7 +251,7 @@ fn a_hundred_thousand_frames_released_in_one_go_all_arrive_in_order() {
         wire.send(&numbered(n));
     }
     assert_eq!(gate.held(), u64::from(FRAMES));
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     gate.commit(&committed(1));
     // Taken up as they come: Linux 6.1 does not let as many wait outside.
     let mut out = Vec::new();
@@ -294,7 +300,7 @@ fn a_frame_lost_on_its_way_is_sent_again_once_a_later_one_has_come() {
     for n in 0..3 {
         wire.send(&numbered(n));
     }
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     gate.commit(&committed(1));
     lose_frame_0(&wire);
     let began = Instant::now();
@@ -310,7 +316,7 @@ fn a_frame_that_only_is_slow_is_not_sent_twice_and_one_that_never_comes_is_in_th
     let mut wire = Wire::new();
     let mut gate = holding_gate_on(&wire);
     wire.send(&numbered(0));
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     gate.commit(&committed(1));
     let began = Instant::now();
     lose_frame_0(&wire);
@@ -327,9 +333,9 @@ fn a_frame_that_only_is_slow_is_not_sent_twice_and_one_that_never_comes_is_in_th
 fn a_full_gate_drops_and_counts_and_never_leaks() {
     let mut wire = Wire::new();
     let settings = Settings { buffer_mib: 1, ..Settings::default() };
-    let mut gate = Gate::install(wire.tap.clone(), wire.pins.path(), &settings, TERM).unwrap();
-    gate.hold_from(epoch(1));
-    gate.renew_lease(u64::MAX);
+    let mut gate = begun(Gate::install(wire.tap.clone(), wire.pins.path(), &settings).unwrap());
+    gate.hold();
+    gate.renew_lease(&long_lease(TERM));
     // 1500 B of payload take 24 units of 64 B.
     let fit = (1 << 20) / (24 * 64);
     for n in 0..fit + 4 {
@@ -340,7 +346,7 @@ fn a_full_gate_drops_and_counts_and_never_leaks() {
     assert_eq!(gate.counters().unwrap().get(Counter::DroppedFull), 4);
     assert!(gate.take_filling(), "the controller was told in time");
     assert!(!gate.take_filling(), "once");
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     gate.commit(&committed(1));
     release_all(&mut gate);
     let out: Vec<_> = wire.arrivals().iter().map(|f| number_in(f)).collect();
@@ -375,14 +381,14 @@ fn an_uplink_lets_out_what_is_committed_past_the_bridge() {
     let mut wire = Wire::new();
     let uplink = LinkName::new(wire.uplink()).unwrap();
     let settings = Settings { release: Release::Uplink(uplink), ..Settings::default() };
-    let mut gate = Gate::install(wire.tap.clone(), wire.pins.path(), &settings, TERM).unwrap();
-    gate.hold_from(epoch(1));
-    gate.renew_lease(u64::MAX);
+    let mut gate = begun(Gate::install(wire.tap.clone(), wire.pins.path(), &settings).unwrap());
+    gate.hold();
+    gate.renew_lease(&long_lease(TERM));
     let tagged = [&frame(0x8100, &[0, 5, 0x08, 0x06])[..], &[7; 60]].concat();
     wire.send(&numbered(1));
     wire.send(&numbered_long(2, 9000));
     wire.send(&tagged);
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     wire.send(&numbered(3));
     gate.flush().unwrap();
     assert!(wire.arrivals().is_empty(), "nothing is committed yet");
@@ -402,11 +408,11 @@ fn what_was_held_leaves_before_what_passes_an_open_gate() {
     for n in 0..300 {
         wire.send(&numbered(n));
     }
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     for n in 300..400 {
         wire.send(&numbered(n));
     }
-    gate.open(&Fenced::first_start());
+    gate.open(&permits::first());
     wire.send(&numbered(400));
     assert_eq!(gate.held(), 401, "it queues up behind the others");
     release_all(&mut gate);
@@ -421,7 +427,7 @@ fn the_next_controller_adopts_a_gate_with_all_that_it_holds() {
     let mut wire = Wire::new();
     let mut gate = holding_gate_on(&wire);
     wire.send(&numbered(1));
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     wire.send(&numbered(2));
     gate.commit(&committed(1));
     drop(gate);
@@ -431,7 +437,7 @@ fn the_next_controller_adopts_a_gate_with_all_that_it_holds() {
     assert_eq!((next.held(), next.open_epoch().epoch()), (3, epoch(2)));
     release_all(&mut next);
     assert_eq!(wire.arrivals().iter().map(|f| number_in(f)).collect::<Vec<_>>(), [1]);
-    next.seal(epoch(3));
+    next.seal(&opened(3));
     next.commit(&committed(2));
     release_all(&mut next);
     assert_eq!(wire.arrivals().iter().map(|f| number_in(f)).collect::<Vec<_>>(), [2, 3]);
@@ -454,20 +460,19 @@ fn a_gate_outlives_its_controller_and_the_next_one_discards_what_it_held() {
     let mut wire = Wire::new();
     let mut gate = holding_gate_on(&wire);
     wire.send(&numbered(1));
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     gate.commit(&committed(1));
     // As after SIGKILL: nothing of this process is left but the pins.
     drop(gate);
     wire.send(&numbered(2));
     assert!(wire.arrivals().is_empty(), "held on without a controller");
 
-    let mut next =
-        Gate::install(wire.tap.clone(), wire.pins.path(), &Settings::default(), TERM.next())
-            .unwrap();
-    next.hold_from(epoch(1));
-    next.renew_lease(u64::MAX);
-    next.seal(epoch(2));
-    next.commit(&committed_in(Fenced::restart(TERM), 1));
+    let mut next = Gate::install(wire.tap.clone(), wire.pins.path(), &Settings::default()).unwrap();
+    next.begin_term(&permits::after(TERM), Held::Discard).unwrap();
+    next.hold();
+    next.renew_lease(&long_lease(TERM.next()));
+    next.seal(&opened_in(permits::after(TERM), 2));
+    next.commit(&committed_in(permits::after(TERM), 1));
     release_all(&mut next);
     assert!(wire.arrivals().is_empty(), "the dead guest's frames are gone");
 }
@@ -476,7 +481,7 @@ fn a_gate_outlives_its_controller_and_the_next_one_discards_what_it_held() {
 fn an_open_gate_passes_frames_at_once() {
     let mut wire = Wire::new();
     let mut gate = gate_on(&wire);
-    gate.open(&Fenced::first_start());
+    gate.open(&permits::first());
     wire.send(&numbered(1));
     assert_eq!(wire.arrivals().len(), 1);
 }

@@ -1,13 +1,11 @@
 //! A gate does the same whichever way its program is attached.
 
-use remus::{
-    gate::{Gate, HookKind, Settings},
-    replication::Fenced,
-};
+use remus::gate::{Gate, Held, HookKind, Settings};
 use remus_abi::gate::Counter;
+use rig::permits::{self, long_lease};
 
 use crate::{
-    gate::{TERM, committed, committed_in, epoch, release_all},
+    gate::{TERM, committed, committed_in, opened, opened_in, release_all},
     loss::holding,
     wire::{Wire, number_in, numbered},
 };
@@ -54,7 +52,7 @@ fn a_gate_by_clsact_holds_and_releases_in_order() {
         wire.send(&numbered(n));
     }
     assert!(wire.arrivals().is_empty());
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     wire.send(&numbered(100));
     gate.commit(&committed(1));
     release_all(&mut gate);
@@ -76,15 +74,15 @@ fn a_gate_by_clsact_outlives_its_controller_and_is_replaced_without_a_gap() {
         wire.tap.clone(),
         wire.pins.path(),
         &Settings::default(),
-        TERM.next(),
     )
     .unwrap();
+    next.begin_term(&permits::after(TERM), Held::Discard).unwrap();
     assert_eq!(filters(&wire), 1, "the older gate's filter is gone");
-    next.hold_from(epoch(1));
-    next.renew_lease(u64::MAX);
+    next.hold();
+    next.renew_lease(&long_lease(TERM.next()));
     wire.send(&numbered(2));
-    next.seal(epoch(2));
-    next.commit(&committed_in(Fenced::restart(TERM), 1));
+    next.seal(&opened_in(permits::after(TERM), 2));
+    next.commit(&committed_in(permits::after(TERM), 1));
     release_all(&mut next);
     let out: Vec<_> = wire.arrivals().iter().map(|f| number_in(f)).collect();
     assert_eq!(out, [2], "the dead guest's frame is gone");

@@ -16,10 +16,11 @@ use aya::{
     },
 };
 use remus::gate::{Gate, HookKind, Lost, Remedy, Settings, Tap};
+use rig::permits::long_lease;
 
 use crate::{
     bpf::{Stranger, detach_link},
-    gate::{TERM, committed, epoch, release_all},
+    gate::{TERM, begun, committed, opened, release_all},
     hook::{kinds, with_clsact, with_tcx},
     wire::{Offloads, Wire, ifindex, number_in, numbered, open_tap_with},
 };
@@ -28,11 +29,12 @@ const TAP: &str = "guest0";
 
 /// A gate that holds, and finds itself well.
 pub(crate) fn holding(wire: &Wire, kind: HookKind) -> Gate {
-    let mut gate =
-        Gate::install_by(kind, wire.tap.clone(), wire.pins.path(), &Settings::default(), TERM)
-            .expect("install the gate");
-    gate.hold_from(epoch(1));
-    gate.renew_lease(u64::MAX);
+    let mut gate = begun(
+        Gate::install_by(kind, wire.tap.clone(), wire.pins.path(), &Settings::default())
+            .expect("install the gate"),
+    );
+    gate.hold();
+    gate.renew_lease(&long_lease(TERM));
     gate.verify().expect("a new gate is well");
     gate
 }
@@ -254,7 +256,7 @@ fn a_tap_of_several_queues_gets_no_gate() {
     let wire = Wire::new();
     let _tap = open_tap_with("many0", Offloads::None, libc::IFF_MULTI_QUEUE);
     let tap = Tap { name: "many0".into(), ifindex: ifindex("many0") };
-    let refused = Gate::install(tap, wire.pins.path(), &Settings::default(), TERM).err().unwrap();
+    let refused = Gate::install(tap, wire.pins.path(), &Settings::default()).err().unwrap();
     let expected = Lost::SeveralQueues { link: "many0".into() };
     assert_eq!(refused.downcast_ref(), Some(&expected), "{refused:#}");
 }
@@ -326,7 +328,7 @@ fn a_lost_gate_is_put_back_and_holds_in_the_same_term() {
     for kind in kinds() {
         let mut wire = Wire::new();
         let mut gate = holding(&wire, kind);
-        gate.seal(epoch(2));
+        gate.seal(&opened(2));
         let before = gate.open_epoch();
         gate.close();
         unmount(wire.pins.path());
@@ -334,12 +336,12 @@ fn a_lost_gate_is_put_back_and_holds_in_the_same_term() {
         let mut back = gate.again().expect("put the gate back");
         drop(gate);
         wire.send(&numbered(1));
-        back.hold_from(before.epoch());
+        back.hold();
         assert_eq!(back.open_epoch(), before, "the same term and epoch");
-        back.renew_lease(u64::MAX);
+        back.renew_lease(&long_lease(TERM));
         wire.send(&numbered(2));
         assert!(wire.arrivals().is_empty(), "closed, then held");
-        back.seal(epoch(3));
+        back.seal(&opened(3));
         back.commit(&committed(2));
         release_all(&mut back);
         let out: Vec<_> = wire.arrivals().iter().map(|f| number_in(f)).collect();

@@ -13,6 +13,7 @@ mod programs;
 mod second_lock;
 mod server;
 mod standalone;
+mod term;
 mod trigger;
 mod verifier;
 mod wire;

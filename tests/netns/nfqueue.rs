@@ -6,14 +6,12 @@ use std::{
     time::Duration,
 };
 
-use remus::{
-    gate::{Engine, Flushed, Gate, Remedy, Settings},
-    replication::Fenced,
-};
-use remus_abi::{Term, gate::Counter};
+use remus::gate::{Engine, Flushed, Gate, Held, Remedy, Settings};
+use remus_abi::gate::Counter;
+use rig::permits::{self, lease, long_lease};
 
 use crate::{
-    gate::{committed, epoch, release_all},
+    gate::{TERM, begun, committed, opened, release_all},
     wire::{GUEST_MAC, VIRTIO_NET_HEADER, Wire, frame, numbered},
 };
 
@@ -22,20 +20,19 @@ fn settings() -> Settings {
 }
 
 fn gate_on(wire: &Wire) -> Gate {
-    Gate::install(wire.tap.clone(), wire.pins.path(), &settings(), Term::FIRST)
-        .expect("install the gate")
+    begun(Gate::install(wire.tap.clone(), wire.pins.path(), &settings()).expect("install the gate"))
 }
 
 /// A gate that holds from epoch 1 and may release.
 fn holding_gate_on(wire: &Wire) -> Gate {
     let mut gate = gate_on(wire);
-    gate.hold_from(epoch(1));
-    gate.renew_lease(u64::MAX);
+    gate.hold();
+    gate.renew_lease(&long_lease(TERM));
     gate
 }
 
 /// A broadcast UDP datagram that carries `number`: of IPv4 when it is even, else of IPv6.
-fn ip(number: u32) -> Vec<u8> {
+pub(crate) fn ip(number: u32) -> Vec<u8> {
     let payload = [&number.to_be_bytes()[..], &[7; 36]].concat();
     if number.is_multiple_of(2) {
         return udp([0xff; 6], Ipv4Addr::BROADCAST, &payload);
@@ -48,7 +45,7 @@ fn ip(number: u32) -> Vec<u8> {
 }
 
 /// The numbers in frames of [`ip`].
-fn numbers(frames: &[Vec<u8>]) -> Vec<u32> {
+pub(crate) fn numbers(frames: &[Vec<u8>]) -> Vec<u32> {
     let number = |frame: &Vec<u8>| {
         let at = if frame[12..14] == [0x08, 0x00] { 42 } else { 62 };
         u32::from_be_bytes(frame[at..at + 4].try_into().unwrap())
@@ -79,7 +76,7 @@ fn ip_frames_wait_in_the_queue_and_leave_epoch_by_epoch_in_order() {
     let mut wire = Wire::new();
     let mut gate = holding_gate_on(&wire);
     (0..100).for_each(|n| wire.send(&ip(n)));
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     (100..150).for_each(|n| wire.send(&ip(n)));
     assert_eq!(gate.flush().unwrap(), Flushed::All);
     assert!(wire.arrivals().is_empty(), "nothing is committed yet");
@@ -89,7 +86,7 @@ fn ip_frames_wait_in_the_queue_and_leave_epoch_by_epoch_in_order() {
     release_all(&mut gate);
     assert_eq!(numbers(&wire.arrivals()), (0..100).collect::<Vec<_>>());
 
-    gate.seal(epoch(3));
+    gate.seal(&opened(3));
     wire.send(&ip(150));
     gate.commit(&committed(2));
     release_all(&mut gate);
@@ -127,7 +124,7 @@ fn every_kind_of_frame_is_held_and_comes_out_as_it_went_in() {
     gate.flush().unwrap();
     assert!(wire.arrivals().is_empty());
     assert_eq!(gate.held(), 9);
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     gate.commit(&committed(1));
     release_all(&mut gate);
     let mut out = wire.arrivals();
@@ -176,7 +173,7 @@ fn a_frame_of_64_kb_stays_whole() {
     gate.flush().unwrap();
     assert!(wire.arrivals().is_empty());
     assert_eq!(gate.held(), 1);
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     gate.commit(&committed(1));
     release_all(&mut gate);
     let out = wire.arrivals();
@@ -190,7 +187,7 @@ fn a_checksum_that_is_left_to_others_is_still_left_to_them() {
     let mut gate = holding_gate_on(&wire);
     let sent = unfinished_tcp(100, 0);
     wire.send(&sent);
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     gate.commit(&committed(1));
     release_all(&mut gate);
     assert_eq!(wire.arrivals(), [sent]);
@@ -204,7 +201,7 @@ fn heard_after_commit(wire: &mut Wire, gate: &mut Gate, host: Ipv4Addr, frame: &
     gate.flush().unwrap();
     assert!(socket.recv(&mut [0; 8]).is_err(), "it waits");
     assert_eq!(gate.held(), 1);
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     gate.commit(&committed(1));
     release_all(gate);
     let mut heard = [0; 8];
@@ -236,7 +233,7 @@ fn without_its_listener_the_gate_leaks_nothing() {
     let mut wire = Wire::new();
     let mut gate = holding_gate_on(&wire);
     (0..50).for_each(|n| wire.send(&ip(n)));
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     gate.commit(&committed(1));
     // As after SIGKILL: nothing of this process is left but the pins and the rules.
     drop(gate);
@@ -245,9 +242,9 @@ fn without_its_listener_the_gate_leaks_nothing() {
     assert!(wire.arrivals().is_empty());
 
     // The next controller takes over what stands there, and works.
-    let mut next =
-        Gate::install(wire.tap.clone(), wire.pins.path(), &settings(), Term::FIRST.next()).unwrap();
-    next.hold_from(epoch(1));
+    let mut next = Gate::install(wire.tap.clone(), wire.pins.path(), &settings()).unwrap();
+    next.begin_term(&permits::after(TERM), Held::Discard).unwrap();
+    next.hold();
     next.verify().unwrap();
     wire.send(&ip(0));
     next.flush().unwrap();
@@ -276,7 +273,7 @@ fn of_1000_uncommitted_frames_that_a_buggy_release_lets_go_none_gets_out() {
     accept_up_to(&gate, 1000);
     assert!(wire.arrivals().is_empty());
     assert_eq!(gate.counters().unwrap().get(Counter::RefusedByLock), 1000);
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     gate.commit(&committed(1));
     release_all(&mut gate);
     assert!(wire.arrivals().is_empty(), "lost, not leaked");
@@ -286,10 +283,10 @@ fn of_1000_uncommitted_frames_that_a_buggy_release_lets_go_none_gets_out() {
 fn a_release_after_the_lease_is_stopped_twice() {
     let mut wire = Wire::new();
     let mut gate = gate_on(&wire);
-    gate.hold_from(epoch(1));
-    gate.renew_lease(1);
+    gate.hold();
+    gate.renew_lease(&lease(TERM, Duration::from_nanos(1)));
     (0..10).for_each(|n| wire.send(&ip(n)));
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     gate.commit(&committed(1));
     assert_eq!(gate.flush().unwrap(), Flushed::Refused);
     assert_eq!(gate.held(), 10, "held, not lost");
@@ -303,7 +300,7 @@ fn a_replayed_release_gets_nothing_out_twice() {
     let mut wire = Wire::new();
     let mut gate = holding_gate_on(&wire);
     (0..1000).for_each(|n| wire.send(&ip(n)));
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     gate.commit(&committed(1));
     let mut out = 0;
     for _ in 0..3 {
@@ -320,7 +317,7 @@ fn a_closed_gate_lets_nothing_out_not_even_what_is_committed() {
     let mut wire = Wire::new();
     let mut gate = holding_gate_on(&wire);
     wire.send(&ip(0));
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     gate.commit(&committed(1));
     gate.close();
     assert_eq!(gate.flush().unwrap(), Flushed::Refused);
@@ -340,7 +337,7 @@ fn a_full_queue_drops_and_counts_and_never_leaks() {
     let held = gate.held();
     assert!(held >= 60_000, "{held}");
     assert_eq!(held + gate.counters().unwrap().get(Counter::DroppedFull), 70_000);
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     gate.commit(&committed(1));
     release_all(&mut gate);
     assert_eq!(gate.counters().unwrap().get(Counter::Released), held);
@@ -351,14 +348,14 @@ fn a_full_queue_drops_and_counts_and_never_leaks() {
 fn the_next_controller_adopts_the_gate_and_holds_on() {
     let mut wire = Wire::new();
     let mut gate = holding_gate_on(&wire);
-    gate.seal(epoch(2));
+    gate.seal(&opened(2));
     wire.send(&numbered(0));
     drop(gate);
     let mut gate = Gate::adopt(wire.tap.clone(), wire.pins.path()).unwrap().expect("a gate");
     wire.send(&ip(1));
     gate.flush().unwrap();
     assert_eq!(gate.held(), 2);
-    gate.seal(epoch(3));
+    gate.seal(&opened(3));
     gate.commit(&committed(2));
     release_all(&mut gate);
     assert_eq!(wire.arrivals().len(), 2);
@@ -369,7 +366,7 @@ fn what_was_held_leaves_before_what_passes_an_open_gate() {
     let mut wire = Wire::new();
     let mut gate = holding_gate_on(&wire);
     (0..10).for_each(|n| wire.send(&ip(n)));
-    gate.open(&Fenced::first_start());
+    gate.open(&permits::first());
     (10..20).for_each(|n| wire.send(&ip(n)));
     release_all(&mut gate);
     (20..30).for_each(|n| wire.send(&ip(n)));
@@ -435,7 +432,7 @@ fn a_gate_that_is_lost_is_put_back_though_its_rules_have_an_owner() {
     let mut back = gate.again().expect("put the gate back");
     assert!(gate.verify().is_err(), "the old one is of no use");
     back.verify().expect("well");
-    back.hold_from(epoch(1));
+    back.hold();
     wire.send(&ip(0));
     back.flush().unwrap();
     assert_eq!(back.held(), 1);

@@ -12,13 +12,11 @@ use remus::{
     gate::{Gate, Release, Settings},
     names::LinkName,
 };
-use remus_abi::{
-    Term,
-    gate::{Counter, Life, SlotState, mark},
-};
+use remus_abi::gate::{Counter, Life, SlotState, mark};
+use rig::permits::long_lease;
 
 use crate::{
-    gate::{committed, epoch, release_all},
+    gate::{TERM, begun, committed, opened, release_all},
     wire::{Wire, number_in, numbered},
 };
 
@@ -85,13 +83,13 @@ fn both_ways(claim: impl Fn(&mut Wire, &mut Gate, &mut Wrong)) {
     for release in [Release::ReEntry, uplink] {
         let settings = Settings { release: release.clone(), ..Settings::default() };
         let pins = wire.pins.path();
-        let mut gate = Gate::install(wire.tap.clone(), pins, &settings, Term::FIRST).unwrap();
-        gate.hold_from(epoch(1));
-        gate.renew_lease(u64::MAX);
+        let mut gate = begun(Gate::install(wire.tap.clone(), pins, &settings).unwrap());
+        gate.hold();
+        gate.renew_lease(&long_lease(TERM));
         for n in 0..FRAMES {
             wire.send(&numbered(n));
         }
-        gate.seal(epoch(2));
+        gate.seal(&opened(2));
         let mut wrong = Wrong::beside(&wire, &release);
         claim(&mut wire, &mut gate, &mut wrong);
         gate.remove().unwrap();

@@ -5,26 +5,31 @@ use std::{
     fs,
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
     time::Duration,
 };
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use remus::{
-    gate::{Gate, Release, Settings, Trigger},
+    gate::{Flushed, Gate, Held, Release, Settings, Trigger},
     names::LinkName,
     wire::Session,
 };
 use remus_abi::{
-    Epoch,
+    Epoch, Term,
     ack::{AckCounter, AckDatagram, AckKey},
     gate::Counter,
 };
-use rig::{links::Links, netns::NetNs, sys::boottime_ns};
+use rig::{
+    links::Links,
+    netns::NetNs,
+    permits::{self, Epochs},
+    sys::boottime_ns,
+};
 
 use crate::{
-    gate::{TERM, committed, epoch, holding_gate_on, release_all},
+    gate::{TERM, begun, committed, epoch, holding_gate_on, opened, release_all},
     wire::{GUEST_MAC, Wire, frame, number_in, numbered, numbered_long},
 };
 
@@ -86,8 +91,8 @@ impl Stage {
     fn of_a_new_gate(self, settings: &Settings) -> Self {
         let Self { wire, gate, trigger, ours, backup, backup_netns } = self;
         drop((gate, trigger));
-        let mut gate = Gate::install(wire.tap.clone(), wire.pins.path(), settings, TERM).unwrap();
-        gate.hold_from(epoch(1));
+        let mut gate = begun(Gate::install(wire.tap.clone(), wire.pins.path(), settings).unwrap());
+        gate.hold();
         let mut trigger = gate.trigger().unwrap();
         trigger.attach(REPL).unwrap();
         Self { wire, gate, trigger, ours, backup, backup_netns }
@@ -97,7 +102,7 @@ impl Stage {
     fn with_a_frame_of_epoch_1() -> Self {
         let mut stage = Self::new();
         stage.wire.send(&numbered(1));
-        stage.gate.seal(epoch(2));
+        stage.gate.seal(&opened(2));
         stage
     }
 
@@ -190,7 +195,7 @@ fn a_genuine_ack_releases_without_a_word_from_the_controller() {
     let mut stage = Stage::new();
     stage.wire.send(&numbered(1));
     stage.wire.send(&numbered(2));
-    stage.gate.seal(epoch(2));
+    stage.gate.seal(&opened(2));
     stage.wire.send(&numbered(3));
     stage.ack(1);
     assert_eq!(stage.numbers_out(), [1, 2], "epoch 1, in order, and nothing of epoch 2");
@@ -198,7 +203,7 @@ fn a_genuine_ack_releases_without_a_word_from_the_controller() {
     assert_eq!(stage.gate.newest_ack().unwrap().0.epoch(), epoch(1));
     assert!(stage.passed_on().is_empty(), "a genuine datagram is consumed");
 
-    stage.gate.seal(epoch(3));
+    stage.gate.seal(&opened(3));
     stage.ack(2);
     assert_eq!(stage.numbers_out(), [3]);
     let counters = stage.gate.counters().unwrap();
@@ -238,7 +243,7 @@ fn comes_out_as_it_went_in(stage: &mut Stage) {
     for frame in &frames {
         stage.wire.send(frame);
     }
-    stage.gate.seal(epoch(2));
+    stage.gate.seal(&opened(2));
     stage.ack(1);
     let out = stage.wire.arrivals();
     for (at, sent) in frames.iter().enumerate() {
@@ -267,7 +272,7 @@ fn an_uplink_lets_out_what_a_datagram_commits() {
     stage.trigger.arm(session(1), KEY, stage.port(), LEASE);
     stage.wire.send(&numbered(1));
     stage.wire.send(&numbered(2));
-    stage.gate.seal(epoch(2));
+    stage.gate.seal(&opened(2));
     stage.wire.send(&numbered(3));
     stage.ack(1);
     assert_eq!(stage.numbers_out(), [1, 2]);
@@ -329,12 +334,12 @@ fn a_replayed_or_stale_ack_moves_nothing() {
     let first = ack_of(1).encode(KEY);
     stage.send(&first);
     stage.wire.send(&numbered(2));
-    stage.gate.seal(epoch(3));
+    stage.gate.seal(&opened(3));
     stage.ack(2);
     assert_eq!(stage.numbers_out(), [1, 2]);
 
     stage.wire.send(&numbered(3));
-    stage.gate.seal(epoch(4));
+    stage.gate.seal(&opened(4));
     stage.send(&first);
     stage.ack(2);
     stage.sees_nothing_leave();
@@ -351,14 +356,14 @@ fn a_genuine_ack_after_the_lease_releases_nothing() {
     let mut stage = Stage::new().of_a_new_gate(&Settings::default());
     stage.trigger.arm(session(1), KEY, stage.port(), Duration::from_millis(50));
     stage.wire.send(&numbered(1));
-    stage.gate.seal(epoch(2));
+    stage.gate.seal(&opened(2));
     let late = AckDatagram { sent_ns: boottime_ns() - 51_000_000, ..ack_of(1) };
     stage.send(&late.encode(KEY));
     stage.sees_nothing_leave();
     assert!(stage.gate.counters().unwrap().get(Counter::LeaseOver) > 0);
 
     // A later ack, in time, is a lease of its own: no word from the controller is needed.
-    stage.gate.seal(epoch(3));
+    stage.gate.seal(&opened(3));
     stage.ack(2);
     assert_eq!(stage.numbers_out(), [1], "held, not lost");
 }
@@ -374,6 +379,88 @@ fn a_new_session_voids_the_old_key() {
     assert_eq!((stage.count(AckCounter::OtherSession), stage.count(AckCounter::BadTag)), (1, 1));
     stage.send(&AckDatagram { session: 2, ..ack_of(1) }.encode(new));
     assert_eq!(stage.numbers_out(), [1]);
+}
+
+#[test]
+fn an_old_terms_acks_and_lease_release_nothing_in_a_new_term() {
+    let mut stage = Stage::new().of_a_new_gate(&Settings::default());
+    stage.trigger.arm(session(1), KEY, stage.port(), LEASE);
+    stage.wire.send(&numbered(1));
+    stage.gate.seal(&opened(2));
+    stage.ack(1);
+    assert_eq!(stage.numbers_out(), [1], "by the datagram's lease");
+    stage.wire.send(&numbered(2));
+    stage.gate.seal(&opened(3));
+
+    let fenced = permits::after(TERM);
+    stage.gate.begin_term(&fenced, Held::Keep).unwrap();
+    assert_eq!(stage.gate.newest_ack(), None);
+    let late = ack_of(2).encode(KEY);
+    stage.send(&late);
+    stage.sees_nothing_leave();
+    assert_eq!(stage.passed_on(), late, "the trigger is disarmed");
+    // Armed all the same, by a thread that has not heard of the new term.
+    stage.trigger.arm(session(1), KEY, stage.port(), LEASE);
+    stage.ack(1);
+    stage.ack(2);
+    stage.sees_nothing_leave();
+    assert_eq!(stage.count(AckCounter::OtherTerm), 2);
+
+    let mut epochs = Epochs::begin(fenced);
+    stage.gate.seal(&epochs.seal());
+    stage.gate.commit(&epochs.commit());
+    assert_eq!(stage.gate.flush().unwrap(), Flushed::Refused, "no lease of this term");
+    stage.sees_nothing_leave();
+    assert!(stage.gate.counters().unwrap().get(Counter::LeaseOver) > 0);
+
+    // Committed by the controller; the lease comes with the next datagram of the new term.
+    stage.gate.seal(&epochs.seal());
+    let term = TERM.next();
+    stage.send(&AckDatagram { term, ..ack_of(2) }.encode(KEY));
+    assert_eq!(stage.numbers_out(), [2], "kept, not lost");
+    let counters = stage.gate.counters().unwrap();
+    assert_eq!(counters.get(Counter::RefusedByLock) + counters.get(Counter::RefusedStale), 0);
+}
+
+/// Datagrams of the old term at any moment of its end.
+#[test]
+fn datagrams_that_come_while_a_term_begins_leave_no_lease_behind() {
+    const TERMS: u32 = 200;
+    let mut stage = Stage::new().of_a_new_gate(&Settings::default());
+    let mut term = TERM;
+    let stop = AtomicBool::new(false);
+    let speaker = AtomicU32::new(term.get());
+    thread::scope(|scope| {
+        let sender = stage.backup.try_clone().unwrap();
+        let (stop, speaker) = (&stop, &speaker);
+        scope.spawn(move || {
+            while !stop.load(Ordering::Acquire) {
+                let term = Term::new(speaker.load(Ordering::Acquire)).unwrap();
+                for n in 1..4 {
+                    sender.send(&AckDatagram { term, ..ack_of(n) }.encode(KEY)).unwrap();
+                }
+            }
+        });
+        let mut epochs = Epochs::begin(permits::first());
+        for _ in 0..TERMS {
+            stage.trigger.arm(session(1), KEY, stage.port(), LEASE);
+            (0..4).for_each(|_| stage.gate.seal(&epochs.seal()));
+            let fenced = permits::after(term);
+            stage.gate.begin_term(&fenced, Held::Discard).unwrap();
+            assert_eq!(stage.gate.newest_ack(), None, "term {term}");
+            term = term.next();
+            epochs = Epochs::begin(fenced);
+            // A release would find the lease that an ack of the old term had left.
+            stage.wire.send(&numbered(term.get()));
+            stage.gate.seal(&epochs.seal());
+            stage.gate.commit(&epochs.commit());
+            assert_eq!(stage.gate.flush().unwrap(), Flushed::Refused, "term {term}");
+            speaker.store(term.get(), Ordering::Release);
+        }
+        stop.store(true, Ordering::Release);
+    });
+    stage.sees_nothing_leave();
+    assert!(stage.count(AckCounter::Taken) > 0, "some came in time");
 }
 
 #[test]
@@ -422,7 +509,7 @@ fn what_a_datagram_leaves_behind_the_controller_releases() {
     for n in 0..900 {
         stage.wire.send(&numbered(n));
     }
-    stage.gate.seal(epoch(2));
+    stage.gate.seal(&opened(2));
     stage.ack(1);
     let first = stage.numbers_out();
     assert!((1..900).contains(&first.len()), "a batch: {}", first.len());
@@ -462,7 +549,7 @@ fn datagrams_and_the_controller_release_each_frame_once_and_in_order() {
             for at in 0..FRAMES {
                 stage.wire.send(&numbered(u32::try_from(n).unwrap() * FRAMES + at));
             }
-            stage.gate.seal(epoch(n + 1));
+            stage.gate.seal(&opened(n + 1));
             to_ack.send(n).unwrap();
             if n % 3 == 0 {
                 stage.gate.commit(&committed(n));
@@ -522,7 +609,7 @@ fn a_link_that_was_made_again_is_attached_to_again() {
 fn a_trigger_that_was_never_armed_lets_everything_pass() {
     let mut stage = Stage::new().of_a_new_gate(&Settings::default());
     stage.wire.send(&numbered(1));
-    stage.gate.seal(epoch(2));
+    stage.gate.seal(&opened(2));
     stage.send(&AckDatagram { session: 0, ..ack_of(1) }.encode(AckKey([0, 0])));
     stage.sees_nothing_leave();
     assert_eq!(AckCounter::ALL.map(|counter| stage.count(counter)), [0; AckCounter::COUNT]);

@@ -13,7 +13,8 @@
 //! [`host`] is a machine that can die; [`topology`] is the drawing above; [`nest`] puts all of it into a PID
 //! namespace, so that nothing can be left behind. [`client`] keeps a history of every request and reply and
 //! judges it, [`http`] and [`psql`] are other clients, [`sniffer`] sees what leaves the hosts. [`remus`] starts the
-//! daemons, [`pair`] is what tests say of them, [`peer`] is whoever speaks to them byte by byte, [`pty`] is a terminal
+//! daemons, [`pair`] is what tests say of them, [`peer`] is whoever speaks to them byte by byte, [`permits`]
+//! earns what a gate wants to be shown, [`pty`] is a terminal
 //! for one, [`story`] tells what `remus-rig run` does, [`report`] what came of it.
 //! [`mod@bench`] is another thing: what the gate costs, what checkpoints do, and what others need for the same: [`qemu`]
 //! and [`qmp`] drive QEMU, [`colo`] a pair of them. [`outlet`] brings what was written out of the lab.
@@ -32,6 +33,7 @@ pub mod netns;
 pub mod outlet;
 pub mod pair;
 pub mod peer;
+pub mod permits;
 pub mod progress;
 pub mod psql;
 pub mod pty;

@@ -1,9 +1,10 @@
 //! An exhaustive walk of both brains, the gate's rule and the leases, over everything a network, a scheduler and a
 //! bad moment can do to them.
 //!
-//! The brains are the real ones (`remus::replication`), and so are the stamps' rule of release and the messages.
-//! Modelled are what they steer: a guest of four words in two pages, its dirty log, page deltas, the gate's slots,
-//! a network that loses, repeats and reorders, and one clock. See [`world`] for what is in a step, and [`walk`]
+//! The brains are the real ones (`remus::replication`), and so are the messages, the gate's control words with the order in
+//! which each change writes them, and the rule by which the kernel reads them. Modelled are what they steer: a guest of
+//! four words in two pages, its dirty log, page deltas, the gate's slots, a network that loses, repeats and reorders, and
+//! one clock. See [`world`] for what is in a step, and [`walk`]
 //! for how the shortest path to a violation is found.
 //!
 //! A process that is stopped, or a host that is dead, is one whose steps are no longer chosen: every interleaving
@@ -64,6 +65,7 @@ fn nothing_seen_outside_is_ever_taken_back() {
             lost: 1,
             repeated: 1,
             fences: 0,
+            newcomers: 0,
             strangers: 0,
         },
         100_000,
@@ -92,6 +94,7 @@ fn heartbeats_keep_the_lease_and_nothing_else() {
             lost: 0,
             repeated: 0,
             fences: 0,
+            newcomers: 0,
             strangers: 0,
         },
         100_000,
@@ -112,6 +115,7 @@ fn a_second_session_begins_anew_and_takes_nothing_from_the_first() {
             lost: 0,
             repeated: 0,
             fences: 0,
+            newcomers: 0,
             strangers: 0,
         },
         100_000,
@@ -138,6 +142,7 @@ fn a_guest_that_ran_unprotected_is_held_from_its_first_checkpoint_on() {
             lost: 0,
             repeated: 0,
             fences: 0,
+            newcomers: 0,
             strangers: 0,
         },
         50_000,
@@ -158,10 +163,47 @@ fn a_new_term_leaves_nothing_of_the_old_one_to_promote() {
             lost: 0,
             repeated: 0,
             fences: 1,
+            newcomers: 0,
             strangers: 0,
         },
         100_000,
-        &[Seen::PassedOpen, Seen::PromotedInSecondTerm, Seen::PromotedWithOutputOutside],
+        &[
+            Seen::PassedOpen,
+            Seen::PromotedInSecondTerm,
+            Seen::PromotedWithOutputOutside,
+            Seen::KeptLeftThroughOpenGate,
+            Seen::FlushStoppedWhileTermBegins,
+        ],
+    );
+}
+
+/// Unprotected, then protected again by another host, in a new term on the same gate.
+const TWO_TERMS: Limits = Limits {
+    steps: 2,
+    seals: 3,
+    sessions: 2,
+    ticks: 2,
+    heartbeats: 0,
+    lost: 0,
+    repeated: 0,
+    fences: 1,
+    newcomers: 1,
+    strangers: 0,
+};
+
+#[test]
+fn a_gate_that_begins_a_new_term_holds_and_releases_by_that_term_alone() {
+    explore(
+        Start::ShutWithLongLease,
+        TWO_TERMS,
+        100_000,
+        &[
+            Seen::PassedOpen,
+            Seen::KeptLeftThroughOpenGate,
+            Seen::FlushStoppedWhileTermBegins,
+            Seen::ReleasedInSecondTerm,
+            Seen::PromotedInSecondTerm,
+        ],
     );
 }
 
@@ -178,6 +220,7 @@ fn a_strangers_word_takes_nothing_from_a_guest() {
             lost: 0,
             repeated: 0,
             fences: 0,
+            newcomers: 0,
             strangers: 1,
         },
         100_000,
@@ -195,6 +238,7 @@ const ONE_SESSION: Limits = Limits {
     lost: 0,
     repeated: 0,
     fences: 0,
+    newcomers: 0,
     strangers: 0,
 };
 /// And for those that take a reconnect.
@@ -207,6 +251,7 @@ const TWO_SESSIONS: Limits = Limits {
     lost: 0,
     repeated: 0,
     fences: 0,
+    newcomers: 0,
     strangers: 0,
 };
 
@@ -272,4 +317,21 @@ fn an_outdated_image_that_survives_a_newer_term_is_found() {
 #[test]
 fn a_stranger_that_is_believed_is_found() {
     finds(Fault::StrangersWordCounts, Start::Shut, Limits { strangers: 1, ..TWO_SESSIONS });
+}
+
+#[test]
+fn a_lease_that_outlives_its_term_is_found() {
+    let limits = Limits { steps: 1, seals: 2, heartbeats: 1, ..TWO_TERMS };
+    finds(Fault::LeaseSurvivesTerm, Start::ShutWithLongLease, limits);
+}
+
+#[test]
+fn a_word_of_the_new_term_that_is_written_first_is_found() {
+    finds(Fault::TermWordFirst, Start::Shut, Limits { ticks: 1, ..TWO_TERMS });
+}
+
+#[test]
+fn a_commit_of_the_old_term_that_counts_in_the_new_one_is_found() {
+    let limits = Limits { steps: 1, seals: 4, newcomers: 0, ..TWO_TERMS };
+    finds(Fault::OldTermsCommitCounts, Start::Shut, limits);
 }

@@ -9,13 +9,14 @@ use remus::{
         Assembly, Content, DirtyBook, Encoder, EncoderSettings, PAGE_SIZE, Page, PageSet, Staging,
     },
     names::VmName,
-    replication::{Backup, Fenced, Pipeline, Policy, Sealed, SyncNext},
+    replication::{Backup, Pipeline, Policy, Sealed, SyncNext},
     wire::{
         Attach, Begin, BulkToBackup, BulkToPrimary, Chain, End, Features, FrameBuffer, HEADER_LEN,
         Hello, Instance, Kind, Lane, Moment, Session, Timing, head,
     },
 };
 use remus_abi::{Epoch, Term};
+use rig::permits;
 
 const RAM_PAGES: u32 = 8;
 const STATE: &[u8] = b"registers";
@@ -68,7 +69,7 @@ fn apply(image: &mut Ram, page: Page, content: Content<'_>) {
 impl PrimaryEnd {
     fn new() -> Self {
         let timing = Timing::default();
-        let pipeline = Pipeline::start_shut(Fenced::first_start(), Policy::new(&timing), Moment(0));
+        let pipeline = Pipeline::start_shut(permits::first(), Policy::new(&timing), Moment(0));
         Self {
             pipeline,
             book: DirtyBook::new(RAM_PAGES),

@@ -31,6 +31,8 @@ pub(crate) struct Limits {
     pub(crate) repeated: u8,
     /// An operator switches the backup off and lets the primary go on in the next term.
     pub(crate) fences: u8,
+    /// Another host becomes the backup in the place of one that was switched off.
+    pub(crate) newcomers: u8,
     /// Somebody starts the VM on a third host, which knows nothing and counts a newer term.
     pub(crate) strangers: u8,
 }
@@ -38,6 +40,8 @@ pub(crate) struct Limits {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Start {
     Shut,
+    /// In the first term the lease is twice as long as later.
+    ShutWithLongLease,
     Unprotected,
 }
 
@@ -68,6 +72,12 @@ pub(crate) enum Fault {
     NewerTermKeepsImage,
     /// The backup takes a newer term for its word, whoever says it.
     StrangersWordCounts,
+    /// The lease of a term is not zeroed when the next one begins.
+    LeaseSurvivesTerm,
+    /// A new term's epochs are written before the lease of the old one is zeroed, and before what is kept is said.
+    TermWordFirst,
+    /// A late ack of the old term raises the committed epoch of the new one.
+    OldTermsCommitCounts,
 }
 
 /// What a walk should come across, or it proves little.
@@ -93,6 +103,11 @@ pub(crate) enum Seen {
     PromotedInSecondTerm,
     /// A stranger was refused by a backup that keeps the guest.
     RefusedStranger,
+    /// What was held in the first term left when the gate opened in the second.
+    KeptLeftThroughOpenGate,
+    /// A flush came while a term began, and found no lease.
+    FlushStoppedWhileTermBegins,
+    ReleasedInSecondTerm,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -111,6 +126,10 @@ pub(crate) enum Violation {
     TwoSpeakers { said: u8 },
     /// The primary has stood down, and no other host has the guest.
     GuestLost,
+    /// The gate threw away what it held, though the guest goes on.
+    HeldIsThrownAway { said: u8 },
+    /// The gate let something out after what the guest had said later.
+    OutOfOrder { said: u8, after: u8 },
 }
 
 /// A message, and the session whose connection carries it. `truth` is for the checker alone.
@@ -153,6 +172,9 @@ pub(crate) enum Step {
     PrimaryLosesLinks,
     BackupLosesLinks,
     Fence,
+    /// The gate's controller does the next thing that a new term takes.
+    TurnOn,
+    Newcomer,
     Stranger,
     Promote,
 }
@@ -181,6 +203,13 @@ pub(crate) fn timing() -> Timing {
     timing
 }
 
+pub(crate) fn long_timing() -> Timing {
+    let ns = std::time::Duration::from_nanos;
+    let timing = Timing { lease: ns(4), detect: ns(5), ..timing() };
+    timing.check().expect("lease and margin are within the detection time");
+    timing
+}
+
 pub(crate) fn session(n: u64) -> Session {
     Session::new(n).expect("sessions count from 1")
 }
@@ -190,7 +219,8 @@ impl World {
         Self {
             fault,
             left: limits,
-            now: 0,
+            // At 0 no lease at all would be one that is not over yet.
+            now: 1,
             primary: PrimaryHost::new(start),
             backup: BackupHost::new(),
             network: Vec::new(),
@@ -211,7 +241,7 @@ impl World {
             }
         };
         may(left.ticks > 0, Step::Tick);
-        may(left.steps > 0 && primary.runs(), Step::GuestCounts);
+        may(left.steps > 0 && primary.is_free(), Step::GuestCounts);
         may(left.sessions > 0 && primary.may_connect(), Step::Connect);
         may(primary.may_sync(), Step::SyncRound);
         may(left.seals > 0 && primary.may_seal(self.now), Step::Seal);
@@ -222,11 +252,14 @@ impl World {
         may(primary.has_session(), Step::PrimaryLosesLinks);
         may(backup.has_session(), Step::BackupLosesLinks);
         may(left.fences > 0 && primary.may_connect() && !backup.is_promoted(), Step::Fence);
+        may(primary.gate.is_turning(), Step::TurnOn);
+        may(left.newcomers > 0 && backup.is_off(), Step::Newcomer);
         may(left.strangers > 0 && backup.keeps_the_guest(), Step::Stranger);
         may(backup.may_promote(self), Step::Promote);
-        for (at, _) in (0u8..).zip(&self.network) {
-            may(true, Step::Deliver(at));
-            may(left.repeated > 0, Step::Repeat(at));
+        for (at, packet) in (0u8..).zip(&self.network) {
+            let is_taken = packet.is_for_backup() || primary.is_free();
+            may(is_taken, Step::Deliver(at));
+            may(is_taken && left.repeated > 0, Step::Repeat(at));
             may(left.lost > 0, Step::Lose(at));
         }
     }
@@ -275,7 +308,12 @@ impl World {
             Step::BackupLosesLinks => self.backup.lose_session(),
             Step::Fence => {
                 self.left.fences -= 1;
-                self.fence()?;
+                self.fence();
+            }
+            Step::TurnOn => self.primary.gate.turn_on(),
+            Step::Newcomer => {
+                self.left.newcomers -= 1;
+                self.backup = BackupHost::newcomer();
             }
             Step::Stranger => {
                 self.left.strangers -= 1;
@@ -298,11 +336,10 @@ impl World {
     /// Whether anybody will still read it. A closed connection is not read; yet what its reader had handed on
     /// before it was closed may reach the primary's engine at any later time.
     fn is_read(&self, packet: &Packet) -> bool {
-        match &packet.message {
-            Message::Sync(_) | Message::Checkpoint { .. } | Message::Heartbeat(_) => {
-                self.backup.session() == packet.session
-            }
-            Message::Ack(_) | Message::HeartbeatAck(_) => self.primary.runs(),
+        if packet.is_for_backup() {
+            self.backup.session() == packet.session
+        } else {
+            self.primary.runs()
         }
     }
 
@@ -332,7 +369,10 @@ impl World {
         if self.backup.is_promoted() {
             return Err(Violation::TwoSpeakers { said });
         }
-        self.outside = self.outside.max(said);
+        if said <= self.outside {
+            return Err(Violation::OutOfOrder { said, after: self.outside });
+        }
+        self.outside = said;
         Ok(())
     }
 
@@ -364,6 +404,8 @@ impl World {
             | Step::PrimaryLosesLinks
             | Step::BackupLosesLinks
             | Step::Fence
+            | Step::TurnOn
+            | Step::Newcomer
             | Step::Stranger
             | Step::Promote => format!("{step:?}"),
         }
@@ -378,6 +420,15 @@ impl World {
             self.outside,
             self.network.len()
         )
+    }
+}
+
+impl Packet {
+    fn is_for_backup(&self) -> bool {
+        match &self.message {
+            Message::Sync(_) | Message::Checkpoint { .. } | Message::Heartbeat(_) => true,
+            Message::Ack(_) | Message::HeartbeatAck(_) => false,
+        }
     }
 }
 
@@ -411,6 +462,12 @@ impl fmt::Display for Violation {
             }
             Self::GuestLost => {
                 f.write_str("VIOLATION: the primary stood down for nobody: the guest is lost")
+            }
+            Self::HeldIsThrownAway { said } => {
+                write!(f, "VIOLATION: {said} was held for a guest that goes on, and is gone")
+            }
+            Self::OutOfOrder { said, after } => {
+                write!(f, "VIOLATION: {said} came out after {after}")
             }
             Self::TwoSpeakers { said } => {
                 write!(f, "VIOLATION: the old primary said {said} after the takeover")

@@ -49,7 +49,7 @@ impl Follower {
         let mut brain = self.brain.clone();
         let welcome = brain.handle_hello(hello)?;
         let plan = self.judge(hello)?;
-        self.prepare(plan, hello)?;
+        self.prepare(plan)?;
         self.record(&brain)?;
         self.brain = brain;
         Ok(ToPrimary::Welcome(welcome))
@@ -112,7 +112,7 @@ impl Follower {
     }
 
     /// Makes the machine that `plan` asks for, unless it is there.
-    fn prepare(&mut self, plan: Plan, hello: &Hello) -> Result<(), Refuse> {
+    fn prepare(&mut self, plan: Plan) -> Result<(), Refuse> {
         if self.standby.as_ref().is_some_and(|standby| standby.serves(&plan)) {
             return Ok(());
         }
@@ -130,7 +130,7 @@ impl Follower {
         self.lose("the primary asks for another machine");
         (self.session, self.watch, self.standby) = (None, None, None);
         let not_ready = |e: anyhow::Error| self.refusal(Refusal::NotReady, &format!("{e:#}"));
-        let standby = Standby::prepare(plan, hello.term.next(), &self.pins).map_err(&not_ready)?;
+        let standby = Standby::prepare(plan, &self.pins).map_err(&not_ready)?;
         let subject = self.subject(&standby);
         self.watch = Some(Watch::start(subject, Part::Waits).map_err(&not_ready)?);
         self.standby = Some(standby);
@@ -176,7 +176,6 @@ impl Follower {
     fn begin(&mut self, hello: &Hello, stream: Accepted, welcome: &ToPrimary) {
         let standby = self.standby.as_mut().expect("built before the welcome");
         let next = hello.term.next();
-        standby.begin_term(next);
         standby.wiring.overhear(None);
         let watch = self.watch.as_ref().expect("it is there as long as the machine");
         watch.reserve(Record { term: next, standing: Standing::Promoted, owner: None });

@@ -6,7 +6,8 @@
 //! 2. The state beside RAM is put into the machine.
 //! 3. The tap joins the bridge and goes up, behind its gate, which is still closed. A bridge that is not there is
 //!    joined when it comes ([`Watch`](crate::watch::Watch)): a guest that few reach is better than none.
-//! 4. The gate opens; the network is told where the guest is now. The guest's own first frame might come late.
+//! 4. The gate begins the new term and opens; the network is told where the guest is now. The guest's own first frame
+//!    might come late.
 //! 5. The guest is to be given what the dead primary had given it in vain, then what came while nobody ran it. Not before:
 //!    until now frames may have come past the tap.
 //! 6. The guest runs: its engine's part.
@@ -25,6 +26,7 @@ use super::{
 use crate::{
     checkpoint::{EncoderSettings, MachineState, QUIET_EPOCHS_DEFAULT},
     engine::{Engine, Pulse, Report, Setup},
+    gate::Held,
     link::Patience,
     observe::status::{Failover, Protection},
     os::{boot_now, inbox},
@@ -173,6 +175,10 @@ fn put_together<'a>(
     match standby.wiring.connect() {
         Ok(()) => debug!("the tap is connected"),
         Err(e) => warn!("the guest runs on, and clients may not reach it: {e:#}"),
+    }
+    while let Err(e) = standby.gate.begin_term(fenced, Held::Discard) {
+        warn!("the gate does not take the new term, and is asked again: {e:#}");
+        thread::sleep(RETRY_EVERY);
     }
     standby.gate.open(fenced);
     debug!("the gate is open");

@@ -41,11 +41,7 @@ impl Engine {
         let mut paused = machine.pause()?;
         let stopped = boot_now();
         let sealed = brain.seal(begun);
-        if sealed.is_first {
-            gate.hold_from(sealed.open.epoch());
-        } else {
-            gate.seal(sealed.open.epoch());
-        }
+        gate.seal(&sealed.next);
         paused.capture(&mut shipment.state)?;
         let captured = boot_now();
         paused.harvest(harvest)?;

@@ -43,6 +43,8 @@ pub(crate) enum Input {
 pub(crate) enum Order {
     /// The session is of no use any more; make another.
     Drop(Session),
+    /// The guest goes on in this term: that of all sessions from now on.
+    BeginTerm(Term),
     /// Say goodbye, then end.
     Goodbye { epoch: Epoch, why: GoodbyeWhy },
 }

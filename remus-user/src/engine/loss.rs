@@ -124,10 +124,10 @@ impl Engine {
         self.guard.gate.set_debug(tracing::enabled!(tracing::Level::DEBUG));
         match mode {
             Mode::Closed | Mode::Open => {}
-            Mode::Hold => self.guard.gate.hold_from(self.brain.open()),
+            Mode::Hold => self.guard.gate.hold(),
         }
-        if let Some(until) = self.brain.lease_until() {
-            self.guard.gate.renew_lease(until.0);
+        if let Some(lease) = self.brain.lease_until() {
+            self.guard.gate.renew_lease(&lease);
         }
         paused.resume();
         let back = boot_now();

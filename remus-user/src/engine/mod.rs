@@ -31,6 +31,7 @@ mod session;
 mod shipment;
 mod standing;
 mod sync;
+mod term;
 mod wait;
 
 use std::{os::fd::AsRawFd, sync::Arc, time::Duration};
@@ -356,10 +357,7 @@ impl Engine {
                 self.brain.handle_goodbye_answered();
                 Ok(())
             }
-            Input::Asked(asked) => {
-                asked.answer(Err("not now".to_owned()));
-                Ok(())
-            }
+            Input::Asked(asked) => self.follow(asked),
             Input::Stop => {
                 self.end(GoodbyeWhy::Stopped);
                 Ok(())

@@ -58,6 +58,12 @@ pub(crate) fn relay(term: Term) -> (Relay, Relayed) {
 }
 
 impl Relay {
+    /// The guest goes on in a new term, of which nothing was noted yet.
+    pub(super) fn begin_term(&mut self) {
+        self.noted.clear();
+        (self.epoch, self.left) = (Epoch::NONE, 0);
+    }
+
     /// The guest was given `frame`, in this open epoch.
     pub(super) fn note(&mut self, epoch: Epoch, frame: &[u8]) {
         if self.epoch != epoch {
@@ -101,6 +107,12 @@ impl Relay {
 }
 
 impl Relayed {
+    /// From now on frames are of `term`; those of the one before are not sent any more.
+    pub(crate) fn begin_term(&mut self, term: Term) {
+        lock(&self.handover.ready).clear();
+        self.message.term = term;
+    }
+
     /// Waits for frames. Cancel safe: none are taken before it returns.
     pub(crate) async fn next(&mut self) -> &Inbound {
         loop {

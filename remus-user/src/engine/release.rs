@@ -7,6 +7,7 @@ use super::Engine;
 use crate::{
     gate::Flushed,
     os::boot_now,
+    replication::LeaseUntil,
     wire::{Ack, Moment, Session},
 };
 
@@ -55,9 +56,9 @@ impl Engine {
         }
     }
 
-    fn renew_lease(&mut self, until: Option<Moment>) {
-        if let Some(until) = until {
-            self.guard.gate.renew_lease(until.0);
+    fn renew_lease(&mut self, lease: Option<LeaseUntil>) {
+        if let Some(lease) = lease {
+            self.guard.gate.renew_lease(&lease);
         }
     }
 

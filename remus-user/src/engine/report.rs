@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
-use remus_abi::Stamp;
+use remus_abi::{Stamp, Term};
 
 use super::{
     shipment::{Payload, Shipment},
@@ -65,6 +65,12 @@ impl Report {
                 self.said.clear();
             }
         }
+    }
+
+    /// The guest goes on in a new term.
+    pub(crate) fn begin_term(&mut self, term: Term) {
+        self.shared.begin_term(term);
+        self.has_news = true;
     }
 
     /// The guest is paused because its gate is lost.

@@ -64,7 +64,7 @@ impl Engine {
         // From the first committed checkpoint on the backup may take over: a restart here must know of it.
         self.record.write(self.brain.term(), store::Standing::Protected)?;
         let ram_pages = self.capture.harvest.ram_pages();
-        let places = self.brain.depth() + SPARE_SHIPMENTS;
+        let places = self.brain.policy().depth + SPARE_SHIPMENTS;
         self.spare.make(places);
         let (out, acks, hang_up) = bulk
             .split(session, Features::shared_with(welcome.features))

@@ -25,6 +25,13 @@ impl AckMaps {
         summed(&self.counters)
     }
 
+    /// Whether no datagram has moved the gate in this term.
+    pub(super) fn are_none(&self) -> bool {
+        [Acked::Stamp, Acked::LeaseUntil, Acked::At]
+            .iter()
+            .all(|word| self.acked.get(*word as usize) == 0)
+    }
+
     /// The newest commit by a datagram, and when it came; a moment of another commit if one came meanwhile.
     pub(super) fn newest(&self) -> Option<(Stamp, Moment)> {
         let stamp = Stamp::from_bits(self.acked.get(Acked::Stamp as usize));

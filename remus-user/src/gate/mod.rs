@@ -5,10 +5,12 @@
 //! turns the one knob that lets frames out.
 //!
 //! Invariants:
-//! - A gate begins [`Mode::Closed`] and empty, in a term of its own, whatever was on the tap before: the new
-//!   `hold` is first in the chain before the old one goes.
-//! - Nothing is released without a [`Committed`], nor passed unheld without a [`Fenced`]; both are permissions
-//!   that only the replication brain hands out.
+//! - A gate begins [`Mode::Closed`], empty, and in no term, whatever was on the tap before: the new `hold` is first in the
+//!   chain before the old one goes.
+//! - Every step towards letting something out takes a permission, which only the brains of replication make: a term
+//!   begins and a gate opens by a [`Fenced`], an epoch ends by a [`NextEpoch`] and is released by a [`Committed`], until
+//!   the end of a [`LeaseUntil`]. The gate asserts that each is of its own term.
+//! - A gate outlives its term: [`Gate::begin_term`] leaves no commit, lease or trigger of the old one in force.
 //! - The lease is checked by `flush` itself. A controller that was stopped and wakes releases nothing.
 //! - Links, maps and programs are pinned: the controller may die at any moment and the gate stays shut.
 //! - A pin alone proves nothing. [`Gate::verify`] asks the kernel whether `hold` is attached to this very
@@ -22,6 +24,7 @@ mod control;
 mod counters;
 mod health;
 mod hook;
+mod make;
 mod nfqueue;
 mod pinned;
 mod pins;
@@ -29,28 +32,27 @@ mod programs;
 mod rtnl;
 mod settings;
 mod trigger;
+mod turn;
+mod words;
 
 use std::{
+    cell::RefCell,
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-    path::Path,
+    sync::Weak,
 };
 
-use anyhow::{Context, Result, bail};
-use aya::maps::{Map, MapData, RingBuf};
+use anyhow::{Result, bail};
+use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
 use remus_abi::{
-    Epoch, Stamp, Term,
+    Stamp,
     ack::AckCounters,
-    gate::{Control, Counter, Counters, FlushResult, LAYOUT, Mode, Ring, UNIT, slots},
+    gate::{Control, Counter, Counters, FlushResult, Mode, Ring, UNIT},
 };
 
 use self::{
-    acks::AckMaps,
-    control::Words,
-    counters::CounterMap,
-    nfqueue::{NfQueue, Permit},
-    pins::Pins,
-    programs::Programs,
+    acks::AckMaps, control::Words, counters::CounterMap, nfqueue::NfQueue, programs::Programs,
+    trigger::Armed,
 };
 pub use self::{
     counters::Residence,
@@ -60,14 +62,14 @@ pub use self::{
         Support as QueueSupport, forward_policy_drop, support as queue_support,
         sweep as sweep_queue,
     },
-    pinned::{Attachment, Held, Pinned, View},
+    pinned::{Attachment, InSlots, Pinned, View},
     pins::sweep as sweep_pins,
     settings::{Engine, Release, Settings},
     trigger::Trigger,
+    words::{ControlWords, Held, NewTerm, Write, Writes},
 };
 use crate::{
-    names::LinkName,
-    replication::{Committed, Fenced},
+    replication::{Committed, Fenced, LeaseUntil, NextEpoch},
     wire::Moment,
 };
 
@@ -101,7 +103,7 @@ pub struct Fill {
     pub capacity_bytes: u64,
 }
 
-/// A gate on one tap, in one term.
+/// A gate on one tap, in one term after another.
 pub struct Gate {
     tap: Tap,
     control: Words,
@@ -112,6 +114,8 @@ pub struct Gate {
     events: RingBuf<MapData>,
     programs: Programs,
     queue: Option<NfQueue>,
+    /// The trigger that was given last, if there ever was one; another thread may have it.
+    trigger: RefCell<Weak<Armed>>,
     logger: EbpfLogger<&'static dyn log::Log>,
 }
 
@@ -123,169 +127,32 @@ impl AsRawFd for Gate {
 }
 
 impl Gate {
-    /// Puts a closed, empty gate of `term` on `tap`, pinned below the directory `pins` (a bpffs is mounted
-    /// there if there is none). A gate that an earlier controller left on this tap is replaced: whatever it
-    /// held is discarded, since the guest that sent it is gone.
-    ///
-    /// # Errors
-    /// When the kernel refuses the programs (privilege, version), the tap or the uplink; each says which.
-    pub fn install(tap: Tap, pins: &Path, settings: &Settings, term: Term) -> Result<Self> {
-        let kind = HookKind::of_this_kernel().context("ask whether this kernel has TCX")?;
-        Self::install_by(kind, tap, pins, settings, term)
-    }
-
-    /// As [`Gate::install`], attached in this way rather than in the best one that the kernel has.
-    ///
-    /// # Errors
-    /// As those of `install`, and when the kernel has no such way.
-    pub fn install_by(
-        kind: HookKind,
-        tap: Tap,
-        pins: &Path,
-        settings: &Settings,
-        term: Term,
-    ) -> Result<Self> {
-        settings.validate()?;
-        let uplink = match &settings.release {
-            Release::ReEntry => 0,
-            Release::Uplink(name) => interface_index(name.as_str())?,
-        };
-        let loaded = programs::load(settings)?;
-        {
-            let control = programs::loaded_map(&loaded, "CONTROL")?;
-            let control = Words::map(control)?;
-            let units = slots(settings.buffer_mib);
-            for (word, value) in [
-                (Control::Units, units.into()),
-                (Control::Watermark, (units / 2).into()),
-                (Control::Tap, tap.ifindex.into()),
-                (Control::Uplink, uplink.into()),
-                (Control::Layout, LAYOUT),
-                (Control::Engine, engine_word(settings.engine)),
-                (Control::Open, Stamp::new(term, Epoch::FIRST).bits()),
-                (Control::Committed, Stamp::new(term, Epoch::NONE).bits()),
-            ] {
-                control.set(word as usize, value);
-            }
-        }
-        let programs = Programs::attach(loaded, &tap, settings, kind, Pins::at(pins)?)?;
-        let gate = Self::over(tap, programs)?;
-        gate.verify()?;
-        Ok(gate)
-    }
-
-    /// Takes over the gate that an earlier controller left on `tap`, as it stands: mode, epochs, and all that it
-    /// holds. `None` when there is none that can be trusted: none is pinned, it is of another build, its tap was
-    /// made anew, or it is not in front of the tap any more. Then [`Gate::install`] is the way.
-    ///
-    /// # Errors
-    /// When there is one, and the kernel does not let it be opened.
-    pub fn adopt(tap: Tap, pins: &Path) -> Result<Option<Self>> {
-        let Some(pins) = Pins::existing(pins)? else { return Ok(None) };
-        let Ok(control) = programs::map(&pins, "CONTROL") else { return Ok(None) };
-        let control = Words::map(&control)?;
-        let word = |which: Control| control.get(which as usize);
-        if word(Control::Layout) != LAYOUT || word(Control::Tap) != u64::from(tap.ifindex) {
-            return Ok(None);
-        }
-        let release = match word(Control::Uplink) {
-            0 => Release::ReEntry,
-            index => match interface_name(index) {
-                Some(name) => Release::Uplink(name),
-                None => return Ok(None),
-            },
-        };
-        let Ok(programs) = Programs::open(&tap, &release, pins) else { return Ok(None) };
-        let gate = Self::over(tap, programs)?;
-        Ok(gate.verify().is_ok().then_some(gate))
-    }
-
-    /// A new gate in the place of this one, which is lost: of the same term and build, closed and empty. This one is
-    /// of no use after; what it held is gone.
-    ///
-    /// # Errors
-    /// As those of [`Gate::install`], and when the new gate finds itself lost for the same reason.
-    pub fn again(&mut self) -> Result<Self> {
-        let units = self.control.get(Control::Units as usize);
-        let settings = Settings {
-            buffer_mib: u32::try_from((units * u64::from(UNIT)) >> 20).context("a gate's size")?,
-            release: self.programs.release()?,
-            engine: match self.control.get(Control::Engine as usize) {
-                NFQUEUE => Engine::NfQueue,
-                _ => Engine::Bpf,
-            },
-        };
-        let kind = self.programs.kind();
-        // The rules have one owner: they stand without one, and drop, until the new gate takes them over.
-        self.queue = None;
-        Self::install_by(kind, self.tap.clone(), self.programs.pins(), &settings, self.term())
-    }
-
-    fn over(tap: Tap, programs: Programs) -> Result<Self> {
-        let control = Words::map(&programs.map("CONTROL")?)?;
-        let queue = match control.get(Control::Engine as usize) {
-            NFQUEUE => Some(NfQueue::install(&tap, programs.lock()?.fd()?.as_fd())?),
-            _ => None,
-        };
-        Ok(Self {
-            control,
-            queue,
-            ring: Words::map(&programs.map("RING")?)?,
-            counters: CounterMap::new(programs.map("COUNTERS")?)?,
-            acks: AckMaps::new(&programs.map("ACKED")?, programs.map("ACKS")?)?,
-            residence: Words::map(&programs.map("RESIDENCE")?)?,
-            events: RingBuf::try_from(Map::RingBuf(programs.map("EVENTS")?))?,
-            logger: EbpfLogger::init_from_id(programs.hold_id())?,
-            tap,
-            programs,
-        })
-    }
-
     /// Whether the program in front of the link `name` is a gate's: of this build or another, of this process or
     /// one that has died.
     pub fn guards(name: &str) -> bool {
         programs::is_guarded(name)
     }
 
-    /// Begins `term` in a gate that has been closed since it was made, so that no frame and no word of another term is
-    /// in it.
-    ///
-    /// # Panics
-    /// When the gate is not closed, or holds something.
-    pub fn begin_term_closed(&mut self, term: Term) {
-        assert!(
-            self.mode() == Mode::Closed && self.held() == 0,
-            "a term begins in a gate that is not closed and empty"
-        );
-        self.control.set(Control::Committed as usize, Stamp::new(term, Epoch::NONE).bits());
-        self.control.set(Control::Open as usize, Stamp::new(term, Epoch::FIRST).bits());
-    }
-
-    /// The epoch that frames are stamped with now.
+    /// The epoch that frames are stamped with now; [`Stamp::NONE`] before the first term.
     pub fn open_epoch(&self) -> Stamp {
-        Stamp::from_bits(self.control.get(Control::Open as usize))
+        self.words().open
     }
 
-    /// From now on frames are held, as output of `epoch`. Called in the pause that captures the checkpoint
-    /// before `epoch`, which is the first whole one.
-    pub fn hold_from(&mut self, epoch: Epoch) {
-        self.control.set(Control::Queueing as usize, self.queue.is_some().into());
-        self.control.set(Control::Open as usize, Stamp::new(self.term(), epoch).bits());
-        self.set_mode(Mode::Hold);
-    }
-
-    /// Opens `epoch`: frames sent from now on belong to it. Called in a pause, when no frame is on its way
-    /// into the tap.
+    /// From now on frames are held, as output of the open epoch. Needs no permission: nothing leaves by it.
     ///
     /// # Panics
-    /// When `epoch` does not follow the open one: frames would be released too early or never.
-    pub fn seal(&mut self, epoch: Epoch) {
-        assert_eq!(
-            epoch,
-            self.open_epoch().epoch().next(),
-            "the epoch after the open one is opened"
-        );
-        self.control.set(Control::Open as usize, Stamp::new(self.term(), epoch).bits());
+    /// Before the first term.
+    pub fn hold(&mut self) {
+        self.write(self.words().hold());
+    }
+
+    /// Stamps frames with the epoch after the sealed one from now on, and begins to hold if that is the first of a
+    /// session. Called in the pause that takes the checkpoint, when no frame is on its way into the tap.
+    ///
+    /// # Panics
+    /// When the epoch does not follow the open one: frames would be released too early or never.
+    pub fn seal(&mut self, next: &NextEpoch) {
+        self.write(self.words().seal(next));
     }
 
     /// Raises the committed epoch. Frames leave at the next [`Gate::flush`].
@@ -294,19 +161,15 @@ impl Gate {
     /// On a commit of another term, or one that is not below the open epoch: the brain that gave the
     /// permission is broken.
     pub fn commit(&mut self, committed: &Committed) {
-        let stamp = committed.stamp();
-        assert_eq!(stamp.term(), self.term(), "a commit of this gate's term");
-        assert!(stamp < self.open_epoch(), "a committed epoch is below the open one");
-        if stamp.bits() > self.control.get(Control::Committed as usize) {
-            self.control.set(Control::Committed as usize, stamp.bits());
-        }
+        self.write(self.words().commit(committed));
     }
 
-    /// Allows releases until `until_ns` of CLOCK_BOOTTIME. A lease never gets shorter by being renewed.
-    pub fn renew_lease(&mut self, until_ns: u64) {
-        if until_ns > self.control.get(Control::LeaseUntil as usize) {
-            self.control.set(Control::LeaseUntil as usize, until_ns);
-        }
+    /// Allows releases until the end of the lease. A lease never gets shorter by being renewed.
+    ///
+    /// # Panics
+    /// When the lease is of another term: the brain that gave it is broken.
+    pub fn renew_lease(&mut self, lease: &LeaseUntil) {
+        self.write(self.words().renew_lease(lease));
     }
 
     /// Releases what is committed, as far as it goes in one call.
@@ -322,20 +185,14 @@ impl Gate {
     }
 
     fn flush_queue(&mut self) -> Result<Flushed> {
-        let word = |which: Control| self.control.get(which as usize);
-        let (open, mode) = (self.open_epoch(), self.mode());
+        let words = self.words();
         let Some(queue) = &mut self.queue else { return Ok(Flushed::All) };
-        match mode {
+        match words.mode {
             Mode::Closed => Ok(Flushed::Refused),
-            Mode::Hold => queue.flush(&Permit::Committed {
-                open,
-                committed: Stamp::from_bits(word(Control::Committed)),
-                lease_until_ns: word(Control::LeaseUntil),
-            }),
+            Mode::Hold => queue.flush(&words),
             Mode::Open => {
-                let flushed = queue.flush(&Permit::Unprotected { open })?;
-                // What came before the gate opened is out: what comes next need not queue up behind it.
-                self.control.set(Control::Queueing as usize, 0);
+                let flushed = queue.flush(&words)?;
+                self.write(ControlWords::queue_is_passed());
                 Ok(flushed)
             }
         }
@@ -358,15 +215,18 @@ impl Gate {
         Ok(Flushed::Pending)
     }
 
-    /// Lets the guest's frames pass unheld: it runs unprotected from here on. What this term still holds leaves
-    /// first, by [`Gate::flush`], and as long as there is any, new frames queue up behind it.
-    pub fn open(&mut self, _fenced: &Fenced) {
-        self.set_mode(Mode::Open);
+    /// Lets the guest's frames pass unheld: it runs unprotected from here on. What is held leaves first, by
+    /// [`Gate::flush`], and as long as there is any, new frames line up behind it.
+    ///
+    /// # Panics
+    /// When the permission is for another term than the gate's, which [`Gate::begin_term`] has begun.
+    pub fn open(&mut self, fenced: &Fenced) {
+        self.write(self.words().open(fenced));
     }
 
     /// Shuts the gate: fresh frames are dropped, and nothing that is held leaves.
     pub fn close(&mut self) {
-        self.set_mode(Mode::Closed);
+        self.write(ControlWords::close());
     }
 
     /// Frames held now, those on their way out included; of those in netfilter's queue, the ones that were there at
@@ -401,7 +261,7 @@ impl Gate {
 
     /// What becomes of a fresh frame now. Whatever is not a known mode is closed.
     pub fn mode(&self) -> Mode {
-        mode_of(self.control.get(Control::Mode as usize))
+        self.words().mode
     }
 
     /// # Errors
@@ -411,6 +271,8 @@ impl Gate {
         if let Some(queue) = &self.queue {
             let dropped = counters.get(Counter::DroppedFull) + queue.dropped()?;
             counters.set(Counter::DroppedFull, dropped);
+            let discarded = counters.get(Counter::Discarded) + queue.discarded();
+            counters.set(Counter::Discarded, discarded);
         }
         Ok(counters)
     }
@@ -419,12 +281,15 @@ impl Gate {
         Residence::read(&self.residence)
     }
 
-    /// Loads what releases on the word of a datagram.
+    /// Loads what releases on the word of a datagram. The gate disarms the last trigger that it gave when its term
+    /// ends.
     ///
     /// # Errors
     /// When the kernel refuses the program.
     pub fn trigger(&self) -> Result<Trigger> {
-        Trigger::over(&self.programs)
+        let trigger = Trigger::over(&self.programs)?;
+        self.trigger.replace(trigger.armed());
+        Ok(trigger)
     }
 
     /// # Errors
@@ -449,9 +314,7 @@ impl Gate {
         let gone = |how| Lost::QueueGone { link: self.tap.name.clone(), how };
         match &self.queue {
             Some(queue) => queue.verify().map_err(|e| gone(format!("{e:#}"))),
-            None if self.control.get(Control::Engine as usize) == NFQUEUE => {
-                Err(gone("nobody listens to its queue".to_owned()))
-            }
+            None if self.words().has_queue => Err(gone("nobody listens to its queue".to_owned())),
             None => Ok(()),
         }
     }
@@ -485,50 +348,13 @@ impl Gate {
         &self.tap
     }
 
-    fn term(&self) -> Term {
-        self.open_epoch().term()
+    fn words(&self) -> ControlWords {
+        ControlWords::read(|word| self.control.get(word as usize))
     }
 
-    fn set_mode(&mut self, mode: Mode) {
-        self.control.set(Control::Mode as usize, mode as u64);
-    }
-}
-
-/// The mode that a word of the map stands for.
-fn mode_of(word: u64) -> Mode {
-    let known = [Mode::Hold, Mode::Open].into_iter().find(|known| *known as u64 == word);
-    known.unwrap_or(Mode::Closed)
-}
-
-/// [`Control::Engine`] of the engine `nfqueue`.
-const NFQUEUE: u64 = 1;
-
-fn engine_word(engine: Engine) -> u64 {
-    match engine {
-        Engine::Bpf => 0,
-        Engine::NfQueue => NFQUEUE,
-    }
-}
-
-fn interface_index(name: &str) -> Result<u32> {
-    let terminated = std::ffi::CString::new(name)?;
-    // SAFETY: a terminated string that lives during the call.
-    match unsafe { libc::if_nametoindex(terminated.as_ptr()) } {
-        0 => {
-            Err(std::io::Error::last_os_error()).with_context(|| format!("find the uplink {name}"))
+    fn write(&self, writes: Writes) {
+        for (word, to) in writes {
+            self.control.set(word as usize, to);
         }
-        index => Ok(index),
     }
-}
-
-fn interface_name(index: u64) -> Option<LinkName> {
-    let mut name = [0u8; libc::IF_NAMESIZE];
-    let index = u32::try_from(index).ok()?;
-    // SAFETY: a buffer as long as a name can be.
-    let found = unsafe { libc::if_indextoname(index, name.as_mut_ptr().cast()) };
-    if found.is_null() {
-        return None;
-    }
-    let name = std::ffi::CStr::from_bytes_until_nul(&name).ok()?;
-    LinkName::new(name.to_str().ok()?).ok()
 }

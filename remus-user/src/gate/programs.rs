@@ -8,7 +8,7 @@ use aya::{
     maps::{Map, MapData},
     programs::{SchedClassifier, SocketFilter},
 };
-use remus_abi::gate::{FRAME_MAX, FlushResult, chunks, slots};
+use remus_abi::gate::{FRAME_MAX, FlushResult, Turn, chunks, slots};
 
 use super::{
     Tap,
@@ -40,6 +40,7 @@ const MAPS: [&str; 10] = [
 ];
 pub(super) const HOLD: &str = "hold";
 const FLUSH: &str = "flush";
+const TURN: &str = "turn";
 pub(super) const GUARD: &str = "guard";
 /// What the engine `nfqueue` has in the place of [`HOLD`], and as its second lock.
 const STAMP: &str = "stamp";
@@ -57,6 +58,7 @@ const _: () = assert!(FLUSH_BUFFER.len() <= FRAME_MAX);
 pub(super) struct Programs {
     hold: Hook,
     flush: SchedClassifier,
+    turn: SchedClassifier,
     guard: Option<Hook>,
     health: Health,
     pins: Pins,
@@ -76,7 +78,7 @@ pub(super) fn load(settings: &Settings) -> Result<Ebpf> {
         .context(
             "load the gate's eBPF object (needs CAP_BPF, CAP_NET_ADMIN and a kernel with BTF)",
         )?;
-    for name in [front(settings.engine), FLUSH, GUARD] {
+    for name in [front(settings.engine), FLUSH, TURN, GUARD] {
         classifier(&mut loaded, name)?
             .load()
             .with_context(|| format!("the kernel refused the eBPF program {name}"))?;
@@ -115,7 +117,9 @@ impl Programs {
         let hold = classifier(&mut loaded, front)?;
         hook::attach(hold, HOLD, HOLD_PROGRAM, &tap.name, ingress(tap), kind, &pins)?;
         // From here on the new gate rules.
-        for (pin, name) in [(HOLD_PROGRAM, front), (FLUSH, FLUSH), (GUARD_PROGRAM, GUARD)] {
+        for (pin, name) in
+            [(HOLD_PROGRAM, front), (FLUSH, FLUSH), (TURN, TURN), (GUARD_PROGRAM, GUARD)]
+        {
             pins.remove(pin)?;
             let program = classifier(&mut loaded, name)?;
             program.pin(pins.path(pin)).with_context(|| format!("pin the program {name}"))?;
@@ -142,6 +146,7 @@ impl Programs {
     /// When one of the pins is missing.
     pub(super) fn open(tap: &Tap, release: &Release, pins: Pins) -> Result<Self> {
         let flush = SchedClassifier::from_pin(pins.path(FLUSH)).context("open the pin of flush")?;
+        let turn = SchedClassifier::from_pin(pins.path(TURN)).context("open the pin of turn")?;
         let hold = Hook::open(HOLD, HOLD_PROGRAM, &tap.name, ingress(tap), &pins)?;
         let guard = match release {
             Release::ReEntry => None,
@@ -150,11 +155,11 @@ impl Programs {
                 Some(Hook::open(GUARD, GUARD_PROGRAM, uplink, place, &pins)?)
             }
         };
-        let mut pinned = [&[FLUSH, HOLD_PROGRAM, GUARD_PROGRAM][..], &MAPS].concat();
+        let mut pinned = [&[FLUSH, TURN, HOLD_PROGRAM, GUARD_PROGRAM][..], &MAPS].concat();
         pinned.extend([Some(&hold), guard.as_ref()].into_iter().flatten().filter_map(Hook::pin));
         pinned.extend(pins.path(LOCK).exists().then_some(LOCK));
         let health = Health::watch(&hold, &pins, &pinned)?;
-        Ok(Self { hold, flush, guard, health, pins })
+        Ok(Self { hold, flush, turn, guard, health, pins })
     }
 
     /// The map `name`.
@@ -188,15 +193,21 @@ impl Programs {
     pub(super) fn run_flush(&self) -> Result<FlushResult> {
         let options = TestRunOptions { data_in: Some(&FLUSH_BUFFER), ..TestRunOptions::new() };
         let result = self.flush.test_run(options).context("run flush under BPF_PROG_TEST_RUN")?;
-        Ok(match result.return_value {
-            r if r == FlushResult::Done as u32 => FlushResult::Done,
-            r if r == FlushResult::More as u32 => FlushResult::More,
-            r if r == FlushResult::InFlight as u32 => FlushResult::InFlight,
-            r if r == FlushResult::Busy as u32 => FlushResult::Busy,
-            r if r == FlushResult::Refused as u32 => FlushResult::Refused,
-            r if r == FlushResult::Unguarded as u32 => FlushResult::Unguarded,
-            r => bail!("flush answered {r}, which means nothing"),
-        })
+        result_of(FLUSH, result.return_value)
+    }
+
+    /// Ends a term; see the program.
+    pub(super) fn run_turn(&self, how: Turn) -> Result<FlushResult> {
+        // The first words of __sk_buff: len, pkt_type, mark (include/uapi/linux/bpf.h).
+        let mut context = [0; 16];
+        context[8..12].copy_from_slice(&(how as u32).to_ne_bytes());
+        let options = TestRunOptions {
+            data_in: Some(&FLUSH_BUFFER),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        };
+        let result = self.turn.test_run(options).context("run turn under BPF_PROG_TEST_RUN")?;
+        result_of(TURN, result.return_value)
     }
 
     /// How `hold` is attached.
@@ -226,12 +237,28 @@ impl Programs {
     }
 
     pub(super) fn detach(self) -> Result<()> {
-        let Self { hold, guard, flush, pins, health: _ } = self;
+        let Self { hold, guard, flush, turn, pins, health: _ } = self;
         hold.detach()?;
         guard.map_or(Ok(()), Hook::detach)?;
-        drop(flush);
-        pins.clear(&[&[HOLD, GUARD, FLUSH, LOCK, HOLD_PROGRAM, GUARD_PROGRAM][..], &MAPS].concat())
+        drop((flush, turn));
+        pins.clear(
+            &[&[HOLD, GUARD, FLUSH, TURN, LOCK, HOLD_PROGRAM, GUARD_PROGRAM][..], &MAPS].concat(),
+        )
     }
+}
+
+/// What `program` said by returning `value`.
+fn result_of(program: &str, value: u32) -> Result<FlushResult> {
+    Ok(match value {
+        v if v == FlushResult::Done as u32 => FlushResult::Done,
+        v if v == FlushResult::More as u32 => FlushResult::More,
+        v if v == FlushResult::InFlight as u32 => FlushResult::InFlight,
+        v if v == FlushResult::Busy as u32 => FlushResult::Busy,
+        v if v == FlushResult::Refused as u32 => FlushResult::Refused,
+        v if v == FlushResult::Broken as u32 => FlushResult::Broken,
+        v if v == FlushResult::Unguarded as u32 => FlushResult::Unguarded,
+        v => bail!("{program} answered {v}, which means nothing"),
+    })
 }
 
 /// The program in front at the tap. Its pins have the name of the place, `hold`, whichever it is.

@@ -5,14 +5,18 @@
 //!
 //! - Not pinned. A link that goes with its process fails *shut* here: a controller that died leaves nothing on
 //!   the host's network, and its gate releases nothing more by itself.
-//! - One session at a time. Taking it out ([`Trigger::disarm`]) is one store, and voids its key.
+//! - One session at a time. Taking it out ([`Trigger::disarm`]) is one store, and voids its key. The gate does so when its
+//!   term ends. A session of the old term that is armed at the same moment does no harm: its datagrams name that term.
 //!
 //! A trigger may be moved to another thread than its gate's. The map with the key is not pinned: it is gone with the
 //! process.
 //!
 //! Deliberately absent: which link leads to the backup (`net`), who sends datagrams and when (`backup`).
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use aya::{
@@ -35,9 +39,12 @@ const ACK: &str = "ack";
 pub struct Trigger {
     loaded: Ebpf,
     id: u32,
-    words: Words,
+    armed: Arc<Armed>,
     attached: Option<Attached>,
 }
+
+/// The words by which a trigger is armed. The gate reaches them too, from its own thread, to disarm the trigger.
+pub(super) struct Armed(Words);
 
 struct Attached {
     /// Name of the interface.
@@ -50,9 +57,9 @@ impl Trigger {
     /// Loads `ack` over the maps that `programs` use.
     pub(super) fn over(programs: &Programs) -> Result<Self> {
         let mut loaded = programs.load_beside(ACK)?;
-        let words = Words::map(loaded_map(&loaded, "TRIGGER")?)?;
+        let armed = Arc::new(Armed(Words::map(loaded_map(&loaded, "TRIGGER")?)?));
         let id = classifier(&mut loaded, ACK)?.info().context("ask for the id of ack")?.id();
-        Ok(Self { loaded, id, words, attached: None })
+        Ok(Self { loaded, id, armed, attached: None })
     }
 
     /// Puts `ack` at the ingress of the interface `link`, and says so; or finds it there. It waits for the kernel's
@@ -103,11 +110,21 @@ impl Trigger {
 
     /// From now on every frame passes, and no datagram counts.
     pub fn disarm(&self) {
-        self.set(Word::Session, 0);
+        self.armed.disarm();
+    }
+
+    pub(super) fn armed(&self) -> Weak<Armed> {
+        Arc::downgrade(&self.armed)
     }
 
     fn set(&self, word: Word, to: u64) {
-        self.words.set(word as usize, to);
+        self.armed.0.set(word as usize, to);
+    }
+}
+
+impl Armed {
+    pub(super) fn disarm(&self) {
+        self.0.set(Word::Session as usize, 0);
     }
 }
 

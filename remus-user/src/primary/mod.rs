@@ -28,7 +28,7 @@ use crate::{
     checks::{self, open_console_log, wiring::Part},
     config::{Config, LEASE_MARGIN, ReleaseTrigger, Start},
     engine::{Engine, Input, Peer, Pulse, Report, Setup, relay},
-    gate::{Gate, Trigger},
+    gate::{Gate, Held, Trigger},
     link::Patience,
     machine::{Console, CpuProfile, DiskShape, Shape, fault_cost},
     observe::{Shared, StatusSocket, VmDir, status::Role},
@@ -72,7 +72,7 @@ pub fn run(options: PrimaryOptions) -> Result<()> {
     }
     let term = permission.fenced.term();
 
-    let mut standby = Standby::prepare(plan_of(&config)?, term, &directory.path().join("bpf"))?;
+    let mut standby = Standby::prepare(plan_of(&config)?, &directory.path().join("bpf"))?;
     let begun = (|| {
         standby.machine.load(config.machine.software())?;
         let boot = standby.machine.boot_image()?;
@@ -207,6 +207,7 @@ impl<'a> Shell<'a> {
         runtime.spawn(keep_sessions(backup, hello, datagrams, engine_end));
 
         let Standby { machine, mut gate, wiring, mut announcer, .. } = standby;
+        gate.begin_term(&fenced, Held::Discard)?;
         if open {
             let (asked, why) = runtime.block_on(another_speaks(inbox))?;
             inbox = asked;

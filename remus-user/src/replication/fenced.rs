@@ -1,16 +1,18 @@
 //! Permission to speak for a guest.
 
-use remus_abi::Term;
+use remus_abi::{Epoch, Term};
 
 /// Whoever holds this may run the guest in [`term`](Self::term) with its output released by that term alone.
 ///
-/// Every constructor is a reason why nobody else speaks for the guest in this term or a later one; there is none
-/// for "the other side is silent" except the takeover, where silence is joined by a lease that ran out and by
-/// acks that are not given any more. Not `Clone`: one permission, one speaker. An arbiter would be one more
-/// constructor; there is none yet.
+/// Every constructor names a reason why nobody else speaks for the guest in this term or a later one. None of them is "the
+/// other side is silent": in a takeover silence is joined by a lease that ran out and by acks that are not given any
+/// more. Not `Clone`: one permission, one speaker. No constructor is public, so that a reader of this crate finds all
+/// sources: the start of a guest judges this host's record (`primary/start.rs`), and the brains of a backup and of a
+/// checkpointer that is not ours make their own. An arbiter will be one more.
 #[derive(PartialEq, Eq, Hash, Debug)]
 pub struct Fenced {
     term: Term,
+    first: Epoch,
     by: FencedBy,
 }
 
@@ -31,44 +33,58 @@ pub enum FencedBy {
 
 impl Fenced {
     /// For a guest that has never run anywhere: the caller has looked for a newer term and there is none.
-    pub fn first_start() -> Self {
-        Self { term: Term::FIRST, by: FencedBy::FirstStart }
+    pub(crate) fn first_start() -> Self {
+        Self::in_term(Term::FIRST, FencedBy::FirstStart)
     }
 
     /// For a guest whose last run, in `ended`, is known to be over: it ended on purpose, or it ran on this very
     /// host without a backup that could have taken over.
-    pub fn restart(ended: Term) -> Self {
-        Self { term: ended.next(), by: FencedBy::Restart }
+    pub(crate) fn restart(ended: Term) -> Self {
+        Self::in_term(ended.next(), FencedBy::Restart)
     }
 
     /// For a start in `term` that is made again: the last attempt was accepted by no backup and heard by nobody, so
     /// that it has spent nothing.
-    pub fn start_again(term: Term) -> Self {
-        Self { term, by: FencedBy::Restart }
+    pub(crate) fn start_again(term: Term) -> Self {
+        Self::in_term(term, FencedBy::Restart)
     }
 
-    /// On the word of an operator that `host_off` is off and stays off; the newest term known here ends.
+    /// On the word of an operator that `host_off` is off and stays off. The term is well above the newest one that is known
+    /// here, since that host may have spoken in one that is not. `None` when no such term is left.
     ///
     /// # Panics
     /// When no host is named.
-    pub fn by_operator(newest_known: Term, host_off: &str) -> Self {
+    pub(crate) fn by_operator(newest_known: Term, host_off: &str) -> Option<Self> {
+        /// More takeovers than a host can have had unheard.
+        const ABOVE: u32 = 256;
         assert!(!host_off.is_empty(), "an operator names the host");
-        Self { term: newest_known.next(), by: FencedBy::Operator }
+        let term = Term::new(newest_known.get() + ABOVE).filter(|term| *term < Term::MAX)?;
+        Some(Self::in_term(term, FencedBy::Operator))
     }
 
     /// Only [`Backup::promote`](super::Backup::promote) does this.
     pub(super) fn by_takeover(newest_heard: Term) -> Self {
-        Self { term: newest_heard.next(), by: FencedBy::Takeover }
+        Self::in_term(newest_heard.next(), FencedBy::Takeover)
     }
 
-    /// On the word of somebody else's checkpointer, in the term of the gate that it drives: only
-    /// [`Standalone`](super::Standalone) does this. That nobody else speaks for the guest is for it to know.
-    pub(super) fn by_checkpointer(term: Term) -> Self {
-        Self { term, by: FencedBy::Checkpointer }
+    /// On the word of somebody else's checkpointer, in the term of the gate that it drives, whose epoch `open` is open:
+    /// only [`Standalone`](super::Standalone) does this. That nobody else speaks for the guest is for it to know.
+    pub(super) fn by_checkpointer(term: Term, open: Epoch) -> Self {
+        Self { term, first: open, by: FencedBy::Checkpointer }
+    }
+
+    fn in_term(term: Term, by: FencedBy) -> Self {
+        Self { term, first: Epoch::FIRST, by }
     }
 
     pub fn term(&self) -> Term {
         self.term
+    }
+
+    /// The epoch with which a term begins that begins by this permission. Epochs of our own brains count from
+    /// [`Epoch::FIRST`] in every term; those of somebody else's checkpointer go on across terms.
+    pub fn first(&self) -> Epoch {
+        self.first
     }
 
     pub fn by(&self) -> FencedBy {

@@ -26,6 +26,14 @@ pub struct PrimaryLease {
     until: Option<Moment>,
 }
 
+/// Permission to release until a moment, in one term. Only a lease makes one, or the brain of a checkpointer that is not
+/// ours; not `Clone`. The gate's `renew_lease` takes it.
+#[derive(PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct LeaseUntil {
+    term: Term,
+    until: Moment,
+}
+
 /// An answer that cannot be one; drop the session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LeaseError {
@@ -33,6 +41,21 @@ pub enum LeaseError {
     FromTheFuture,
     /// It answers something said in another term.
     OtherTerm(Term),
+}
+
+impl LeaseUntil {
+    /// On the word of somebody else's checkpointer: only [`Standalone`](super::Standalone) does this.
+    pub(super) fn by_checkpointer(term: Term, until: Moment) -> Self {
+        Self { term, until }
+    }
+
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    pub fn until(&self) -> Moment {
+        self.until
+    }
 }
 
 impl PrimaryLease {
@@ -62,8 +85,8 @@ impl PrimaryLease {
     }
 
     /// What the gate is told; `None` until the first answer.
-    pub fn until(&self) -> Option<Moment> {
-        self.until
+    pub fn until(&self) -> Option<LeaseUntil> {
+        self.until.map(|until| LeaseUntil { term: self.term, until })
     }
 
     pub fn holds(&self, now: Moment) -> bool {
@@ -107,7 +130,7 @@ mod tests {
         assert!(!lease.holds(Moment(0)));
         lease.handle_answer(Moment(50), Term::FIRST, Moment(40)).unwrap();
         lease.handle_answer(Moment(60), Term::FIRST, Moment(10)).unwrap();
-        assert_eq!(lease.until(), Some(Moment(40) + LEASE));
+        assert_eq!(lease.until().unwrap().until(), Moment(40) + LEASE);
     }
 
     #[test]
@@ -133,7 +156,7 @@ mod tests {
                 backup.handle_answered(Moment(sent + there), LEASE, MARGIN);
                 primary.handle_answer(Moment(sent + there + back), Term::FIRST, Moment(sent)).unwrap();
             }
-            prop_assert!(primary.until().unwrap() + MARGIN <= backup.over_after().unwrap());
+            prop_assert!(primary.until().unwrap().until() + MARGIN <= backup.over_after().unwrap());
         }
     }
 }

@@ -5,7 +5,9 @@
 //! - [`Backup`]: the backup's. Which checkpoints are taken, what is answered, when the image may be promoted.
 //! - [`Standalone`]: that of a gate alone, which a checkpointer that is not ours drives.
 //! - [`Detector`]: silence that was *heard*. [`PrimaryLease`], [`BackupLease`]: who may still release, and when
-//!   nobody can any more. [`Fenced`]: permission to speak for a guest.
+//!   nobody can any more.
+//! - Permissions, which only these brains make and nobody can copy: [`Fenced`] to speak for a guest, [`NextEpoch`] to
+//!   stamp with the next epoch, [`Committed`] to release an epoch, [`LeaseUntil`] to release for a while.
 //!
 //! Pure: `now` is an argument, `handle_*` takes an event, `poll_*` says what to do. No clock, socket, file, thread
 //! or ioctl in here. A peer's mistake is an error value, and means: drop the session. A broken invariant is a
@@ -16,6 +18,7 @@ mod cadence;
 mod detector;
 mod fenced;
 mod lease;
+mod next_epoch;
 mod pipeline;
 mod standalone;
 mod stream;
@@ -24,9 +27,10 @@ pub use backup::{Backup, FollowError, NotPromotable, NotPromoted, Promoted, Prom
 pub use cadence::{Mode, Seen, Tempo};
 pub use detector::{Detector, Suspicion, SuspicionWhy};
 pub use fenced::{Fenced, FencedBy};
-pub use lease::{BackupLease, LeaseError, PrimaryLease};
+pub use lease::{BackupLease, LeaseError, LeaseUntil, PrimaryLease};
+pub use next_epoch::NextEpoch;
 pub use pipeline::{
     Acked, Committed, Pipeline, Policy, SealWhen, Sealed, SessionError, Standing, Stopped, SyncNext,
 };
-pub use standalone::{Inconsistent, Refused, Renewed, Standalone};
+pub use standalone::{Inconsistent, Refused, Standalone};
 pub use stream::AckError;

@@ -13,7 +13,8 @@ use std::fmt;
 
 use remus_abi::{Epoch, Stamp, Term, gate::Mode};
 
-use super::{Committed, Fenced};
+use super::{Committed, Fenced, LeaseUntil, NextEpoch};
+use crate::wire::Moment;
 
 /// See the module. `handle_*` take the checkpointer's words and say what the gate is to do; a refusal changes
 /// nothing.
@@ -45,20 +46,17 @@ pub struct Inconsistent {
     pub committed: Stamp,
 }
 
-/// A new term that begins with an empty gate.
-#[derive(PartialEq, Eq, Debug)]
-pub struct Renewed {
-    pub term: Term,
-    /// Frames are stamped with this epoch from now on.
-    pub open: Epoch,
-    /// Keeps the committed epoch from going back.
-    pub committed: Committed,
-}
-
 impl Standalone {
-    /// A gate that nobody has driven yet: closed, in the first epoch.
-    pub fn begin() -> Self {
-        Self { term: Term::FIRST, open: Epoch::FIRST, committed: Epoch::NONE, mode: Mode::Closed }
+    /// A gate that nobody has driven yet: closed, in the first epoch of the first term, which the permission begins.
+    pub fn begin() -> (Self, Fenced) {
+        let begun = Self {
+            term: Term::FIRST,
+            open: Epoch::FIRST,
+            committed: Epoch::NONE,
+            mode: Mode::Closed,
+        };
+        let fenced = begun.fenced();
+        (begun, fenced)
     }
 
     /// Goes on where an earlier controller of the same gate ended.
@@ -94,11 +92,11 @@ impl Standalone {
         self.open
     }
 
-    /// The guest is paused and its checkpoint is taken: the epoch that is returned has ended, the next one is open.
+    /// The guest is paused and its checkpoint is taken: the epoch that is returned has ended, and the next one is open.
     ///
     /// # Errors
     /// When the gate does not hold.
-    pub fn handle_seal(&mut self) -> Result<Epoch, Refused> {
+    pub fn handle_seal(&mut self) -> Result<(Epoch, NextEpoch), Refused> {
         match self.mode {
             Mode::Hold => {}
             Mode::Closed | Mode::Open => return Err(Refused::NotHolding),
@@ -106,7 +104,8 @@ impl Standalone {
         let sealed = self.open;
         self.open = self.after_open()?;
         self.check_invariants();
-        Ok(sealed)
+        // The gate holds already.
+        Ok((sealed, NextEpoch::after_seal(self.open(), false)))
     }
 
     /// The checkpoint that ends `epoch` is kept where the guest would be restored from, and so are all before it.
@@ -133,7 +132,7 @@ impl Standalone {
     /// what comes may pass.
     pub fn handle_open(&mut self) -> Fenced {
         self.mode = Mode::Open;
-        Fenced::by_checkpointer(self.term)
+        self.fenced()
     }
 
     /// The gate was shut, by the checkpointer or by whoever else may.
@@ -141,11 +140,12 @@ impl Standalone {
         self.mode = Mode::Closed;
     }
 
-    /// The guest goes on from its committed checkpoint: what it said after that was never said. The mode stays.
+    /// The guest goes on from its committed checkpoint: what it said after that was never said. The permission begins a
+    /// new term, with an epoch after all that there were. The mode stays, but an open gate holds.
     ///
     /// # Errors
     /// When terms or epochs are used up.
-    pub fn handle_discard(&mut self) -> Result<Renewed, Refused> {
+    pub fn handle_discard(&mut self) -> Result<Fenced, Refused> {
         if self.term == Term::MAX {
             return Err(Refused::UsedUp);
         }
@@ -153,9 +153,26 @@ impl Standalone {
         self.term = self.term.next();
         self.open = next;
         self.committed = abandoned;
+        self.mode = match self.mode {
+            Mode::Closed => Mode::Closed,
+            Mode::Hold | Mode::Open => Mode::Hold,
+        };
         self.check_invariants();
-        let committed = Committed::by_checkpointer(self.committed());
-        Ok(Renewed { term: self.term, open: self.open, committed })
+        Ok(self.fenced())
+    }
+
+    /// Releases need no lease: the checkpointer has a fence of its own.
+    pub fn without_lease(&self) -> LeaseUntil {
+        self.lease_until(Moment(u64::MAX))
+    }
+
+    /// Whoever could take over has promised the checkpointer not to before `until`.
+    pub fn lease_until(&self, until: Moment) -> LeaseUntil {
+        LeaseUntil::by_checkpointer(self.term, until)
+    }
+
+    fn fenced(&self) -> Fenced {
+        Fenced::by_checkpointer(self.term, self.open)
     }
 
     fn after_open(&self) -> Result<Epoch, Refused> {
@@ -203,7 +220,7 @@ mod tests {
     }
 
     fn holding() -> Standalone {
-        let mut brain = Standalone::begin();
+        let (mut brain, _) = Standalone::begin();
         assert_eq!(brain.handle_hold(), Epoch::FIRST);
         brain
     }
@@ -211,8 +228,8 @@ mod tests {
     #[test]
     fn a_seal_names_the_epoch_that_the_next_commit_is_about() {
         let mut brain = holding();
-        let sealed = brain.handle_seal().unwrap();
-        assert_eq!(sealed, epoch(1));
+        let (sealed, next) = brain.handle_seal().unwrap();
+        assert_eq!((sealed, next.stamp()), (epoch(1), brain.open()));
         let committed = brain.handle_commit(sealed).unwrap().expect("news");
         assert_eq!(committed.stamp(), Stamp::new(Term::FIRST, epoch(1)));
         assert_eq!(brain.handle_commit(sealed), Ok(None), "said twice");
@@ -220,8 +237,8 @@ mod tests {
 
     #[test]
     fn words_in_the_wrong_order_change_nothing() {
-        let mut brain = Standalone::begin();
-        assert_eq!(brain.handle_seal(), Err(Refused::NotHolding));
+        let (mut brain, _) = Standalone::begin();
+        assert_eq!(brain.handle_seal().unwrap_err(), Refused::NotHolding);
         brain.handle_hold();
         for _ in 0..5 {
             brain.handle_seal().unwrap();
@@ -241,10 +258,11 @@ mod tests {
         for _ in 0..4 {
             brain.handle_seal().unwrap();
         }
-        let renewed = brain.handle_discard().unwrap();
-        assert_eq!((renewed.term, renewed.open), (Term::FIRST.next(), epoch(6)));
+        let fenced = brain.handle_discard().unwrap();
+        assert_eq!((fenced.term(), fenced.first()), (Term::FIRST.next(), epoch(6)));
+        assert_eq!(brain.open(), Stamp::new(Term::FIRST.next(), epoch(6)));
         assert!(matches!(brain.handle_commit(epoch(4)), Err(Refused::GoingBack { .. })));
-        assert!(!brain.open().is_covered_by(renewed.committed.stamp()));
+        assert!(!brain.open().is_covered_by(brain.committed()));
     }
 
     #[test]
@@ -267,7 +285,7 @@ mod tests {
         let last = Stamp::new(Term::MAX, Epoch::MAX);
         let mut brain =
             Standalone::resume(Mode::Hold, last, Stamp::new(Term::MAX, Epoch::NONE)).unwrap();
-        assert_eq!(brain.handle_seal(), Err(Refused::UsedUp));
+        assert_eq!(brain.handle_seal().unwrap_err(), Refused::UsedUp);
         assert_eq!(brain.handle_discard().unwrap_err(), Refused::UsedUp);
     }
 
@@ -278,7 +296,7 @@ mod tests {
         fn permissions_are_below_the_open_epoch_and_only_grow(
             words in prop::collection::vec((0u8..6, 0u64..40), 0..200)
         ) {
-            let mut brain = Standalone::begin();
+            let (mut brain, _) = Standalone::begin();
             let mut newest = Stamp::NONE;
             for (word, n) in words {
                 let permission = match word {
@@ -287,7 +305,7 @@ mod tests {
                     2 => brain.handle_commit(epoch(n)).ok().flatten(),
                     3 => { brain.handle_open(); None }
                     4 => { brain.handle_close(); None }
-                    _ => brain.handle_discard().ok().map(|renewed| renewed.committed),
+                    _ => { brain.handle_discard().ok(); None }
                 };
                 if let Some(permission) = permission {
                     prop_assert!(permission.stamp() > newest);

@@ -7,14 +7,13 @@
 use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
-    path::PathBuf,
     thread,
     time::Duration,
 };
 
 use anyhow::Result;
 use remus_abi::{
-    Epoch, Term,
+    Epoch,
     counters::Counted,
     gate::{Counter, Mode},
 };
@@ -25,7 +24,7 @@ use super::{
     request::Request,
 };
 use crate::{
-    gate::{Fill, Flushed, Gate, Settings, Tap},
+    gate::{self, Fill, Flushed, Gate},
     observe::Tally,
     os::boot_now,
     replication::Standalone,
@@ -38,14 +37,6 @@ const OPEN_PATIENCE: Duration = Duration::from_millis(500);
 const COUNT_EVERY: Duration = Duration::from_secs(1);
 /// Between two flushes of frames that are on their way.
 pub(super) const FLUSH_PAUSE: Duration = Duration::from_millis(1);
-
-/// What a gate is made from, should it have to be made again.
-#[derive(Clone, Debug)]
-pub(super) struct Place {
-    pub(super) tap: Tap,
-    pub(super) pins: PathBuf,
-    pub(super) settings: Settings,
-}
 
 /// Whether releases need a lease.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,7 +57,6 @@ enum Standing {
 pub(super) struct Keeper {
     gate: Gate,
     brain: Standalone,
-    place: Place,
     lease: Lease,
     standing: Standing,
     /// Something that is committed has not left yet.
@@ -78,15 +68,14 @@ pub(super) struct Keeper {
 
 impl Keeper {
     /// `brain` agrees with what `gate` does now.
-    pub(super) fn new(mut gate: Gate, brain: Standalone, place: Place, lease: Lease) -> Self {
+    pub(super) fn new(mut gate: Gate, brain: Standalone, lease: Lease) -> Self {
         if lease == Lease::None {
-            gate.renew_lease(u64::MAX);
+            gate.renew_lease(&brain.without_lease());
         }
         gate.set_debug(tracing::enabled!(tracing::Level::DEBUG));
         Self {
             gate,
             brain,
-            place,
             lease,
             standing: Standing::InFront,
             // What an earlier controller was told to release and could not.
@@ -120,18 +109,13 @@ impl Keeper {
         2 * bytes >= capacity_bytes || self.in_front().is_err()
     }
 
-    /// Returns a descriptor that is readable when the gate has said that it fills. The descriptor is that of a gate in
-    /// one [`term`](Self::term); a gate that is made anew has another.
+    /// Returns a descriptor that is readable when the gate has said that it fills.
     ///
     /// # Errors
     /// When no descriptor is free.
     pub(super) fn bell(&self) -> io::Result<OwnedFd> {
         // SAFETY: the gate has it open, and lives during the call.
         unsafe { BorrowedFd::borrow_raw(self.gate.as_raw_fd()) }.try_clone_to_owned()
-    }
-
-    pub(super) fn term(&self) -> Term {
-        self.brain.open().term()
     }
 
     /// Returns whether the gate has said that it fills since this was last asked.
@@ -182,7 +166,7 @@ impl Keeper {
         info!(
             "the gate on {} is closed and stays, with {} frames; `remus gate run` takes it up again, `remus gate \
              remove` takes it off",
-            self.place.tap.name,
+            self.gate.tap().name,
             self.gate.held()
         );
     }
@@ -192,7 +176,7 @@ impl Keeper {
         info!(
             "the gate on {} stays as it is ({}), with {} frames: nothing is released until `remus gate run` takes it \
              up again",
-            self.place.tap.name,
+            self.gate.tap().name,
             mode_name(self.gate.mode()),
             self.gate.held()
         );
@@ -207,8 +191,9 @@ impl Keeper {
         if held > 0 {
             warn!("{held} held frames are thrown away with the gate");
         }
+        let tap = self.gate.tap().name.clone();
         self.gate.remove()?;
-        info!("the gate is off {}: its frames pass from now on", self.place.tap.name);
+        info!("the gate is off {tap}: its frames pass from now on");
         Ok(())
     }
 
@@ -217,15 +202,15 @@ impl Keeper {
         let epoch = self.brain.handle_hold();
         match before {
             Mode::Hold => {}
-            Mode::Closed | Mode::Open => self.gate.hold_from(epoch),
+            Mode::Closed | Mode::Open => self.gate.hold(),
         }
         self.flush();
         Ok(Answer::one("open", epoch))
     }
 
     fn seal(&mut self) -> Result<Answer, Answer> {
-        let sealed = self.brain.handle_seal()?;
-        self.gate.seal(self.brain.open().epoch());
+        let (sealed, next) = self.brain.handle_seal()?;
+        self.gate.seal(&next);
         Ok(Answer::one("epoch", sealed))
     }
 
@@ -249,7 +234,7 @@ impl Keeper {
         }
         let fenced = self.brain.handle_open();
         self.gate.open(&fenced);
-        info!("the gate on {} is open: its guest runs unprotected", self.place.tap.name);
+        info!("the gate on {} is open: its guest runs unprotected", self.gate.tap().name);
         self.flush_patiently();
         self.in_front()?;
         Ok(Answer::one("held", self.gate.held()))
@@ -285,28 +270,21 @@ impl Keeper {
             }
         }
         let discarded = self.gate.held();
-        let renewed = self.brain.handle_discard()?;
-        let Place { tap, pins, settings } = self.place.clone();
-        match Gate::install(tap, &pins, &settings, renewed.term) {
-            Ok(gate) => self.gate = gate,
-            Err(e) => {
-                self.lose(format!("the gate could not be made anew: {e:#}"));
-                self.in_front()?;
-            }
+        let fenced = self.brain.handle_discard()?;
+        if let Err(e) = self.gate.begin_term(&fenced, gate::Held::Discard) {
+            self.lose(format!("its term could not be ended: {e:#}"));
+            self.in_front()?;
         }
-        match self.lease {
-            Lease::None => self.gate.renew_lease(u64::MAX),
-            Lease::Renewed { until_ns, .. } => self.gate.renew_lease(until_ns),
-        }
-        self.gate.hold_from(renewed.open);
-        self.gate.commit(&renewed.committed);
-        if self.brain.mode() == Mode::Closed {
-            self.gate.close();
-        }
-        info!("{discarded} frames were discarded: term {} begins", renewed.term);
+        // What the checkpointer was promised does not depend on the term.
+        self.gate.renew_lease(&match self.lease {
+            Lease::None => self.brain.without_lease(),
+            Lease::Renewed { until_ns, .. } => self.brain.lease_until(Moment(until_ns)),
+        });
+        let open = self.brain.open();
+        info!("{discarded} frames were discarded: term {} begins", open.term());
         Ok(Answer::Ok(vec![
             ("discarded", discarded.to_string()),
-            ("open", renewed.open.to_string()),
+            ("open", open.epoch().to_string()),
         ]))
     }
 
@@ -321,7 +299,7 @@ impl Keeper {
         }
         let until = boot_now() + length;
         *until_ns = (*until_ns).max(until.0);
-        self.gate.renew_lease(*until_ns);
+        self.gate.renew_lease(&self.brain.lease_until(until));
         self.flush();
         Ok(Answer::one("lease_ms", length.as_millis()))
     }
@@ -356,7 +334,7 @@ impl Keeper {
             ("capacity", self.gate.fill().capacity_bytes.to_string()),
             ("attached", attached.to_owned()),
             ("lease_ms", lease),
-            ("tap", self.place.tap.name.clone()),
+            ("tap", self.gate.tap().name.clone()),
         ])
     }
 
@@ -373,7 +351,7 @@ impl Keeper {
                 if let Err(e) = self.gate.verify() {
                     self.lose(format!("{e:#}"));
                 } else if self.gate.mode() == Mode::Closed && self.brain.mode() != Mode::Closed {
-                    warn!("the gate on {} was closed by somebody else", self.place.tap.name);
+                    warn!("the gate on {} was closed by somebody else", self.gate.tap().name);
                     self.brain.handle_close();
                 }
             }
@@ -390,7 +368,7 @@ impl Keeper {
 
     /// For good: what is on the tap now, and what has passed, nobody knows.
     fn lose(&mut self, why: String) {
-        error!("the gate on {} is lost, frames may pass: {why}", self.place.tap.name);
+        error!("the gate on {} is lost, frames may pass: {why}", self.gate.tap().name);
         self.gate.close();
         self.brain.handle_close();
         self.flushing = false;

@@ -20,7 +20,6 @@ mod start;
 use std::{os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
-use remus_abi::Term;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     runtime::Builder,
@@ -113,7 +112,7 @@ async fn keep(
 ) -> Result<Keeper> {
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut bell = Bell::of(&keeper)?;
+    let bell = bell_of(&keeper)?;
     // Those who are told when the gate fills: one a client at most.
     let mut waiting: Vec<Asked> = Vec::new();
     loop {
@@ -128,7 +127,7 @@ async fn keep(
                 // A client that has gone meanwhile has still said it.
                 request => { asked.reply.send(keeper.handle(request)).ok(); }
             },
-            rung = bell.fd.readable() => {
+            rung = bell.readable() => {
                 rung.context("wait for the gate")?.clear_ready();
                 filling = keeper.take_filling();
             }
@@ -141,22 +140,12 @@ async fn keep(
                 reply.send(keeper.handle(request)).ok();
             }
         }
-        if bell.term != keeper.term() {
-            bell = Bell::of(&keeper)?;
-        }
     }
 }
 
-/// What wakes the loop when the gate of `term` fills.
-struct Bell {
-    fd: AsyncFd<OwnedFd>,
-    term: Term,
-}
-
-impl Bell {
-    fn of(keeper: &Keeper) -> Result<Self> {
-        // SAFETY: an OwnedFd is open, and the same descriptor, for as long as the AsyncFd has it.
-        let fd = unsafe { AsyncFd::register_with_interest(keeper.bell()?, Interest::READABLE) };
-        Ok(Self { fd: fd.context("wait for the gate")?, term: keeper.term() })
-    }
+/// What wakes the loop when the gate fills.
+fn bell_of(keeper: &Keeper) -> Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is open, and the same descriptor, for as long as the AsyncFd has it.
+    let bell = unsafe { AsyncFd::register_with_interest(keeper.bell()?, Interest::READABLE) };
+    bell.context("wait for the gate")
 }

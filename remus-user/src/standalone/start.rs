@@ -3,15 +3,16 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use remus_abi::{Stamp, gate::Mode};
 use tracing::{info, warn};
 
 use super::{
     StandaloneOptions,
     answer::mode_name,
-    keeper::{Keeper, Lease, Place},
+    keeper::{Keeper, Lease},
 };
 use crate::{
-    gate::{Attachment, Gate, Held, Pinned, Release, Settings, Tap},
+    gate::{Attachment, Gate, Held, InSlots, Pinned, Release, Settings, Tap},
     net::Links,
     observe::VmDir,
     replication::Standalone,
@@ -26,14 +27,13 @@ pub(super) fn keeper(options: &StandaloneOptions, directory: &VmDir) -> Result<K
     let found = Links::open()?.foreign_tap(name)?;
     let pins = directory.path().join("bpf");
     let tap = Tap { name: name.to_owned(), ifindex: found.index.0 };
-    let place = Place { tap: tap.clone(), pins: pins.clone(), settings: options.settings.clone() };
     let lease = |until_ns| match options.lease_max {
         None => Lease::None,
         Some(max) => Lease::Renewed { max, until_ns },
     };
 
     if let Some(taken) = take_over(options, &tap, &pins)? {
-        return Ok(Keeper::new(taken.gate, taken.brain, place, lease(taken.lease_until_ns)));
+        return Ok(Keeper::new(taken.gate, taken.brain, lease(taken.lease_until_ns)));
     }
     if Gate::guards(name) {
         bail!(
@@ -44,10 +44,11 @@ pub(super) fn keeper(options: &StandaloneOptions, directory: &VmDir) -> Result<K
     if found.up {
         warn!("{name} was up before its gate was there: what its guest said until now is out");
     }
-    let brain = Standalone::begin();
-    let gate = Gate::install(tap, &pins, &options.settings, brain.open().term())?;
+    let (brain, fenced) = Standalone::begin();
+    let mut gate = Gate::install(tap, &pins, &options.settings)?;
+    gate.begin_term(&fenced, Held::Discard)?;
     info!("a closed gate is on {name}");
-    Ok(Keeper::new(gate, brain, place, lease(0)))
+    Ok(Keeper::new(gate, brain, lease(0)))
 }
 
 /// An earlier controller's gate, and where that one was.
@@ -88,6 +89,13 @@ fn take_over(options: &StandaloneOptions, tap: &Tap, pins: &Path) -> Result<Opti
             tap.name
         );
     }
+    if view.mode == Mode::Closed && view.open == Stamp::NONE {
+        // Its controller died before it had begun a term; nothing was ever held.
+        let (brain, fenced) = Standalone::begin();
+        let mut gate = adopt(tap, pins)?;
+        gate.begin_term(&fenced, Held::Discard)?;
+        return Ok(Some(Taken { gate, brain, lease_until_ns: 0 }));
+    }
     let brain = Standalone::resume(view.mode, view.open, view.committed)
         .inspect_err(|_| pinned.close())
         .with_context(|| {
@@ -109,15 +117,19 @@ fn take_over(options: &StandaloneOptions, tap: &Tap, pins: &Path) -> Result<Opti
     let same_way = (*release == Release::ReEntry) == (view.uplink_index == 0);
     if view.capacity_bytes != u64::from(*buffer_mib) << 20 || !same_way {
         warn!(
-            "it keeps the buffer and the way out that it was made with, until a discard makes it anew"
+            "it keeps the buffer and the way out that it was made with, until `remus gate remove` takes it off the tap"
         );
     }
-    let gate = Gate::adopt(tap.clone(), pins)?
-        .with_context(|| format!("the gate on {} went away meanwhile", tap.name))?;
+    let gate = adopt(tap, pins)?;
     Ok(Some(Taken { gate, brain, lease_until_ns: view.lease_until_ns }))
 }
 
-fn describe(held: Held) -> String {
+fn adopt(tap: &Tap, pins: &Path) -> Result<Gate> {
+    Gate::adopt(tap.clone(), pins)?
+        .with_context(|| format!("the gate on {} went away meanwhile", tap.name))
+}
+
+fn describe(held: InSlots) -> String {
     if held.frames == 0 {
         return "it holds nothing".to_owned();
     }

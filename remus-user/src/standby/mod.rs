@@ -13,7 +13,6 @@ mod wiring;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use remus_abi::Term;
 use tracing::warn;
 
 use crate::{
@@ -63,12 +62,12 @@ pub(crate) struct Standby {
 }
 
 impl Standby {
-    /// Builds everything, for a host that speaks in `term`, or would. `pins` is where the gate's programs are pinned. On
-    /// an error nothing is left behind.
+    /// Builds everything, with a gate that is in no term yet. `pins` is where the gate's programs are pinned. On an error
+    /// nothing is left behind.
     ///
     /// # Errors
     /// When this host cannot run such a machine, or not on this tap and bridge; says what is missing.
-    pub(crate) fn prepare(plan: Plan, term: Term, pins: &Path) -> Result<Self> {
+    pub(crate) fn prepare(plan: Plan, pins: &Path) -> Result<Self> {
         let links = Links::open()?;
         if let Some(bridge) = &plan.bridge {
             links.bridge(bridge.as_str())?;
@@ -85,7 +84,7 @@ impl Standby {
         let built = || -> Result<(Gate, Prepared, Announcer)> {
             let guarded = gate::Tap { name: plan.tap.to_string(), ifindex: index.0 };
             tell_what_is_left(pins);
-            let gate = Gate::install(guarded, pins, &plan.gate, term)?;
+            let gate = Gate::install(guarded, pins, &plan.gate)?;
             let behind_it = || {
                 tap.persist()?;
                 let ours = tap.fd.try_clone().context("share the tap")?;
@@ -116,11 +115,6 @@ impl Standby {
     /// Whether it is what `plan` asks for.
     pub(crate) fn serves(&self, plan: &Plan) -> bool {
         self.plan == *plan
-    }
-
-    /// From now on this host would speak in `term`. Its gate is closed, and has been since it was made.
-    pub(crate) fn begin_term(&mut self, term: Term) {
-        self.gate.begin_term_closed(term);
     }
 
     pub(crate) fn plan(&self) -> &Plan {

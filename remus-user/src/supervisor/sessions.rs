@@ -26,6 +26,8 @@ const RETRY_EVERY: Duration = Duration::from_millis(200);
 enum Ended {
     /// Another is to be made.
     Again,
+    /// Another is to be made, in this term.
+    ByNewTerm(Term),
     /// No more sessions.
     ForGood,
 }
@@ -59,18 +61,18 @@ pub(crate) struct EngineEnd {
 /// Makes sessions until an order ends it. `hello` is the template: each session gets a number of its own.
 pub(crate) async fn keep_sessions(
     backup: SocketAddr,
-    hello: Hello,
+    mut hello: Hello,
     mut datagrams: Datagrams,
     mut engine: EngineEnd,
 ) {
-    let (term, timing) = (hello.term, hello.timing);
+    let timing = hello.timing;
     let patience = Patience::of(&timing);
     let mut still_open = StillOpen::default();
     let mut soon_until = boot_now();
     loop {
-        let session = fresh_session();
-        let hello = Hello { session, ..hello.clone() };
-        match make_session(backup, hello, &mut datagrams, &mut still_open, &engine.post).await {
+        let (session, term) = (fresh_session(), hello.term);
+        let asked = Hello { session, ..hello.clone() };
+        match make_session(backup, asked, &mut datagrams, &mut still_open, &engine.post).await {
             Ok(Some((mut control, _place))) => {
                 still_open.0.clear();
                 let ended = keep_session(&mut control, session, term, timing, &mut engine).await;
@@ -78,6 +80,11 @@ pub(crate) async fn keep_sessions(
                 match ended {
                     Ok(Ended::ForGood) => return,
                     Ok(Ended::Again) => {}
+                    Ok(Ended::ByNewTerm(term)) => {
+                        begin_term(&mut hello, &mut engine, term);
+                        let why = "the guest goes on in a new term".to_owned();
+                        engine.post.send(Input::Lost { session, why });
+                    }
                     Err(e) => engine.post.send(Input::Lost { session, why: format!("{e:#}") }),
                 }
                 still_open.keep(control);
@@ -91,10 +98,17 @@ pub(crate) async fn keep_sessions(
             () = sleep(pause) => {}
             order = engine.orders.recv() => match order {
                 Some(Order::Drop(_)) => {}
+                Some(Order::BeginTerm(term)) => begin_term(&mut hello, &mut engine, term),
                 Some(Order::Goodbye { .. }) | None => return,
             },
         }
     }
+}
+
+/// All sessions from now on are of `term`.
+fn begin_term(hello: &mut Hello, engine: &mut EngineEnd, term: Term) {
+    hello.term = term;
+    engine.relayed.begin_term(term);
 }
 
 /// Hello, its answer, and the bulk connection. `None` when the backup refuses for now; why was posted.
@@ -197,6 +211,8 @@ async fn keep_session(
             order = orders.recv() => match order {
                 Some(Order::Drop(dropped)) if dropped == session => return Ok(Ended::Again),
                 Some(Order::Drop(_)) => {}
+                // Made before the engine said so.
+                Some(Order::BeginTerm(term)) => return Ok(Ended::ByNewTerm(term)),
                 Some(Order::Goodbye { epoch, why }) => {
                     let goodbye = Goodbye { term, epoch, why };
                     say_goodbye(control, goodbye, patience.goodbye()).await?;

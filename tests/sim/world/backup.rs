@@ -40,7 +40,16 @@ enum Brain {
 
 impl BackupHost {
     pub(crate) fn new() -> Self {
-        let me = Instance::new(2).expect("not 0");
+        Self::of_instance(2)
+    }
+
+    /// Another host than the one that was switched off for good; it has promised nothing to anybody.
+    pub(crate) fn newcomer() -> Self {
+        Self::of_instance(3)
+    }
+
+    fn of_instance(me: u64) -> Self {
+        let me = Instance::new(me).expect("not 0");
         Self {
             brain: Brain::Following(Backup::new(me, Term::NONE, None)),
             image: Ram::default(),
@@ -97,6 +106,10 @@ impl BackupHost {
                 Ok(welcome)
             }
         }
+    }
+
+    pub(crate) fn is_off(&self) -> bool {
+        self.is_off
     }
 
     /// It follows the primary, or has its image.

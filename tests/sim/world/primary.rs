@@ -1,26 +1,33 @@
 //! The primary's host: guest, dirty log, sender, gate, around the real pipeline and lease.
 
 use remus::{
+    gate::ControlWords,
     names::VmName,
-    replication::{Fenced, Pipeline, Policy, SealWhen, Standing, SyncNext, Tempo},
+    replication::{Pipeline, Policy, SealWhen, Standing, SyncNext, Tempo},
     wire::{
         Ack, Begin, Digest, End, Features, Heartbeat, HeartbeatAck, Hello, Instance, Moment,
-        Session,
+        Session, Timing,
     },
 };
-use remus_abi::{Epoch, Stamp, Term};
+use remus_abi::{
+    Epoch, Stamp, Term,
+    gate::{Control, Mode},
+};
+use rig::permits;
 
 use super::{
     ByValue, Fault, Message, Seen, SeenSet, Start, Violation, World,
-    gate::{Gate, Mode},
+    gate::Gate,
     guest::{ALL_PAGES, Pages, PagesOnWire, Ram, Shadow},
-    session, timing,
+    long_timing, session, timing,
 };
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct PrimaryHost {
     pipeline: Pipeline,
-    gate: Gate,
+    /// The spans of this term are long.
+    is_long: bool,
+    pub(crate) gate: Gate,
     /// Until when the commit acks alone would let it release.
     ack_lease_until: Moment,
     ram: Ram,
@@ -36,7 +43,7 @@ pub(crate) struct PrimaryHost {
 }
 
 /// What the primary `instance` says first.
-fn hello(session: Session, instance: u64, term: Term) -> Hello {
+fn hello(session: Session, instance: u64, term: Term, timing: Timing) -> Hello {
     Hello {
         features: Features::OURS,
         vm: VmName::new("vm").expect("a plain name"),
@@ -44,11 +51,15 @@ fn hello(session: Session, instance: u64, term: Term) -> Hello {
         primary: Instance::new(instance).expect("not 0"),
         term,
         ram_pages: 2,
-        timing: timing(),
+        timing,
         acks_to: None,
         shape: Vec::new(),
         cpu: Vec::new(),
     }
+}
+
+fn spans(is_long: bool) -> Timing {
+    if is_long { long_timing() } else { timing() }
 }
 
 /// A stand-in for the real chain, whose input here is the pages sent.
@@ -59,17 +70,30 @@ pub(crate) fn absorb(chain: u64, pages: &PagesOnWire) -> u64 {
     hasher.finish()
 }
 
+fn policy(is_long: bool) -> Policy {
+    Policy { tempo: Tempo::fixed(std::time::Duration::ZERO), ..Policy::new(&spans(is_long)) }
+}
+
 impl PrimaryHost {
     pub(crate) fn new(start: Start) -> Self {
-        let policy =
-            Policy { tempo: Tempo::fixed(std::time::Duration::ZERO), ..Policy::new(&timing()) };
-        let (fenced, now) = (Fenced::first_start(), Moment(0));
-        let (pipeline, mode) = match start {
-            Start::Shut => (Pipeline::start_shut(fenced, policy, now), Mode::Hold),
-            Start::Unprotected => (Pipeline::start_unprotected(fenced, policy, now), Mode::Open),
+        let is_long = start == Start::ShutWithLongLease;
+        let policy = policy(is_long);
+        let (fenced, now) = (permits::first(), Moment(0));
+        let mut gate = Gate::in_term(&fenced);
+        let pipeline = match start {
+            // The real gate is closed until the first seal. Held from the first word on, more can go wrong.
+            Start::Shut | Start::ShutWithLongLease => {
+                gate.perform(gate.words().hold());
+                Pipeline::start_shut(fenced, policy, now)
+            }
+            Start::Unprotected => {
+                gate.perform(gate.words().open(&fenced));
+                Pipeline::start_unprotected(fenced, policy, now)
+            }
         };
         Self {
-            gate: Gate::new(mode, Stamp::new(pipeline.term(), pipeline.open())),
+            is_long,
+            gate,
             pipeline,
             ack_lease_until: Moment(0),
             ram: Ram::default(),
@@ -87,8 +111,17 @@ impl PrimaryHost {
         self.pipeline.standing() != Standing::Stopped
     }
 
+    /// The engine does one thing at a time: nothing else while a term begins.
+    pub(crate) fn is_free(&self) -> bool {
+        self.runs() && !self.gate.is_turning()
+    }
+
     pub(crate) fn has_session(&self) -> bool {
         self.pipeline.session().is_some()
+    }
+
+    fn term(&self) -> Term {
+        self.pipeline.term()
     }
 
     /// 0 is none.
@@ -97,7 +130,7 @@ impl PrimaryHost {
     }
 
     pub(crate) fn may_connect(&self) -> bool {
-        self.runs() && !self.has_session()
+        self.is_free() && !self.has_session()
     }
 
     pub(crate) fn may_sync(&self) -> bool {
@@ -119,7 +152,7 @@ impl PrimaryHost {
     }
 
     pub(crate) fn may_flush(&self) -> bool {
-        self.runs() && self.open_late.is_none() && self.gate.has_committed()
+        self.runs() && self.open_late.is_none() && self.gate.may_flush()
     }
 
     pub(crate) fn clear_late(&mut self) {
@@ -127,7 +160,9 @@ impl PrimaryHost {
     }
 
     pub(crate) fn open_late(&mut self) {
-        self.gate.open = self.open_late.take().unwrap_or(self.gate.open);
+        if let Some(stamp) = self.open_late.take() {
+            self.gate.write(Control::Open, stamp.bits());
+        }
     }
 
     pub(crate) fn lose_session(&mut self) {
@@ -150,18 +185,19 @@ impl PrimaryHost {
         let now = Moment(now);
         let sent = if fault == Some(Fault::LeaseFromArrival) { now } else { ack.sent };
         let until = self.pipeline.handle_answer(now, session(of), sent);
-        if let Some(until) = until.expect("the backup echoes what it was sent") {
-            self.gate.lease_until = Some(until);
+        if let Some(lease) = until.expect("the backup echoes what it was sent") {
+            self.gate.perform(self.gate.words().renew_lease(&lease));
         }
     }
 
     pub(crate) fn summary(&self) -> String {
         let p = &self.pipeline;
         let (open, captured, acked, released) = (p.open(), p.captured(), p.acked(), p.released());
-        let waiting = self.gate.slots.len();
+        let waiting = self.gate.held();
         format!(
-            "{:?} open {open} captured {captured} acked {acked} released {released}, {waiting} held",
-            p.standing()
+            "{:?} in {} open {open} captured {captured} acked {acked} released {released}, {waiting} held",
+            p.standing(),
+            p.term()
         )
     }
 }
@@ -183,7 +219,8 @@ impl World {
     pub(crate) fn connect(&mut self, seen: &mut SeenSet) -> Result<(), Violation> {
         self.primary.sessions += 1;
         let asked = session(self.primary.sessions);
-        let hello = hello(asked, 1, self.primary.pipeline.term());
+        let primary = &self.primary;
+        let hello = hello(asked, 1, primary.pipeline.term(), spans(primary.is_long));
         let keeps_shadow = self.has(Fault::ShadowSurvivesSession);
         let ignores_term = self.has(Fault::NewerTermKeepsImage);
         let primary = &mut self.primary;
@@ -200,7 +237,7 @@ impl World {
             Err(refuse) => {
                 if primary.pipeline.handle_newer_term(refuse.newest) {
                     seen.add(Seen::StoodDown);
-                    primary.gate.mode = Mode::Closed;
+                    primary.gate.perform(ControlWords::close());
                     if !self.backup.is_promoted() {
                         return Err(Violation::GuestLost);
                     }
@@ -213,26 +250,22 @@ impl World {
     /// The VM is started on a third host, whose record says that the term before has ended.
     pub(crate) fn stranger(&mut self, seen: &mut SeenSet) {
         const ITS_SESSION: u64 = 100;
-        let hello = hello(session(ITS_SESSION), 3, self.primary.pipeline.term().next());
+        let hello = hello(session(ITS_SESSION), 3, self.primary.pipeline.term().next(), timing());
         let believes = self.has(Fault::StrangersWordCounts);
         let refused = self.backup.take_stranger(&hello, believes).is_err();
         seen.add_if(refused, Seen::RefusedStranger);
     }
 
-    /// The backup is switched off, by somebody who then says so: the guest goes on in the next term with its gate
-    /// open. What waited goes first, so that nothing overtakes.
-    pub(crate) fn fence(&mut self) -> Result<(), Violation> {
+    /// The backup is switched off, by somebody who then says so: the guest goes on in the next term, on the same gate,
+    /// which keeps what it holds and opens. The gate's part takes several steps.
+    pub(crate) fn fence(&mut self) {
         self.backup.switch_off();
         let primary = &mut self.primary;
-        let fenced = Fenced::by_operator(primary.pipeline.term(), "backup");
-        primary.pipeline.run_unprotected(fenced, Moment(self.now));
+        let fenced = permits::after(primary.pipeline.term());
+        primary.gate.begin_term_and_open(&fenced, self.fault);
+        primary.pipeline.run_unprotected(fenced, policy(false), Moment(self.now));
+        primary.is_long = false;
         primary.ack_lease_until = Moment(0);
-        let open = Stamp::new(primary.pipeline.term(), primary.pipeline.open());
-        let before = std::mem::replace(&mut primary.gate, Gate::new(Mode::Open, open));
-        for (_, said) in before.slots {
-            self.outside_sees(said)?;
-        }
-        Ok(())
     }
 
     /// A round of the live sync: the log is cleared, then its pages are copied.
@@ -252,13 +285,14 @@ impl World {
         let (now, fault) = (Moment(self.now), self.fault);
         let primary = &mut self.primary;
         let sealed = primary.pipeline.seal(now);
-        if fault == Some(Fault::OpenAdvancesAfterResume) {
-            primary.open_late = Some(sealed.open);
-        } else {
-            primary.gate.open = sealed.open;
-        }
-        if sealed.is_first && fault != Some(Fault::HoldsFromFirstAck) {
-            primary.gate.mode = Mode::Hold;
+        for (word, to) in primary.gate.words().seal(&sealed.next) {
+            match (word, fault) {
+                (Control::Open, Some(Fault::OpenAdvancesAfterResume)) => {
+                    primary.open_late = Some(sealed.next.stamp());
+                }
+                (Control::Mode, Some(Fault::HoldsFromFirstAck)) => {}
+                _ => primary.gate.write(word, to),
+            }
         }
         let dirty = primary.dirty;
         if fault == Some(Fault::ClearAfterResume) {
@@ -284,8 +318,8 @@ impl World {
         let end = End { epoch, pages: dirty.count_ones(), digest: Digest(primary.chain) };
         primary.pipeline.handle_sent(sealed.session, epoch, end.digest);
         if fault == Some(Fault::ReleaseAtCapture) {
-            primary.gate.committed = sealed.checkpoint;
-            primary.gate.lease_until = primary.gate.lease_until.max(Some(now + timing().lease));
+            primary.gate.raise(Control::Committed, sealed.checkpoint.bits());
+            primary.gate.raise(Control::LeaseUntil, (now + timing().lease).0);
         }
         seen.add_if(primary.pipeline.in_flight() == 2, Seen::TwoInFlight);
         let truth = primary.ram;
@@ -307,12 +341,22 @@ impl World {
         let heard = if fault == Some(Fault::LeaseFromArrival) { &from_arrival } else { ack };
         match primary.pipeline.handle_ack(Moment(now), heard, |_, _| {}) {
             Ok(Some(acked)) => {
-                primary.gate.lease_until = acked.lease_until;
-                primary.ack_lease_until = primary.ack_lease_until.max(ack.sent + timing().lease);
-                primary.gate.committed = primary.gate.committed.max(acked.committed.stamp());
-                if fault == Some(Fault::HoldsFromFirstAck) {
-                    primary.gate.mode = Mode::Hold;
+                let lease = acked.lease_until.expect("just answered");
+                primary.gate.perform(primary.gate.words().renew_lease(&lease));
+                let until = ack.sent + spans(primary.is_long).lease;
+                primary.ack_lease_until = primary.ack_lease_until.max(until);
+                if fault == Some(Fault::OpenAdvancesAfterResume) {
+                    primary.gate.raise(Control::Committed, acked.committed.stamp().bits());
+                } else {
+                    primary.gate.perform(primary.gate.words().commit(&acked.committed));
                 }
+                if fault == Some(Fault::HoldsFromFirstAck) {
+                    primary.gate.perform(primary.gate.words().hold());
+                }
+            }
+            Err(_) if fault == Some(Fault::OldTermsCommitCounts) && ack.term < primary.term() => {
+                let counts_as = Stamp::new(primary.term(), ack.epoch);
+                primary.gate.raise(Control::Committed, counts_as.bits());
             }
             Ok(None) => seen.add(Seen::RepeatedAckIgnored),
             Err(_) if ack.session.get() != primary.session() => {
@@ -324,13 +368,25 @@ impl World {
 
     /// `flush`, which reads the clock and the lease itself.
     pub(crate) fn flush(&mut self, seen: &mut SeenSet) -> Result<(), Violation> {
-        let ignores_lease = self.has(Fault::FlushIgnoresLease);
-        if !ignores_lease && !self.primary.gate.lease_holds(Moment(self.now)) {
-            seen.add(Seen::LeaseStoppedFlush);
+        let is_open = self.primary.gate.words().mode == Mode::Open;
+        let flushed = self.primary.gate.flush(Moment(self.now), self.has(Fault::FlushIgnoresLease));
+        seen.add_if(flushed.lease_is_over, Seen::LeaseStoppedFlush);
+        seen.add_if(
+            flushed.lease_is_over && self.primary.gate.is_turning(),
+            Seen::FlushStoppedWhileTermBegins,
+        );
+        if let Some(said) = flushed.thrown_away.first().copied() {
+            return Err(Violation::HeldIsThrownAway { said });
+        }
+        if flushed.out.is_empty() {
             return Ok(());
         }
-        for said in self.primary.gate.flush() {
+        for said in flushed.out {
             self.outside_sees(said)?;
+        }
+        if is_open {
+            seen.add(Seen::KeptLeftThroughOpenGate);
+            return Ok(());
         }
         seen.add(Seen::Released);
         seen.add_if(
@@ -341,7 +397,8 @@ impl World {
             self.primary.sessions == 2 && self.primary.has_session(),
             Seen::ReleasedInSecondSession,
         );
-        let released = self.primary.gate.committed.epoch();
+        seen.add_if(self.primary.term() > Term::FIRST, Seen::ReleasedInSecondTerm);
+        let released = self.primary.gate.words().committed.epoch();
         if released <= self.primary.pipeline.acked() && released > Epoch::NONE {
             self.primary.pipeline.handle_flushed(Moment(self.now));
         }

@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 
-use remus_abi::Stamp;
+use remus_abi::{Kept, Stamp, may_leave};
 
 use super::message::FrameId;
 
@@ -43,14 +43,19 @@ impl Ledger {
         }
     }
 
-    /// Takes some frames, no more than about `most`, off the front, if they are covered by `committed`: the id up to
-    /// which all may leave.
-    pub(super) fn poll_release(&mut self, committed: Stamp, most: u32) -> Option<FrameId> {
+    /// Takes some frames, no more than about `most`, off the front, if they may leave; returns the id up to which all
+    /// may.
+    pub(super) fn poll_release(
+        &mut self,
+        releasable: Stamp,
+        kept: Kept,
+        most: u32,
+    ) -> Option<FrameId> {
         let mut last = None;
         let mut taken = 0;
         while taken < most
             && let Some(run) = self.runs.front_mut()
-            && run.stamp.is_covered_by(committed)
+            && may_leave(run.stamp, releasable, kept)
         {
             let room = most - taken;
             if run.frames <= room {
@@ -70,6 +75,12 @@ impl Ledger {
             }
         }
         last
+    }
+
+    /// Forgets all frames; returns the id of the last.
+    pub(super) fn take_all(&mut self) -> Option<FrameId> {
+        self.frames = 0;
+        self.runs.drain(..).next_back().map(|run| run.last)
     }
 
     /// Frames that wait.
@@ -101,8 +112,8 @@ mod tests {
     fn all_of_the_committed_epochs_leave_at_once_and_no_more() {
         let mut ledger =
             ledger(&[(1, stamp(1, 1)), (2, stamp(1, 1)), (3, stamp(1, 2)), (4, stamp(1, 3))]);
-        assert_eq!(ledger.poll_release(stamp(1, 2), 100), Some(FrameId(3)));
-        assert_eq!(ledger.poll_release(stamp(1, 2), 100), None);
+        assert_eq!(ledger.poll_release(stamp(1, 2), Kept::NONE, 100), Some(FrameId(3)));
+        assert_eq!(ledger.poll_release(stamp(1, 2), Kept::NONE, 100), None);
         assert_eq!(ledger.frames(), 1);
     }
 
@@ -110,9 +121,26 @@ mod tests {
     fn another_term_or_a_later_epoch_in_front_keeps_everything() {
         for front in [stamp(2, 1), stamp(1, 9)] {
             let mut ledger = ledger(&[(1, front), (2, stamp(1, 1))]);
-            assert_eq!(ledger.poll_release(stamp(1, 3), 100), None);
+            assert_eq!(ledger.poll_release(stamp(1, 3), Kept::NONE, 100), None);
             assert_eq!(ledger.frames(), 2);
         }
+    }
+
+    #[test]
+    fn frames_of_a_term_that_was_kept_leave_first_and_those_of_another_term_keep_everything() {
+        let kept = Kept::NONE.and(Term::FIRST, Term::FIRST.next(), Epoch::FIRST);
+        let frames = [(1, stamp(1, 7)), (2, stamp(2, 1)), (3, stamp(2, 2))];
+        let mut held = ledger(&frames);
+        assert_eq!(held.poll_release(stamp(2, 0), kept, 100), None, "no commit of the new term");
+        assert_eq!(held.poll_release(stamp(2, 1), kept, 100), Some(FrameId(2)));
+        assert_eq!(ledger(&frames).poll_release(stamp(2, 2), Kept::NONE, 100), None);
+    }
+
+    #[test]
+    fn what_is_taken_out_is_known_by_its_last_frame() {
+        let mut ledger = ledger(&[(1, stamp(1, 1)), (2, stamp(1, 2))]);
+        assert_eq!(ledger.take_all(), Some(FrameId(2)));
+        assert_eq!((ledger.frames(), ledger.take_all()), (0, None));
     }
 
     #[test]
@@ -121,7 +149,7 @@ mod tests {
         let frames: Vec<_> = (0..10).map(|n| (first.wrapping_add(n), stamp(1, 1))).collect();
         let mut ledger = ledger(&frames);
         let mut until = Vec::new();
-        while let Some(id) = ledger.poll_release(stamp(1, 1), 4) {
+        while let Some(id) = ledger.poll_release(stamp(1, 1), Kept::NONE, 4) {
             until.push(id.0);
         }
         assert_eq!(until, [first.wrapping_add(3), 2, 4]);
@@ -142,7 +170,7 @@ mod tests {
             let mut ledger = ledger(&frames);
             let covered = epochs.iter().take_while(|epoch| **epoch <= committed).count();
             let mut last = None;
-            while let Some(until) = ledger.poll_release(stamp(1, committed), most) {
+            while let Some(until) = ledger.poll_release(stamp(1, committed), Kept::NONE, most) {
                 last = Some(until.0);
             }
             prop_assert_eq!(last, covered.checked_sub(1).map(id));

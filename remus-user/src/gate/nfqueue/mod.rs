@@ -30,7 +30,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use remus_abi::{Stamp, queue};
+use remus_abi::{Stamp, gate::Mode, queue, releasable};
 
 pub use self::support::{Support, forward_policy_drop, support};
 use self::{
@@ -40,7 +40,7 @@ use self::{
     socket::{Datagrams, Refused, Socket},
     switches::Switches,
 };
-use super::{Flushed, Tap};
+use super::{Flushed, Held, Tap, words::ControlWords};
 use crate::os::boot_now;
 
 /// Frames that the queue takes. Netfilter takes this many at most, whatever it is told.
@@ -53,32 +53,15 @@ const QUEUES: u16 = 256;
 /// Frames let go by one verdict; the lease is looked at before each.
 const VERDICT_STEP: u32 = 8192;
 
-/// What may leave now.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Permit {
-    /// What is committed, until the lease ends (CLOCK_BOOTTIME).
-    Committed { open: Stamp, committed: Stamp, lease_until_ns: u64 },
-    /// Everything of the open epoch's term.
-    Unprotected { open: Stamp },
-}
-
-impl Permit {
-    fn open(&self) -> Stamp {
-        match *self {
-            Self::Committed { open, .. } | Self::Unprotected { open } => open,
-        }
-    }
-
-    /// Whatever this stamp covers may leave; `None` when nothing may.
-    fn releasable(&self) -> Option<Stamp> {
-        match *self {
-            Self::Committed { open, committed, lease_until_ns } => {
-                let in_time = boot_now().0 <= lease_until_ns;
-                (committed < open && in_time).then_some(committed)
-            }
-            Self::Unprotected { open } => Some(open),
-        }
-    }
+/// Whatever this stamp covers may leave now, by the words and the clock; `None` when nothing may.
+fn releasable_now(words: &ControlWords) -> Option<Stamp> {
+    let upto = releasable(words.mode as u64, words.open, words.committed);
+    let may = match words.mode {
+        Mode::Closed => false,
+        Mode::Hold => upto < words.open && boot_now().0 <= words.lease_until_ns,
+        Mode::Open => true,
+    };
+    may.then_some(upto)
 }
 
 /// The queue behind one tap, and the rules that lead to it.
@@ -95,6 +78,8 @@ pub(super) struct NfQueue {
     standing: Vec<Vec<u8>>,
     switches: Switches,
     generation: Cell<u32>,
+    /// Frames that were thrown away when a term ended.
+    discarded: u64,
 }
 
 impl NfQueue {
@@ -124,22 +109,23 @@ impl NfQueue {
             standing: Vec::new(),
             switches: Switches::turn_on()?,
             generation: Cell::new(0),
+            discarded: 0,
         };
         queue.generation.set(generation(&queue.owner)?);
         queue.standing = standing(&queue.owner, &queue.tap)?;
         Ok(queue)
     }
 
-    /// Reads which frames have joined the queue. To be called often, with the open epoch: what is not read fills
-    /// the socket, and then frames are dropped.
-    pub(super) fn pump(&mut self, open: Stamp) -> Result<()> {
+    /// Reads which frames have joined the queue, by the words as they are. To be called often: what is not read fills the
+    /// socket, and then frames are dropped.
+    fn pump(&mut self, words: &ControlWords) -> Result<()> {
         while self.datagrams.receive(&self.listener).context("read from the netfilter queue")? > 0 {
             for event in self.datagrams.iter().flat_map(message::events) {
                 match event {
                     Event::Waits { queue, id, mark } if queue == self.queue => {
-                        match queue::stamp(mark, open) {
+                        match queue::stamp(mark, words.open, words.turns, words.kept) {
                             Some(stamp) => self.ledger.handle_waits(id, stamp),
-                            // Nobody's, or of an epoch to come: it never leaves.
+                            // Nobody's, of an epoch to come, or of a term that was not kept: it never leaves.
                             None => judge_one(&self.listener, queue, Verdict::Drop, id)?,
                         }
                     }
@@ -155,18 +141,39 @@ impl NfQueue {
         Ok(())
     }
 
-    /// Lets go what is covered, in order, as far as it goes in one call.
-    pub(super) fn flush(&mut self, permit: &Permit) -> Result<Flushed> {
-        self.pump(permit.open())?;
+    /// Lets go what may leave, in order, as far as it goes in one call.
+    pub(super) fn flush(&mut self, words: &ControlWords) -> Result<Flushed> {
+        self.pump(words)?;
         while self.ledger.frames() > 0 {
-            let Some(releasable) = permit.releasable() else { return Ok(Flushed::Refused) };
-            let Some(last) = self.ledger.poll_release(releasable, VERDICT_STEP) else { break };
+            let Some(upto) = releasable_now(words) else { return Ok(Flushed::Refused) };
+            let released = self.ledger.poll_release(upto, words.kept, VERDICT_STEP);
+            let Some(last) = released else { break };
             judge_up_to(&self.listener, self.queue, Verdict::Accept, last)?;
         }
         Ok(Flushed::All)
     }
 
-    /// Frames that wait, as far as [`NfQueue::pump`] has read.
+    /// The term of `words` ends: everything that has joined the queue in it is read, and dropped or left to wait.
+    pub(super) fn turn(&mut self, held: Held, words: &ControlWords) -> Result<()> {
+        self.pump(words)?;
+        match held {
+            Held::Keep => {}
+            Held::Discard => {
+                self.discarded += self.ledger.frames();
+                if let Some(last) = self.ledger.take_all() {
+                    judge_up_to(&self.listener, self.queue, Verdict::Drop, last)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Frames that were thrown away when a term ended.
+    pub(super) fn discarded(&self) -> u64 {
+        self.discarded
+    }
+
+    /// Frames that wait, as far as they have been read.
     pub(super) fn held(&self) -> u64 {
         self.ledger.frames()
     }

@@ -17,11 +17,12 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, Map, MapData};
 use remus_abi::{
-    Stamp,
+    Kept, Stamp,
     gate::{
         CONTROL_WORDS, Control, Counters, LAYOUT, Life, Mode, RING_WORDS, Ring, Slot, SlotState,
         UNIT,
     },
+    may_leave, releasable,
 };
 
 use self::link::TcxLink;
@@ -31,10 +32,10 @@ use super::{
     counters::CounterMap,
     health::{Lost, check_hook},
     hook::Hook,
-    mode_of,
     pins::Pins,
     programs::{self, GUARD, GUARD_PROGRAM, HOLD, HOLD_PROGRAM},
     rtnl::Rtnl,
+    words::ControlWords,
 };
 
 const CONTROL: &str = "CONTROL";
@@ -56,6 +57,8 @@ pub struct View {
     pub open: Stamp,
     /// Of the newest checkpoint that is committed.
     pub committed: Stamp,
+    /// Which frames of earlier terms leave in this one.
+    pub kept: Kept,
     /// CLOCK_BOOTTIME ns after which nothing leaves; `u64::MAX` when there is no lease.
     pub lease_until_ns: u64,
     /// Of the tap, in the network namespace of the controller.
@@ -68,7 +71,7 @@ pub struct View {
 
 /// Frames that wait in slots.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Held {
+pub struct InSlots {
     pub frames: u64,
     pub bytes: u64,
     /// Those of `frames` that leave at the next flush: their checkpoint is committed, or the gate is open.
@@ -135,11 +138,13 @@ impl Pinned {
 
     pub fn view(&self) -> View {
         let word = |which: Control| self.control.get(which as usize);
+        let words = ControlWords::read(word);
         View {
-            mode: mode_of(word(Control::Mode)),
-            open: Stamp::from_bits(word(Control::Open)),
-            committed: Stamp::from_bits(word(Control::Committed)),
-            lease_until_ns: word(Control::LeaseUntil),
+            mode: words.mode,
+            open: words.open,
+            committed: words.committed,
+            kept: words.kept,
+            lease_until_ns: words.lease_until_ns,
             // An index has 32 bits; whatever does not fit is no interface.
             tap_index: u32::try_from(word(Control::Tap)).unwrap_or(0),
             uplink_index: u32::try_from(word(Control::Uplink)).unwrap_or(0),
@@ -151,13 +156,15 @@ impl Pinned {
     ///
     /// # Errors
     /// When a slot cannot be read.
-    pub fn held(&self) -> Result<Held> {
+    pub fn held(&self) -> Result<InSlots> {
         let view = self.view();
-        // What an open gate holds leaves before anything passes.
-        let released = if view.mode == Mode::Open { view.open } else { view.committed };
+        // What is committed leaves as soon as the gate is taken up, even if it is closed now; what an open gate holds
+        // leaves before anything passes.
+        let mode = if view.mode == Mode::Open { Mode::Open } else { Mode::Hold };
+        let leaving = releasable(mode as u64, view.open, view.committed);
         let (head, tail) = (self.ring.get(Ring::Head as usize), self.ring.get(Ring::Tail as usize));
         let slots = u64::from(self.slots.len());
-        let mut held = Held::default();
+        let mut held = InSlots::default();
         // More than the map has would be read twice.
         for at in tail.max(head.saturating_sub(slots))..head {
             let number = u32::try_from(at % slots).context("a slot's number has 32 bits")?;
@@ -173,7 +180,7 @@ impl Pinned {
             held.last = stamp;
             held.frames += 1;
             held.bytes += u64::from(word32(&bytes, std::mem::offset_of!(Slot, len)));
-            held.committed += u64::from(stamp.is_covered_by(released));
+            held.committed += u64::from(may_leave(stamp, leaving, view.kept));
         }
         Ok(held)
     }
@@ -236,7 +243,9 @@ impl Pinned {
     /// Shuts the gate: fresh frames are dropped, and nothing that is held leaves. A live controller may open it
     /// again.
     pub fn close(&self) {
-        self.control.set(Control::Mode as usize, Mode::Closed as u64);
+        for (word, to) in ControlWords::close() {
+            self.control.set(word as usize, to);
+        }
     }
 
     /// Takes the gate off its tap and removes its pins; what it held is discarded, and whatever the tap sends from

@@ -6,7 +6,7 @@ use remus_abi::{Epoch, Stamp};
 
 use super::{Acked, Committed, Phase, Pipeline};
 use crate::{
-    replication::{lease::LeaseError, stream::AckError},
+    replication::{LeaseUntil, lease::LeaseError, stream::AckError},
     wire::{Ack, Digest, Moment, Session},
 };
 
@@ -62,7 +62,7 @@ impl Pipeline {
         now: Moment,
         session: Session,
         sent: Moment,
-    ) -> Result<Option<Moment>, LeaseError> {
+    ) -> Result<Option<LeaseUntil>, LeaseError> {
         if self.session() != Some(session) {
             return Ok(None);
         }

@@ -42,6 +42,7 @@ use super::{
     cadence::{Cadence, Due, Seen, Tempo},
     fenced::{Fenced, FencedBy},
     lease::PrimaryLease,
+    next_epoch::NextEpoch,
     stream::Stream,
 };
 use crate::wire::{Instance, Moment, Session, Timing, Welcome};
@@ -333,8 +334,7 @@ impl Pipeline {
             session,
             checkpoint,
             predecessor,
-            open: Stamp::new(self.term, self.open),
-            is_first,
+            next: NextEpoch::after_seal(Stamp::new(self.term, self.open), is_first),
         }
     }
 
@@ -399,17 +399,17 @@ impl Pipeline {
     /// The guest goes on with an open gate, in a term of its own, and may take any backup. The caller discards
     /// nothing: what waits in the gate was said by the guest that goes on.
     ///
-    /// The lease of the old term is over with it.
+    /// The lease of the old term is over with it. `policy` is that of sessions with the next backup.
     ///
     /// # Panics
     /// When the permission is not for a newer term, or the guest has ended.
-    pub fn run_unprotected(&mut self, fenced: Fenced, now: Moment) {
+    pub fn run_unprotected(&mut self, fenced: Fenced, policy: Policy, now: Moment) {
         assert!(fenced.term() > self.term, "going on unprotected takes a newer term");
         assert!(
             self.ending.is_none() && !matches!(self.phase, Phase::Stopped(_)),
             "the guest has ended"
         );
-        *self = Self::start_unprotected(fenced, self.policy, now);
+        *self = Self::start_unprotected(fenced, policy, now);
     }
 
     fn stream(&self) -> Option<&Stream> {

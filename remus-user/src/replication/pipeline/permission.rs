@@ -2,20 +2,21 @@
 
 use remus_abi::{Epoch, Stamp};
 
-use crate::wire::{Moment, Session};
+use crate::{
+    replication::{LeaseUntil, next_epoch::NextEpoch},
+    wire::Session,
+};
 
 /// An epoch ended: what to capture, and what the guest runs in from now on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(PartialEq, Eq, Debug)]
 pub struct Sealed {
     pub session: Session,
     /// The epoch that ends, and names the checkpoint.
     pub checkpoint: Stamp,
     /// The checkpoint before it in this session; [`Epoch::NONE`] for the first.
     pub predecessor: Epoch,
-    /// What the gate stamps from now on. To be written before anything resumes.
-    pub open: Stamp,
-    /// The first checkpoint of a session: if the gate was open, holding begins in this pause.
-    pub is_first: bool,
+    /// For the gate, before anything resumes.
+    pub next: NextEpoch,
 }
 
 /// A checkpoint is committed at the backup: what the gate may do now.
@@ -23,7 +24,7 @@ pub struct Sealed {
 pub struct Acked {
     pub committed: Committed,
     /// Until when the gate may release.
-    pub lease_until: Option<Moment>,
+    pub lease_until: Option<LeaseUntil>,
 }
 
 /// Permission to release the output of a term up to an epoch: its checkpoint is committed at the backup.

@@ -129,7 +129,7 @@ fn a_lost_session_stalls_and_its_late_acks_commit_nothing() {
     );
     pipeline.handle_sync_round(0);
     let sealed = pipeline.seal(Moment(100 * MS));
-    assert_eq!((sealed.predecessor, sealed.is_first), (Epoch::NONE, true));
+    assert_eq!((sealed.predecessor, sealed.next.is_first()), (Epoch::NONE, true));
     assert_eq!(sealed.checkpoint.epoch(), two.next());
 }
 
@@ -140,7 +140,11 @@ fn another_backup_is_not_taken_beside_one_that_may_be_promoted() {
     let bound = Instance::new(9).unwrap();
     let refused = pipeline.handle_welcome(session(2), &welcome(2, 8));
     assert_eq!(refused, Err(SessionError::OtherBackup { bound }));
-    pipeline.run_unprotected(Fenced::by_operator(pipeline.term(), "backup-host"), Moment(0));
+    pipeline.run_unprotected(
+        Fenced::by_operator(pipeline.term(), "backup-host").unwrap(),
+        Policy::new(&Timing::default()),
+        Moment(0),
+    );
     assert!(pipeline.gate_is_open());
     pipeline.handle_welcome(session(3), &welcome(3, 8)).unwrap();
 }
@@ -154,7 +158,7 @@ fn holding_begins_in_the_pause_of_the_first_whole_checkpoint() {
     assert!(pipeline.gate_is_open());
     assert_eq!(pipeline.handle_sync_round(10), SyncNext::Seal);
     let sealed = pipeline.seal(Moment(0));
-    assert!(sealed.is_first && !pipeline.gate_is_open());
+    assert!(sealed.next.is_first() && !pipeline.gate_is_open());
     pipeline.handle_session_lost();
     assert_eq!(pipeline.standing(), Standing::Stalled, "that checkpoint may be committed");
 }
@@ -180,7 +184,8 @@ fn each_commit_is_told_with_the_time_since_its_seal_and_released_once() {
         told.push((stamp.epoch(), since_seal));
     });
     let lease = Timing::default().lease;
-    assert_eq!(acked.unwrap().unwrap().lease_until, Some(Moment(0) + lease));
+    let until = acked.unwrap().unwrap().lease_until.map(|lease| lease.until());
+    assert_eq!(until, Some(Moment(0) + lease));
     assert_eq!(told, [(two, Duration::from_millis(45)), (three, Duration::from_millis(20))]);
     assert!(pipeline.wants_flush());
     let newest = Stamp::new(Term::FIRST, three);
@@ -194,11 +199,16 @@ fn an_answer_renews_the_lease_of_its_own_session_only() {
     let mut pipeline = protected();
     let sent = Moment(10 * MS);
     let until = pipeline.handle_answer(Moment(11 * MS), session(1), sent).unwrap();
-    assert_eq!(until, Some(sent + Timing::default().lease));
+    assert_eq!(until.map(|lease| lease.until()), Some(sent + Timing::default().lease));
     assert_eq!(pipeline.handle_answer(Moment(40 * MS), session(2), Moment(39 * MS)), Ok(None));
-    assert_eq!(pipeline.lease_until(), until);
+    let unchanged = pipeline.lease_until().map(|lease| lease.until());
+    assert_eq!(unchanged, Some(sent + Timing::default().lease));
     assert!(pipeline.handle_answer(Moment(41 * MS), session(1), Moment(42 * MS)).is_err());
-    pipeline.run_unprotected(Fenced::by_operator(pipeline.term(), "backup-host"), Moment(50 * MS));
+    pipeline.run_unprotected(
+        Fenced::by_operator(pipeline.term(), "backup-host").unwrap(),
+        Policy::new(&Timing::default()),
+        Moment(50 * MS),
+    );
     assert_eq!(pipeline.lease_until(), None, "a new term has a lease of its own");
 }
 

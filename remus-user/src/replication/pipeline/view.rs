@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use remus_abi::{Epoch, Term};
 
-use super::{Phase, Pipeline, Rounds, Stream, SyncedFrom};
+use super::{Phase, Pipeline, Policy, Rounds, Stream, SyncedFrom};
 use crate::{
-    replication::FencedBy,
+    replication::{FencedBy, LeaseUntil},
     wire::{Moment, Session},
 };
 
@@ -57,9 +57,8 @@ impl Pipeline {
         self.ending.is_some()
     }
 
-    /// Most un-acked checkpoints.
-    pub fn depth(&self) -> usize {
-        self.policy.depth
+    pub fn policy(&self) -> &Policy {
+        &self.policy
     }
 
     pub fn session(&self) -> Option<Session> {
@@ -81,7 +80,7 @@ impl Pipeline {
     }
 
     /// Until when the gate may release; `None` before the first answer of the term.
-    pub fn lease_until(&self) -> Option<Moment> {
+    pub fn lease_until(&self) -> Option<LeaseUntil> {
         self.lease.until()
     }
 

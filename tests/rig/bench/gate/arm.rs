@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use clap::ValueEnum;
 use remus::{
-    gate::{Engine, Flushed, Gate, Release, Settings},
+    gate::{Engine, Flushed, Gate, Held, Release, Settings},
     names::LinkName,
 };
 use remus_abi::{
@@ -17,10 +17,10 @@ use serde::Serialize;
 use super::{
     BURSTS,
     bed::{Bed, PINS, UPLINK},
-    epochs::Epochs,
     frames::Size,
     plug::Plug,
 };
+use crate::permits::{self, Epochs};
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -97,8 +97,8 @@ impl Arm {
             Room::Burst => BUFFER_MIB_MAX,
         };
         let settings = Settings { buffer_mib, release, engine };
-        let gate = Gate::install(bed.tap.clone(), Path::new(PINS), &settings, Term::FIRST)?;
-        Ok(Some(Gated::holding(gate, engine)))
+        let gate = Gate::install(bed.tap.clone(), Path::new(PINS), &settings)?;
+        Ok(Some(Gated::holding(gate, engine)?))
     }
 }
 
@@ -124,17 +124,18 @@ pub(super) enum Gated {
 }
 
 impl Gated {
-    fn holding(mut gate: Gate, engine: Engine) -> Self {
-        let epochs = Box::new(Epochs::begin());
-        gate.hold_from(epochs.open());
-        gate.renew_lease(u64::MAX);
-        Self::Gate { gate: Box::new(gate), engine, epochs }
+    fn holding(mut gate: Gate, engine: Engine) -> Result<Self> {
+        gate.begin_term(&permits::first(), Held::Discard)?;
+        gate.hold();
+        gate.renew_lease(&permits::long_lease(Term::FIRST));
+        let epochs = Box::new(Epochs::begin(permits::first()));
+        Ok(Self::Gate { gate: Box::new(gate), engine, epochs })
     }
 
     /// Ends the open epoch; what it held may leave after [`Gated::commit`].
     pub(super) fn seal(&mut self) -> Result<()> {
         match self {
-            Self::Gate { gate, epochs, .. } => gate.seal(epochs.seal()),
+            Self::Gate { gate, epochs, .. } => gate.seal(&epochs.seal()),
             Self::Plug(plug) => plug.block()?,
         }
         Ok(())

@@ -21,7 +21,7 @@ use aya::{
 };
 use remus::net::VNET_HEADER_BYTES;
 use remus_abi::{
-    Epoch, Stamp, Term,
+    Epoch, Stamp, Term, Turns,
     gate::{
         BUFFER_MIB_DEFAULT, CONTROL_WORDS, Control, Life, Mode, RING_WORDS, Slot, SlotState, mark,
         slots, units,
@@ -38,6 +38,7 @@ use super::{
 
 const OPEN: Stamp = Stamp::new(Term::FIRST, Epoch::FIRST.next());
 const COMMITTED: Stamp = Stamp::new(Term::FIRST, Epoch::FIRST);
+const TURNS: Turns = Turns::from_bits(1);
 /// What the programs take for the tap's ifindex.
 const TAP: u32 = 7;
 const SERIES: u32 = 10;
@@ -68,7 +69,7 @@ pub(super) const fn questions(arm: Arm) -> Option<[Question; 2]> {
         Arm::Uplink => Some([hold, Question { program: "guard", mark: mark(0), ..hold }]),
         Arm::NfQueue => Some([
             Question { program: "stamp", mark: 0, verdict: TC_ACT_UNSPEC },
-            Question { program: "lock", mark: queue::mark(COMMITTED), verdict: NO_MATCH },
+            Question { program: "lock", mark: queue::mark(COMMITTED, TURNS), verdict: NO_MATCH },
         ]),
     }
 }
@@ -92,6 +93,7 @@ pub(super) fn stamp_and_lock(
         (Control::Tap, TAP.into()),
         // Which `hold` does not look at.
         (Control::Queueing, 1),
+        (Control::Turns, TURNS.bits()),
     ] {
         control[word as usize] = value;
     }

@@ -20,7 +20,6 @@ mod arm;
 mod bed;
 mod claims;
 mod clocks;
-mod epochs;
 mod figures;
 mod frames;
 mod hold;
