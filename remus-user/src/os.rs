@@ -4,7 +4,7 @@ use std::io;
 
 use remus_abi::ack::AckKey;
 
-use crate::wire::{Instance, Moment, Session};
+use crate::wire::{Instance, Moment, Nonce, Session, VmId};
 
 /// CLOCK_BOOTTIME, the clock that `flush` compares the lease with: it goes on while the host is suspended.
 pub(crate) fn boot_now() -> Moment {
@@ -24,6 +24,17 @@ pub(crate) fn fresh_session() -> Session {
 /// An identity that nobody else has.
 pub(crate) fn fresh_instance() -> Instance {
     fresh(Instance::new)
+}
+
+/// A name for a speaker that nobody else has.
+pub(crate) fn fresh_nonce() -> Nonce {
+    fresh(Nonce::new)
+}
+
+/// The id of a VM that has never run.
+pub(crate) fn fresh_vm_id() -> VmId {
+    let word = || u128::from(random());
+    VmId::new(word() << 64 | word()).unwrap_or_else(fresh_vm_id)
 }
 
 /// A secret that nobody can guess: from the kernel's generator, which is seeded before it gives anything.

@@ -10,7 +10,7 @@ use remus::{
     config::LinkName,
     gate::{Flushed, Gate, Release, Settings},
     replication::{Committed, Fenced, Pipeline, Policy},
-    wire::{Ack, Digest, Features, Instance, Moment, Session, Timing, Welcome},
+    wire::{Ack, Ancestry, Digest, Features, Instance, Moment, Session, Timing, Welcome},
 };
 use remus_abi::{
     Epoch, Term,
@@ -53,7 +53,7 @@ pub(crate) fn committed_in(fenced: Fenced, n: u64) -> Committed {
     pipeline
         .handle_welcome(
             session,
-            &Welcome { session, features: Features::OURS, backup, newest: term },
+            &Welcome { session, features: Features::OURS, backup, ancestry: Ancestry::none() },
         )
         .unwrap();
     pipeline.handle_sync_round(0);

@@ -8,10 +8,11 @@ use remus::{
     checkpoint::{
         Assembly, Content, DirtyBook, Encoder, EncoderSettings, PAGE_SIZE, Page, PageSet, Staging,
     },
-    replication::{Backup, Fenced, Pipeline, Policy, PrimaryLease, Sealed, SyncNext},
+    replication::{Backup, Fenced, Known, Pipeline, Policy, PrimaryLease, Sealed, SyncNext},
     wire::{
-        Attach, Begin, BulkToBackup, BulkToPrimary, Chain, End, Features, FrameBuffer, HEADER_LEN,
-        Hello, Instance, Kind, Lane, Moment, Session, Timing, VmName, head,
+        Ancestry, Attach, Begin, BulkToBackup, BulkToPrimary, Chain, End, Features, FrameBuffer,
+        HEADER_LEN, Hello, Instance, Kind, Lane, Moment, Nonce, Session, Timing, VmId, VmName,
+        head,
     },
 };
 use remus_abi::{Epoch, Term};
@@ -68,7 +69,8 @@ fn apply(image: &mut Ram, page: Page, content: Content<'_>) {
 impl PrimaryEnd {
     fn new() -> Self {
         let timing = Timing::default();
-        let pipeline = Pipeline::start_shut(Fenced::first_start(), Policy::new(&timing), Moment(0));
+        let pipeline = Pipeline::start_shut(Fenced::first_start(), Policy::new(&timing), Moment(0))
+            .in_line(Nonce::new(1).unwrap(), Ancestry::none());
         Self {
             lease: PrimaryLease::new(pipeline.term(), timing.lease),
             pipeline,
@@ -130,7 +132,9 @@ impl PrimaryEnd {
             vm: VmName::new("vm").unwrap(),
             session,
             features: Features::OURS,
-            primary: Instance::new(1).unwrap(),
+            id: VmId::new(1).unwrap(),
+            nonce: Nonce::new(1).unwrap(),
+            ancestry: self.pipeline.ancestry().clone(),
             term: Term::FIRST,
             ram_pages: RAM_PAGES,
             timing: Timing::default(),
@@ -214,7 +218,7 @@ impl PrimaryEnd {
 impl BackupEnd {
     fn new() -> Self {
         Self {
-            brain: Backup::new(Instance::new(2).unwrap(), Term::NONE, None),
+            brain: Backup::new(Instance::new(2).unwrap(), Known::default()),
             assembly: Assembly::new(RAM_PAGES),
             chain: Chain::new(Session::new(1).unwrap()),
             bytes: FrameBuffer::new(Lane::BulkToBackup),

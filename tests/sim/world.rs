@@ -10,7 +10,8 @@ mod primary;
 
 use std::fmt;
 
-use remus::wire::{Ack, Begin, End, Heartbeat, HeartbeatAck, Session, Timing};
+use remus::wire::{Ack, Begin, End, Heartbeat, HeartbeatAck, Nonce, Session, Timing, VmId};
+use remus_abi::Term;
 
 use backup::BackupHost;
 use guest::{PagesOnWire, Ram};
@@ -39,6 +40,13 @@ pub(crate) struct Limits {
 pub(crate) enum Start {
     Shut,
     Unprotected,
+    /// The guest was started on both hosts, which knew nothing of each other, and was heard from both: by the primary in
+    /// the term `ours`, by the other in the term `theirs`, in which it had taken over and still `runs`, or ended.
+    Apart {
+        ours: u32,
+        theirs: u32,
+        runs: bool,
+    },
 }
 
 /// One thing that the design asks for, taken out.
@@ -68,6 +76,8 @@ pub(crate) enum Fault {
     NewerTermKeepsImage,
     /// The backup takes a newer term for its word, whoever says it.
     StrangersWordCounts,
+    /// Of two that speak in terms of which neither comes from the other, the one with the higher number wins.
+    SplitJudgedByNumbers,
 }
 
 /// What a walk should come across, or it proves little.
@@ -93,6 +103,8 @@ pub(crate) enum Seen {
     PromotedInSecondTerm,
     /// A stranger was refused by a backup that keeps the guest.
     RefusedStranger,
+    /// Two that have spoken met, and neither comes from the other.
+    Split,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -109,8 +121,12 @@ pub(crate) enum Violation {
     PromotedTornImage,
     /// The old primary was heard after the takeover.
     TwoSpeakers { said: u8 },
-    /// The primary has stood down, and no other host has the guest.
+    /// The primary is turned away for good, and no other host has the guest.
     GuestLost,
+    /// A host that has been heard has taken the state of one that knows nothing of that.
+    Merged,
+    /// The primary has stood down for a host that does not go on from its term.
+    StoodDownInSplit,
 }
 
 /// A message, and the session whose connection carries it. `truth` is for the checker alone.
@@ -168,6 +184,10 @@ pub(crate) struct World {
     network: Vec<Packet>,
     /// The largest number seen outside.
     outside: u8,
+    /// It began with [`Start::Apart`].
+    apart: bool,
+    /// The primary has asked the other host once.
+    have_met: bool,
 }
 
 /// The clock goes in steps of two nanoseconds: one step within the lease, two beyond lease and margin.
@@ -185,6 +205,19 @@ pub(crate) fn session(n: u64) -> Session {
     Session::new(n).expect("sessions count from 1")
 }
 
+pub(crate) fn nonce(n: u64) -> Nonce {
+    Nonce::new(n).expect("speakers count from 1")
+}
+
+pub(crate) fn term(n: u32) -> Term {
+    Term::new(n).expect("a small number")
+}
+
+/// All hosts here mean the same one.
+pub(crate) fn the_vm() -> VmId {
+    VmId::new(1).expect("not 0")
+}
+
 impl World {
     pub(crate) fn new(start: Start, limits: Limits, fault: Option<Fault>) -> Self {
         Self {
@@ -192,9 +225,11 @@ impl World {
             left: limits,
             now: 0,
             primary: PrimaryHost::new(start),
-            backup: BackupHost::new(),
+            backup: BackupHost::new(start),
             network: Vec::new(),
             outside: 0,
+            apart: matches!(start, Start::Apart { .. }),
+            have_met: false,
         }
     }
 
@@ -329,7 +364,9 @@ impl World {
 
     /// The number `said` gets out.
     fn outside_sees(&mut self, said: u8) -> Result<(), Violation> {
-        if self.backup.is_promoted() {
+        // Two that have never met cannot know better.
+        let may_know = if self.apart { self.have_met } else { self.backup.is_promoted() };
+        if may_know {
             return Err(Violation::TwoSpeakers { said });
         }
         self.outside = self.outside.max(said);
@@ -410,10 +447,14 @@ impl fmt::Display for Violation {
                 f.write_str("VIOLATION: promoted what is no committed checkpoint")
             }
             Self::GuestLost => {
-                f.write_str("VIOLATION: the primary stood down for nobody: the guest is lost")
+                f.write_str("VIOLATION: the primary was turned away for nobody: the guest is lost")
+            }
+            Self::Merged => f.write_str("VIOLATION: one guest that was heard replaced another"),
+            Self::StoodDownInSplit => {
+                f.write_str("VIOLATION: stood down for a guest that knows nothing of this one")
             }
             Self::TwoSpeakers { said } => {
-                write!(f, "VIOLATION: the old primary said {said} after the takeover")
+                write!(f, "VIOLATION: the primary said {said} beside another speaker")
             }
         }
     }

@@ -157,7 +157,11 @@ fn greet(
         },
     };
     if let Some(promoted) = mailbox.promoted() {
-        return Ok(link::refuse(stream, promoted.refuse())?);
+        let refuse = promoted.refuse(&hello);
+        if promoted.must_fall_silent(&hello) {
+            mailbox.silence_guest(refuse.text.clone());
+        }
+        return Ok(link::refuse(stream, refuse)?);
     }
     mailbox.send(Letter::Hello { hello, stream });
     Ok(())

@@ -79,7 +79,7 @@ impl Mailbox {
 
     /// The guest runs here: whoever asks is refused by this, since the follower is busy being its engine.
     pub(super) fn promoted(&self) -> Option<Promoted> {
-        self.promoted.get().copied()
+        self.promoted.get().cloned()
     }
 
     /// Whether the bulk connection of `session` belongs here: the follower has welcomed that session.
@@ -91,6 +91,13 @@ impl Mailbox {
     pub(super) fn end_guest(&self) {
         if let Some(engine) = self.engine.get() {
             engine.send(Input::Stop);
+        }
+    }
+
+    /// The guest that runs here must not be heard any more, since it is in a split: why, in words.
+    pub(super) fn silence_guest(&self, text: String) {
+        if let Some(engine) = self.engine.get() {
+            engine.send(Input::Split { text });
         }
     }
 

@@ -38,8 +38,7 @@ impl Follower {
         if self.delayed.as_ref().is_some_and(|delayed| now < delayed.until) {
             return false;
         }
-        let term = self.brain.newest().next();
-        let record = Record { term, standing: Standing::Promoted, owner: None };
+        let Some(record) = &self.takeover else { return false };
         // It may be on disk even if an error is returned.
         self.recorded = None;
         let Err(e) = self.store.take_reserved(self.vm.as_str(), record) else { return true };
@@ -54,16 +53,33 @@ impl Follower {
 
     /// From here on this thread is the guest's engine. The takeover was decided at that moment, and is on record.
     pub(super) fn take_over(self, suspicion: Suspicion, decided: Moment) -> Result<()> {
-        let Self { vm, store, shared, brain, standby, session, beside, letters, watch, .. } = self;
+        let Self {
+            vm,
+            store,
+            shared,
+            brain,
+            standby,
+            session,
+            beside,
+            letters,
+            watch,
+            takeover,
+            ..
+        } = self;
+        let record = takeover.context("a takeover that is not on record")?;
+        let nonce = record.nonce.context("a takeover by nobody")?;
         let Following { timing, control, .. } = session.context("a detector suspected nobody")?;
-        let promotion = brain.promote(decided, suspicion).map_err(|not| anyhow!("{}", not.why))?;
-        let Promotion { epoch, of, suspicion, fenced, promoted } = promotion;
+        let promotion =
+            brain.promote(decided, suspicion, nonce).map_err(|not| anyhow!("{}", not.why))?;
+        let Promotion { epoch, of, suspicion, fenced, ancestry, promoted } = promotion;
+        // With the epoch that it goes on from, for whatever is written next.
+        let record = Record { ancestry: ancestry.clone(), ..record };
         warn!(
             "VM {vm}: {}: this host takes over from epoch {epoch} of term {of}, in term {}",
             suspicion.why(),
             fenced.term()
         );
-        letters.set_promoted(promoted);
+        letters.set_promoted(promoted.clone());
         let mut standby = standby.context("a session without a machine")?;
         let Beside { state, boot, kept } = beside;
         let boot = boot.context("a committed checkpoint without what the guest begins with")?;
@@ -86,7 +102,7 @@ impl Follower {
             gate,
             announcer,
             watch,
-            brain: Pipeline::start_unprotected(fenced, policy, decided),
+            brain: Pipeline::start_unprotected(fenced, policy, decided).in_line(nonce, ancestry),
             lease: timing.lease,
             goodbye_within: Patience::of(&timing).goodbye(),
             depth: policy.depth,
@@ -95,6 +111,7 @@ impl Follower {
             cool_after: QUIET_EPOCHS_DEFAULT,
             encoding: EncoderSettings::default(),
             store: store.clone(),
+            record: record.clone(),
             report: Report::new(Arc::clone(&shared)),
             inbox,
             post,
@@ -122,8 +139,7 @@ impl Follower {
         );
         match engine.run()? {
             (Stopped::Ended(why) | Stopped::EndedUnheard(why), gate) => {
-                store
-                    .write(vm.as_str(), Record { term, standing: Standing::Ended, owner: None })?;
+                store.write(vm.as_str(), &record.ended())?;
                 info!("VM {vm} has ended: {why:?}");
                 wiring.remove(gate)
             }
@@ -135,10 +151,10 @@ impl Follower {
 
     /// The guest ended on purpose.
     pub(super) fn end(self) -> Result<()> {
-        let Self { vm, store, brain, standby, .. } = self;
-        let record = Record { term: brain.newest(), standing: Standing::Ended, owner: None };
+        let record = self.record_of(&self.brain, Standing::Ended);
+        let Self { vm, store, standby, .. } = self;
         // The record that is there says that this host was a backup: it promotes nothing by that either.
-        if let Err(e) = store.write(vm.as_str(), record) {
+        if let Err(e) = store.write(vm.as_str(), &record) {
             warn!("VM {vm} has ended, and the record does not say so: {e:#}");
         }
         store.forget_reserved(vm.as_str());

@@ -17,9 +17,10 @@ use super::{
 use crate::{
     link::{Control, Patience, open_bulk},
     os::{boot_now, fresh_session},
+    replication::{Relation, judge},
     wire::{
-        Attach, Feature, Features, Goodbye, GoodbyeWhy, Heartbeat, Hello, Refusal, Session, Timing,
-        ToPrimary,
+        Attach, Feature, Features, Goodbye, GoodbyeWhy, Heartbeat, Hello, Refusal, Refuse, Session,
+        StandDown, Timing, ToPrimary,
     },
 };
 
@@ -30,6 +31,8 @@ const RETRY_EVERY: Duration = Duration::from_millis(200);
 pub(crate) enum Order {
     /// The session is of no use any more; make another.
     Drop(Session),
+    /// The guest may have been heard in this term: the next hello says so.
+    Spoken,
     /// Say goodbye, then end.
     Goodbye { epoch: Epoch, why: GoodbyeWhy },
 }
@@ -63,7 +66,7 @@ impl StillOpen {
 /// Makes sessions until an order ends it. `hello` is the template: each session gets a number of its own.
 pub(crate) async fn keep_sessions(
     backup: SocketAddr,
-    hello: Hello,
+    mut hello: Hello,
     mut datagrams: Datagrams,
     mut relayed: Relayed,
     post: Post,
@@ -75,9 +78,11 @@ pub(crate) async fn keep_sessions(
     let mut soon_until = Instant::now();
     loop {
         let session = fresh_session();
-        let hello = Hello { session, ..hello.clone() };
-        match make_session(backup, hello, &mut datagrams, &mut still_open, &post).await {
+        let asked = Hello { session, ..hello.clone() };
+        match make_session(backup, asked, &mut datagrams, &mut still_open, &post).await {
             Ok(Some((mut control, _place))) => {
+                // From here on the backup may have a checkpoint, by which the guest is heard.
+                hello = spoken(hello);
                 still_open.0.clear();
                 let said = Said { relayed: &mut relayed, orders: &mut orders };
                 let ended = keep_session(&mut control, session, term, timing, &post, said).await;
@@ -98,6 +103,7 @@ pub(crate) async fn keep_sessions(
             () = sleep(pause) => {}
             order = orders.recv() => match order {
                 Some(Order::Drop(_)) => {}
+                Some(Order::Spoken) => hello = spoken(hello),
                 Some(Order::Goodbye { .. }) | None => return,
             },
         }
@@ -112,11 +118,12 @@ async fn make_session(
     still_open: &mut StillOpen,
     post: &Post,
 ) -> Result<Option<(Control, Option<Place>)>> {
-    let (session, term, patience) = (hello.session, hello.term, Patience::of(&hello.timing));
+    let (session, patience) = (hello.session, Patience::of(&hello.timing));
     let mut control = Control::connect(backup, patience).await?;
     let place = datagrams.prepare(control.local_addr()?, backup).await;
     let acks_to = place.as_ref().map(|place| place.to);
     let hello = Hello { acks_to, ..hello };
+    let asked = hello.ancestry.clone();
     control.send(|out| _ = hello.encode(out)).await?;
     let answer = match control.answer().await {
         Ok(answer) => answer,
@@ -141,16 +148,18 @@ async fn make_session(
             post.send(Input::Connected { session, welcome, bulk });
             return Ok(Some((control, place)));
         }
-        ToPrimary::Refuse(refuse)
-            if refuse.newest > term
-                || matches!(refuse.why, Refusal::OutdatedTerm | Refusal::Promoted) =>
-        {
-            Input::StandDown { newer: newer_than(term, refuse.newest) }
+        ToPrimary::Refuse(Refuse { why, newest: _, text, ancestry }) => {
+            let ancestry = ancestry.unwrap_or_default();
+            match (why, judge(&asked, &ancestry)) {
+                // The word of a speaker that goes on from here. A record is no speaker.
+                (Refusal::Promoted, Relation::Descendant) => Input::StandDown { ancestry },
+                (
+                    why,
+                    Relation::Same | Relation::Ancestor | Relation::Descendant | Relation::Split,
+                ) => Input::Refused { why, text: format!("the backup refuses: {text}"), ancestry },
+            }
         }
-        ToPrimary::Refuse(refuse) => {
-            Input::Refused { why: refuse.why, text: format!("the backup refuses: {}", refuse.text) }
-        }
-        ToPrimary::StandDown(stand_down) => Input::StandDown { newer: stand_down.newer },
+        ToPrimary::StandDown(StandDown { ancestry }) => Input::StandDown { ancestry },
         ToPrimary::HeartbeatAck(_) | ToPrimary::GoodbyeAck(_) | ToPrimary::Lacks(_) => {
             bail!("the backup said something out of place")
         }
@@ -200,7 +209,7 @@ async fn keep_session(
                 ToPrimary::HeartbeatAck(_) => {}
                 ToPrimary::Lacks(lacks) => post.send(Input::BackupLacks { what: lacks.what }),
                 ToPrimary::StandDown(stand_down) => {
-                    post.send(Input::StandDown { newer: stand_down.newer });
+                    post.send(Input::StandDown { ancestry: stand_down.ancestry });
                 }
                 ToPrimary::Welcome(_) | ToPrimary::Refuse(_) | ToPrimary::GoodbyeAck(_) => {
                     bail!("the backup said something out of place");
@@ -209,7 +218,8 @@ async fn keep_session(
             inbound = relayed.next() => control.send(|out| _ = inbound.encode(out)).await?,
             order = orders.recv() => match order {
                 Some(Order::Drop(dropped)) if dropped == session => return Ok(Ended::Again),
-                Some(Order::Drop(_)) => {}
+                // Its hello has said so, or the next one will.
+                Some(Order::Drop(_) | Order::Spoken) => {}
                 Some(Order::Goodbye { epoch, why }) => {
                     let goodbye = Goodbye { term, epoch, why };
                     say_goodbye(control, goodbye, patience.goodbye()).await?;
@@ -222,9 +232,10 @@ async fn keep_session(
     }
 }
 
-/// The newest term that a refusal implies: a backup that is promoted is in a later one than we, whatever it says.
-fn newer_than(ours: Term, theirs: Term) -> Term {
-    theirs.max(ours.next())
+/// The same, once the guest may have been heard in the term.
+fn spoken(hello: Hello) -> Hello {
+    let ancestry = hello.ancestry.clone().spoken_in(hello.of());
+    Hello { ancestry, ..hello }
 }
 
 /// The backup is to know that it must not promote; if it does not hear it, it will be right to.

@@ -11,11 +11,11 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use remus_abi::{Epoch, Term};
+use remus_abi::Epoch;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::sender::Shipment;
-use crate::wire::{Ack, Digest, Moment, Refusal, Session, Welcome};
+use crate::wire::{Ack, Ancestry, Digest, Moment, Refusal, Session, Welcome};
 
 /// Everything that happens to the engine from outside its own devices.
 pub(crate) enum Input {
@@ -25,8 +25,8 @@ pub(crate) enum Input {
     Lost { session: Session, why: String },
     /// No session could be made; the reason for people, and tried again.
     NoSession { why: String },
-    /// The backup refused a session, for now; what it said is for people.
-    Refused { why: Refusal, text: String },
+    /// The backup refused a session, for now; what it said is for people. The terms that it has heard of.
+    Refused { why: Refusal, text: String, ancestry: Ancestry },
     /// What a takeover by the backup lacks, in words; nothing when they are empty.
     BackupLacks { what: String },
     /// The backup answered a heartbeat that was sent at this moment.
@@ -37,8 +37,10 @@ pub(crate) enum Input {
     Acked(Ack),
     /// The sender has dealt with a shipment.
     Shipped(Box<Shipment>),
-    /// Another host speaks for the guest.
-    StandDown { newer: Term },
+    /// Another host speaks for the guest, in the newest of these terms: the word of that host.
+    StandDown { ancestry: Ancestry },
+    /// A host that speaks at this moment is in a split with this one, in words.
+    Split { text: String },
     /// The backup has taken the goodbye, or there is none to take it.
     GoodbyeSaid,
     /// The operator ends the guest.

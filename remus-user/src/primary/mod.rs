@@ -41,7 +41,12 @@ pub(crate) use self::{
     inbox::{Inbox, Input, Post, inbox},
     report::Report,
 };
-use self::{control::keep_sessions, datagrams::Datagrams, relay::relay, start::Permission};
+use self::{
+    control::{Order, keep_sessions},
+    datagrams::Datagrams,
+    relay::relay,
+    start::{Beginning, Names, Permission},
+};
 use crate::{
     checkpoint::{BootImage, HotSet, QUIET_EPOCHS_DEFAULT, STATE_VERSION},
     checks::{self, open_console_log, wiring::Part},
@@ -50,14 +55,14 @@ use crate::{
     link::Patience,
     machine::{self, Console, CpuProfile, DiskShape, Shape, fault_cost},
     observe::{Shared, StatusSocket, VmDir, status::Role},
-    os::{boot_now, fresh_instance, run_on},
+    os::{boot_now, fresh_nonce, fresh_vm_id, run_on},
     replication::{Pipeline, Policy},
     signals::{self, Ends},
     standby::{Plan, Standby, Wiring, offloads_under},
-    store::{Record, Standing, Store},
+    store::{Standing, Store},
     terminal::{self, Terminal},
     watch::{Subject, Watch},
-    wire::{Features, Hello, Instance, Refusal, Session, Timing},
+    wire::{Features, Hello, Refusal, Session, Timing},
 };
 
 /// What it costs to copy a page in a pause and to compare it after that: some 0.35 and 0.2 us.
@@ -82,10 +87,10 @@ pub fn run(options: PrimaryOptions) -> Result<()> {
     let vm = config.name.as_str();
     let _claim = store.claim(vm)?;
     let before = store.read(vm)?;
-    let permission = start::permission(vm, before, config.protection.start, fresh_instance)?;
+    let permission = start::permission(vm, before.clone(), config.protection.start, FRESH)?;
     let record = permission.record();
-    if before != Some(record) {
-        store.write(vm, record)?;
+    if before.as_ref() != Some(&record) {
+        store.write(vm, &record)?;
     }
     let term = permission.fenced.term();
 
@@ -114,8 +119,9 @@ pub fn run(options: PrimaryOptions) -> Result<()> {
     match stopped {
         Stopped::Ended(why) => {
             // A start that was accepted by nobody and heard by nobody has spent no term.
-            if store.read(vm)? != Some(record) {
-                store.write(vm, Record { term, standing: Standing::Ended, owner: None })?;
+            let spoken = store.read(vm)?.filter(|now| *now != record);
+            if let Some(spoken) = spoken {
+                store.write(vm, &spoken.ended())?;
             }
             wiring.remove(gate)?;
             info!("VM {vm} has ended: {why:?}");
@@ -152,9 +158,11 @@ pub(crate) fn may_start(config: &Config) -> Result<Option<Term>> {
     let vm = config.name.as_str();
     let record = Store::at(&config.state_dir)?.read(vm)?;
     let is_known = record.is_some();
-    let permission = start::permission(vm, record, config.protection.start, fresh_instance)?;
+    let permission = start::permission(vm, record, config.protection.start, FRESH)?;
     Ok(is_known.then_some(permission.fenced.term()))
 }
+
+const FRESH: Names = Names { id: fresh_vm_id, nonce: fresh_nonce };
 
 /// How long a guest that may be heard without a backup waits for the backup's first word. It may be that another host
 /// speaks for the guest.
@@ -216,16 +224,18 @@ impl<'a> Shell<'a> {
             runtime,
             standby,
             boot,
-            permission: Permission { fenced, instance, open },
+            permission,
             watch,
             socket,
             shared,
             mut inbox,
             post,
         } = self;
+        let mut record = permission.record();
+        let Permission { fenced, start, open } = permission;
         let (vm, term, timing) = (config.name.as_str(), fenced.term(), timing_of(config));
         let io_cpus = &config.placement.io_cpus;
-        let hello = hello_of(config, &standby, term, instance)?;
+        let hello = hello_of(config, &standby, term, &start)?;
         let datagrams = Datagrams::new(trigger_of(config, &standby.gate), timing.lease);
         let (orders_out, orders) = mpsc::unbounded_channel();
         let (relay, relayed) = relay(term);
@@ -242,8 +252,11 @@ impl<'a> Shell<'a> {
                 bail!("VM {vm} is not started: {why}");
             }
             // On disk before the guest is heard.
-            store.write(vm, Record { term, standing: Standing::Unprotected, owner: None })?;
+            record = record.speaking(Standing::Unprotected);
+            store.write(vm, &record)?;
             gate.open(&fenced);
+            // The next hello says so; a control task that has ended says nothing any more.
+            orders_out.send(Order::Spoken).ok();
             announcer.poll(boot_now());
         }
         info!(
@@ -260,6 +273,7 @@ impl<'a> Shell<'a> {
         } else {
             Pipeline::start_shut(fenced, policy, boot_now())
         };
+        let brain = brain.in_line(start.nonce, start.ancestry);
         let parts = Parts {
             vm: vm.to_owned(),
             cool_after: cool_after_on(&CpuProfile::of_host()?),
@@ -275,6 +289,7 @@ impl<'a> Shell<'a> {
             pause_max: config.protection.pause_max,
             encoding: config.protection.encoding,
             store: store.clone(),
+            record,
             report: Report::new(shared),
             inbox,
             post: post.clone(),
@@ -322,10 +337,17 @@ async fn another_speaks(mut inbox: Inbox) -> Result<(Inbox, Option<String>)> {
     });
     let inbox = waited.await.context("wait for the backup")?;
     let why = match inbox.peek() {
-        Some(Input::Refused { why: Refusal::OtherPrimary, text }) => Some(text.clone()),
-        Some(Input::StandDown { newer }) => Some(format!(
-            "another host speaks for it, in term {newer}. Let it run there, or end it there first"
-        )),
+        Some(Input::Refused {
+            why: Refusal::OtherPrimary | Refusal::OtherVm | Refusal::Split | Refusal::OutdatedTerm,
+            text,
+            ..
+        }) => Some(text.clone()),
+        Some(Input::StandDown { ancestry }) => {
+            let term = ancestry.newest().map_or(Term::NONE, |newest| newest.term);
+            Some(format!(
+                "another host speaks for it, in term {term}. Let it run there, or end it there first"
+            ))
+        }
         Some(_) | None => None,
     };
     Ok((inbox, why))
@@ -370,7 +392,7 @@ fn attach_console(
     terminal.map(|terminal| terminal.attach(console.clone(), name)).transpose()
 }
 
-fn hello_of(config: &Config, standby: &Standby, term: Term, primary: Instance) -> Result<Hello> {
+fn hello_of(config: &Config, standby: &Standby, term: Term, start: &Beginning) -> Result<Hello> {
     let Plan { shape, cpu, tap, bridge, gate, .. } = standby.plan();
     let announced = Announced {
         state: STATE_VERSION,
@@ -383,7 +405,9 @@ fn hello_of(config: &Config, standby: &Standby, term: Term, primary: Instance) -
         features: Features::OURS,
         vm: config.name.clone(),
         session: Session::new(1).expect("a template; each session gets its own"),
-        primary,
+        id: start.id,
+        nonce: start.nonce,
+        ancestry: start.ancestry.clone(),
         term,
         ram_pages: standby.machine.memory().layout().pages(),
         timing: timing_of(config),

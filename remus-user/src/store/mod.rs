@@ -2,6 +2,8 @@
 //!
 //! Deliberately absent: the backup's image, which lives in the memory of the VM that is prepared to run it.
 
+mod entry;
 mod record;
 
-pub use record::{Claim, Record, Standing, Store};
+pub use entry::{Record, Standing};
+pub use record::{Claim, Store};

@@ -36,6 +36,7 @@
 //! asks for something again: a session that loses a byte is dropped, and the next one begins with a sync.
 
 mod ack_to;
+mod ancestry;
 mod chain;
 mod error;
 mod feature;
@@ -52,6 +53,7 @@ mod version;
 mod tests;
 
 pub use ack_to::AckTo;
+pub use ancestry::{Ancestor, Ancestry, TermId};
 pub use chain::Chain;
 pub use error::WireError;
 pub use feature::{Feature, Features};
@@ -64,6 +66,6 @@ pub use message::{
     Ack, Attach, Begin, End, Goodbye, GoodbyeAck, GoodbyeWhy, Heartbeat, HeartbeatAck, Hello,
     Lacks, Refusal, Refuse, StandDown, Welcome,
 };
-pub use names::{Digest, Instance, Moment, NameError, Session, VmName};
+pub use names::{Digest, Instance, Moment, NameError, Nonce, NotAnId, Session, VmId, VmName};
 pub use timing::{Timing, TimingError};
 pub use version::WIRE_VERSION;

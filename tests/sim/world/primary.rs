@@ -2,11 +2,12 @@
 
 use remus::{
     replication::{
-        Fenced, LeaseError, Pipeline, Policy, PrimaryLease, SealWhen, Standing, SyncNext, Tempo,
+        Fenced, LeaseError, Pipeline, Policy, PrimaryLease, Relation, SealWhen, Standing, SyncNext,
+        Tempo, judge,
     },
     wire::{
-        Ack, Begin, Digest, End, Features, Heartbeat, HeartbeatAck, Hello, Instance, Moment,
-        Session, VmName,
+        Ack, Ancestry, Begin, Digest, End, Features, Heartbeat, HeartbeatAck, Hello, Moment,
+        Refusal, Refuse, Session, TermId, VmName, Welcome,
     },
 };
 use remus_abi::{Epoch, Stamp, Term};
@@ -15,7 +16,7 @@ use super::{
     ByValue, Fault, Message, Seen, SeenSet, Start, Violation, World,
     gate::{Gate, Mode},
     guest::{ALL_PAGES, Pages, PagesOnWire, Ram, Shadow},
-    session, timing,
+    nonce, session, term, the_vm, timing,
 };
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -37,14 +38,16 @@ pub(crate) struct PrimaryHost {
     open_late: Option<Stamp>,
 }
 
-/// What the primary `instance` says first.
-fn hello(session: Session, instance: u64, term: Term) -> Hello {
+/// What a primary says first that speaks as `id`, or wants to.
+pub(crate) fn hello(session: Session, id: TermId, ancestry: Ancestry) -> Hello {
     Hello {
+        id: the_vm(),
+        nonce: id.nonce.expect("every speaker here has a name"),
+        ancestry,
         features: Features::OURS,
         vm: VmName::new("vm").expect("a plain name"),
         session,
-        primary: Instance::new(instance).expect("not 0"),
-        term,
+        term: id.term,
         ram_pages: 2,
         timing: timing(),
         acks_to: None,
@@ -65,11 +68,16 @@ impl PrimaryHost {
     pub(crate) fn new(start: Start) -> Self {
         let policy =
             Policy { tempo: Tempo::fixed(std::time::Duration::ZERO), ..Policy::new(&timing()) };
-        let (fenced, now) = (Fenced::first_start(), Moment(0));
+        let (first, now) = (Fenced::first_start(), Moment(0));
         let (pipeline, mode) = match start {
-            Start::Shut => (Pipeline::start_shut(fenced, policy, now), Mode::Hold),
-            Start::Unprotected => (Pipeline::start_unprotected(fenced, policy, now), Mode::Open),
+            Start::Shut => (Pipeline::start_shut(first, policy, now), Mode::Hold),
+            Start::Unprotected => (Pipeline::start_unprotected(first, policy, now), Mode::Open),
+            Start::Apart { ours, .. } => {
+                let fenced = Fenced::start_again(term(ours));
+                (Pipeline::start_unprotected(fenced, policy, now), Mode::Open)
+            }
         };
+        let pipeline = pipeline.in_line(nonce(1), Ancestry::none());
         Self {
             lease: PrimaryLease::new(pipeline.term(), timing().lease),
             gate: Gate::new(mode, Stamp::new(pipeline.term(), pipeline.open())),
@@ -187,11 +195,20 @@ impl World {
     pub(crate) fn connect(&mut self, seen: &mut SeenSet) -> Result<(), Violation> {
         self.primary.sessions += 1;
         let asked = session(self.primary.sessions);
-        let hello = hello(asked, 1, self.primary.pipeline.term());
+        let pipeline = &self.primary.pipeline;
+        let hello = match self.has(Fault::NewerTermKeepsImage) {
+            // As if nothing had changed since its first term.
+            true => hello(asked, TermId::new(Term::FIRST, nonce(1)), Ancestry::none()),
+            false => hello(asked, pipeline.id(), pipeline.ancestry().clone()),
+        };
         let keeps_shadow = self.has(Fault::ShadowSurvivesSession);
-        let ignores_term = self.has(Fault::NewerTermKeepsImage);
+        let answer = match self.has(Fault::SplitJudgedByNumbers) {
+            true => self.judged_by_numbers(&hello),
+            false => self.backup.take_hello(&hello, keeps_shadow),
+        };
         let primary = &mut self.primary;
-        match self.backup.take_hello(&hello, keeps_shadow, ignores_term) {
+        match answer {
+            Ok(_) if self.apart => return Err(Violation::Merged),
             Ok(welcome) => {
                 primary.pipeline.handle_welcome(asked, &welcome).expect("the backup is the same");
                 primary.dirty = ALL_PAGES;
@@ -201,23 +218,62 @@ impl World {
                     primary.shadow = Shadow::default();
                 }
             }
-            Err(refuse) => {
-                if primary.pipeline.handle_newer_term(refuse.newest) {
-                    seen.add(Seen::StoodDown);
-                    primary.gate.mode = Mode::Closed;
-                    if !self.backup.is_promoted() {
-                        return Err(Violation::GuestLost);
-                    }
-                }
-            }
+            Err(refuse) => self.refused(refuse, seen)?,
         }
         Ok(())
+    }
+
+    /// What the control task and the engine do by a refusal.
+    fn refused(&mut self, refuse: Refuse, seen: &mut SeenSet) -> Result<(), Violation> {
+        let Refuse { why, newest: _, text: _, ancestry } = refuse;
+        let theirs = ancestry.expect("both ends are of this version");
+        self.have_met = true;
+        let primary = &mut self.primary;
+        let by_speaker = why == Refusal::Promoted
+            && judge(primary.pipeline.ancestry(), &theirs) == Relation::Descendant;
+        let relation = match by_speaker {
+            true => primary.pipeline.handle_newer_term(&theirs),
+            false => primary.pipeline.handle_refused(&theirs),
+        };
+        if matches!(relation, Relation::Descendant | Relation::Split) {
+            primary.gate.mode = Mode::Closed;
+        }
+        seen.add_if(relation == Relation::Split, Seen::Split);
+        if primary.pipeline.standing() == Standing::Stopped {
+            seen.add(Seen::StoodDown);
+            if self.apart {
+                return Err(Violation::StoodDownInSplit);
+            }
+        }
+        // Turned away for good, or shut, while no other host has the guest.
+        let is_lost = why == Refusal::OutdatedTerm || relation != Relation::Same;
+        let another_has_it = self.backup.is_promoted() || self.apart;
+        if is_lost && why != Refusal::OtherPrimary && !another_has_it {
+            return Err(Violation::GuestLost);
+        }
+        Ok(())
+    }
+
+    /// With [`Fault::SplitJudgedByNumbers`]: the higher number wins, as if the one had come from the other.
+    fn judged_by_numbers(&mut self, hello: &Hello) -> Result<Welcome, Refuse> {
+        let theirs = self.backup.ancestry();
+        let newest = theirs.newest().expect("it has spoken");
+        if hello.term > newest.term {
+            let ancestry = theirs.spoken_in(hello.of());
+            return self.backup.take_hello(&Hello { ancestry, ..hello.clone() }, false);
+        }
+        let ancestry = match hello.term < newest.term {
+            true => hello.ancestry.clone().spoken_in(newest),
+            false => hello.ancestry.clone(),
+        };
+        Err(Refuse::new(Refusal::Promoted, newest.term, "").with(ancestry))
     }
 
     /// The VM is started on a third host, whose record says that the term before has ended.
     pub(crate) fn stranger(&mut self, seen: &mut SeenSet) {
         const ITS_SESSION: u64 = 100;
-        let hello = hello(session(ITS_SESSION), 3, self.primary.pipeline.term().next());
+        let its_term = TermId::new(self.primary.pipeline.term().next(), nonce(3));
+        let hello = hello(session(ITS_SESSION), its_term, Ancestry::none());
         let believes = self.has(Fault::StrangersWordCounts);
         let refused = self.backup.take_stranger(&hello, believes).is_err();
         seen.add_if(refused, Seen::RefusedStranger);
@@ -230,6 +286,7 @@ impl World {
         let primary = &mut self.primary;
         let fenced = Fenced::by_operator(primary.pipeline.term(), "backup");
         primary.pipeline.run_unprotected(fenced, Moment(self.now));
+        primary.pipeline.speak_as(nonce(4));
         primary.lease = PrimaryLease::new(primary.pipeline.term(), timing().lease);
         primary.ack_lease_until = Moment(0);
         let open = Stamp::new(primary.pipeline.term(), primary.pipeline.open());

@@ -41,11 +41,11 @@ use crate::{
     gate::{Flushed, Gate, Lost},
     machine::{End, Event, Machine, Prepared},
     os::boot_now,
-    replication::{Pipeline, PrimaryLease, SealWhen},
+    replication::{Pipeline, PrimaryLease, Relation, SealWhen},
     standby::Announcer,
-    store::{self, Record, Store},
+    store::{Record, Store},
     watch::Watch,
-    wire::{GoodbyeWhy, Moment},
+    wire::{Ancestry, GoodbyeWhy, Moment},
 };
 
 /// Pages that a fresh staging has room for; it grows when an epoch dirties more.
@@ -84,6 +84,8 @@ pub(crate) struct Parts {
     pub(crate) cool_after: u8,
     pub(crate) encoding: EncoderSettings,
     pub(crate) store: Store,
+    /// What is on disk of this VM.
+    pub(crate) record: Record,
     pub(crate) report: Report,
     pub(crate) inbox: Inbox,
     pub(crate) post: Post,
@@ -142,7 +144,7 @@ pub(crate) struct Engine {
     committed: Option<(Stamp, Moment)>,
     /// The guest was reset since the last checkpoint.
     reset: bool,
-    recorded: Option<Record>,
+    recorded: Record,
     worked: Worked,
     /// Frames that the guest had sent when the brain was last told, and when an epoch last ended.
     said: u64,
@@ -178,6 +180,7 @@ impl Engine {
             cool_after,
             encoding,
             store,
+            record,
             report,
             inbox,
             post,
@@ -237,7 +240,7 @@ impl Engine {
             sealed_at: VecDeque::new(),
             committed: None,
             reset: false,
-            recorded: None,
+            recorded: record,
             worked: Worked::new(boot_now()),
             said: 0,
             sent_before: 0,
@@ -380,9 +383,17 @@ impl Engine {
                 self.lost(session, &why);
                 Ok(())
             }
-            Input::NoSession { why } | Input::Refused { why: _, text: why } => {
+            Input::NoSession { why } => {
                 self.report.reason(&why);
                 Ok(())
+            }
+            Input::Refused { why: _, text, ancestry } => {
+                let relation = self.brain.handle_refused(&ancestry);
+                self.refused(relation, &text)
+            }
+            Input::Split { text } => {
+                self.brain.fall_silent();
+                self.refused(Relation::Split, &text)
             }
             Input::BackupLacks { what } => {
                 self.report.backup_lacks(what);
@@ -404,7 +415,7 @@ impl Engine {
                 self.spare.push(shipment);
                 Ok(())
             }
-            Input::StandDown { newer } => self.newer_term(newer),
+            Input::StandDown { ancestry } => self.newer_term(ancestry),
             Input::GoodbyeSaid => {
                 self.brain.handle_goodbye_answered();
                 Ok(())
@@ -436,11 +447,41 @@ impl Engine {
     }
 
     /// Another host speaks for the guest: nothing more leaves from here, ever.
-    fn newer_term(&mut self, newer: Term) -> Result<()> {
-        if self.brain.handle_newer_term(newer) {
-            self.gate.close();
-            self.stood_down = Some(newer);
-            self.record(newer, store::Standing::Backup)?;
+    fn newer_term(&mut self, theirs: Ancestry) -> Result<()> {
+        let newer = theirs.newest().map_or(Term::NONE, |newest| newest.term);
+        match self.brain.handle_newer_term(&theirs) {
+            Relation::Descendant => {
+                self.gate.close();
+                self.stood_down = Some(newer);
+                self.record(self.recorded.clone().stood_down(theirs))?;
+            }
+            Relation::Split => {
+                let text = format!(
+                    "another host speaks in term {newer}, which does not come from this one's"
+                );
+                self.refused(Relation::Split, &text)?;
+            }
+            Relation::Same | Relation::Ancestor => {}
+        }
+        Ok(())
+    }
+
+    /// A backup refuses this host, for a reason that `text` says. Where terms were spoken in that do not lead to this
+    /// guest's, nothing of it leaves until an operator has chosen.
+    pub(super) fn refused(&mut self, relation: Relation, text: &str) -> Result<()> {
+        match relation {
+            Relation::Same | Relation::Ancestor => self.report.reason(text),
+            Relation::Descendant | Relation::Split => {
+                if let Some(session) = self.link.as_ref().map(|link| link.session) {
+                    self.lost(session, text);
+                }
+                if self.gate.mode() != Mode::Closed {
+                    warn!("the gate is shut, and the guest goes on unheard: {text}");
+                    self.gate.close();
+                }
+                self.report.reason(&format!("{text}. Until then the gate of this host is shut"));
+                self.publish()?;
+            }
         }
         Ok(())
     }
@@ -490,11 +531,10 @@ impl Engine {
     }
 
     /// Writes the record, if it says something new.
-    fn record(&mut self, term: Term, standing: store::Standing) -> Result<()> {
-        let record = Record { term, standing, owner: None };
-        if self.recorded != Some(record) {
-            self.store.write(&self.vm, record)?;
-            self.recorded = Some(record);
+    fn record(&mut self, record: Record) -> Result<()> {
+        if self.recorded != record {
+            self.store.write(&self.vm, &record)?;
+            self.recorded = record;
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use crate::{
         sync::Sync,
     },
     replication::SyncNext,
-    store,
+    store::Standing,
     wire::{Ack, Features, Moment, Session, Welcome},
 };
 
@@ -46,14 +46,14 @@ impl Engine {
         }
         if let Err(e) = self.brain.handle_welcome(session, welcome) {
             warn!("the session is of no use: {e}");
-            self.report.reason(&e.to_string());
             self.order(Order::Drop(session));
-            return self.newer_term(welcome.newest);
+            return self.refused(e.relation(), &e.to_string());
         }
         // What stood in the way does so no more.
         self.report.reason("");
         // From the first committed checkpoint on the backup may take over: a restart here must know of it.
-        self.record(self.brain.term(), store::Standing::Protected)?;
+        // And by its first commit this guest is heard in this term: that is in the same write.
+        self.record(self.recorded.clone().speaking(Standing::Protected))?;
         let ram_pages = self.harvest.ram_pages();
         let places = self.depth + SPARE_SHIPMENTS;
         while self.shipments < places {

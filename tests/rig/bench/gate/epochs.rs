@@ -2,7 +2,7 @@
 
 use remus::{
     replication::{Committed, Fenced, Pipeline, Policy},
-    wire::{Ack, Digest, Features, Instance, Moment, Session, Timing, Welcome},
+    wire::{Ack, Ancestry, Digest, Features, Instance, Moment, Session, Timing, Welcome},
 };
 use remus_abi::Epoch;
 
@@ -17,13 +17,12 @@ impl Epochs {
     /// The first epoch is open, and a backup is there.
     pub(super) fn begin() -> Self {
         let (fenced, now) = (Fenced::first_start(), Moment(1));
-        let newest = fenced.term();
         let mut pipeline = Pipeline::start_shut(fenced, Policy::new(&Timing::default()), now);
         let session = Session::new(1).expect("not 0");
         let backup = Instance::new(1).expect("not 0");
         let welcomed = pipeline.handle_welcome(
             session,
-            &Welcome { session, features: Features::OURS, backup, newest },
+            &Welcome { session, features: Features::OURS, backup, ancestry: Ancestry::none() },
         );
         welcomed.expect("the session that was asked for");
         pipeline.handle_sync_round(0);
