@@ -264,7 +264,10 @@ mod tests {
                 let terms = terms.min(u64::from(releasable.term().get()));
                 let kept = Kept::from_bits(terms << 40 | first);
                 let release = Release::new(releasable, kept);
-                for held in stamps {
+                // A term's first epoch is 1: no frame has a stamp of a term and no epoch.
+                let is_a_stamp =
+                    |stamp: &Stamp| *stamp == Stamp::NONE || stamp.epoch() != Epoch::NONE;
+                for held in stamps.into_iter().filter(is_a_stamp) {
                     let counts_as = kept.counts_as(held, releasable.term());
                     let why = (held, releasable, kept);
                     let leaves = held.epoch() != Epoch::NONE && counts_as.is_covered_by(releasable);

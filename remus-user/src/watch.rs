@@ -137,10 +137,10 @@ impl Board {
         let mut asker = Asker::default();
         let mut state = self.lock();
         while let Some(part) = state.part {
-            let reserve = state.reserve;
+            let reserve = state.reserve.clone();
             drop(state);
             let begun = boot_now();
-            let found = asker.ask(subject, part, reserve);
+            let found = asker.ask(subject, part, reserve.as_ref());
             debug!("the host was asked in {:?}", boot_now().since(begun));
             state = self.lock();
             if state.found != found {
@@ -148,7 +148,7 @@ impl Board {
                 state.found = found;
                 state.changes += 1;
             }
-            if (state.part, state.reserve) == (Some(part), reserve) {
+            if (state.part, &state.reserve) == (Some(part), &reserve) {
                 let waited = self.changed.wait_timeout(state, EVERY);
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
             }
@@ -181,7 +181,7 @@ struct Asker {
 }
 
 impl Asker {
-    fn ask(&mut self, subject: &Subject, part: Part, reserve: Option<Record>) -> Found {
+    fn ask(&mut self, subject: &Subject, part: Part, reserve: Option<&Record>) -> Found {
         let mut found = self.ask_links(subject, part).unwrap_or_else(|e| {
             // Another socket next time.
             self.links = None;

@@ -6,7 +6,8 @@ use remus::{
     machine::CpuProfile,
     observe::status::Protection,
     wire::{
-        Attach, Goodbye, GoodbyeWhy, Heartbeat, Hello, Instance, Moment, Session, Timing, ToPrimary,
+        Ancestry, Attach, Goodbye, GoodbyeWhy, Heartbeat, Hello, Moment, Nonce, Session, TermId,
+        Timing, ToPrimary, VmId,
     },
 };
 use remus_abi::{Epoch, Term};
@@ -15,18 +16,20 @@ use rig::{
     peer::{ask, connect, hello},
 };
 
-/// The primary that the backup follows, as its record has it.
-fn owner(pair: &Pair) -> Instance {
+/// The VM that the backup knows, and the primary that it follows, as its record has them.
+fn known(pair: &Pair) -> (VmId, Nonce) {
     let record = fs::read_to_string(pair.backup_state().join("demo.json")).unwrap();
     let record: serde_json::Value = serde_json::from_str(&record).unwrap();
-    Instance::new(record["owner"].as_u64().unwrap()).unwrap()
+    let nonce = Nonce::new(record["nonce"].as_u64().unwrap()).unwrap();
+    (record["id"].as_str().unwrap().parse().unwrap(), nonce)
 }
 
-/// Hellos that no backup may take while it protects the guest of `owner`, in the term 1.
-fn refusable(owner: Instance) -> Vec<Hello> {
+/// Hellos that no backup may take while it protects the guest `id` of `owner`, in the term 1.
+fn refusable((id, owner): (VmId, Nonce)) -> Vec<Hello> {
     let cpu = serde_json::to_string(&CpuProfile::of_host().unwrap()).unwrap();
     let second = Term::FIRST.next();
-    let stranger = Instance::new(7).unwrap();
+    let stranger = Nonce::new(7).unwrap();
+    let hello = |memory_mib, cpu: &str| Hello { id, ..hello(memory_mib, cpu) };
     let good = hello(256, &cpu);
     let mut better: serde_json::Value = serde_json::from_str(&cpu).unwrap();
     for leaf in better["leaves"].as_array_mut().unwrap() {
@@ -62,17 +65,24 @@ fn refusable(owner: Instance) -> Vec<Hello> {
         },
     ];
     let mut all = Vec::new();
-    for (primary, term) in [(owner, Term::FIRST), (owner, second), (stranger, second)] {
-        all.extend(odd.iter().map(|hello| Hello { primary, term, ..hello.clone() }));
+    for (nonce, term) in [(owner, Term::FIRST), (owner, second), (stranger, second)] {
+        all.extend(odd.iter().map(|hello| Hello { nonce, term, ..hello.clone() }));
     }
-    for (primary, term) in [
+    for (nonce, term) in [
         (stranger, Term::FIRST),
         (stranger, second),
         (stranger, Term::MAX),
         (owner, Term::MAX),
         (owner, Term::NONE),
     ] {
-        all.push(Hello { primary, term, ..good.clone() });
+        all.push(Hello { nonce, term, ..good.clone() });
+    }
+    // Another VM of that name; one that was heard in terms that lead nowhere near; one that was heard in this very term.
+    let spoken = |n, term| Ancestry::none().spoken_in(TermId::new(term, n));
+    all.push(Hello { id: VmId::new(7).unwrap(), nonce: owner, ..good.clone() });
+    all.push(Hello { nonce: owner, ancestry: spoken(stranger, Term::FIRST), ..good.clone() });
+    for term in [Term::FIRST, second] {
+        all.push(Hello { nonce: stranger, term, ancestry: spoken(stranger, term), ..good.clone() });
     }
     for (at, hello) in (1000..).zip(&mut all) {
         hello.session = Session::new(at).unwrap();
@@ -91,7 +101,7 @@ fn a_backup_that_refused_everything_takes_over_as_if_nothing_had_been_said() {
     with_hosts(async |pair| {
         let (mut primary, mut backup) = pair.protected().await;
         let client = pair.client(4).await;
-        for hello in refusable(owner(&pair)) {
+        for hello in refusable(known(&pair)) {
             let said = format!("{hello:?}");
             let answer = ask(&pair, hello);
             assert!(matches!(answer, ToPrimary::Refuse(_)), "{answer:?} to {said}");

@@ -15,13 +15,13 @@ use tokio::time::sleep;
 
 /// A host that is to have nothing to do with the VM, and has the rig's config all the same. Here it is the backup's host,
 /// with a tap, an address and a folder of its own.
-struct WrongHost<'a> {
+pub(super) struct WrongHost<'a> {
     pair: &'a Pair,
     folder: PathBuf,
 }
 
 impl<'a> WrongHost<'a> {
-    fn new(pair: &'a Pair) -> Self {
+    pub(super) fn new(pair: &'a Pair) -> Self {
         let folder = pair.folder.path().join("wrong");
         fs::create_dir_all(&folder).unwrap();
         Self { pair, folder }
@@ -32,7 +32,7 @@ impl<'a> WrongHost<'a> {
     }
 
     /// With a state directory that is not the usual one.
-    fn start_with(&self, how: &str, state: Option<&Path>) -> Daemon {
+    pub(super) fn start_with(&self, how: &str, state: Option<&Path>) -> Daemon {
         let run_dir = rig::remus::primary_run_dir(&self.folder);
         let old = rig::remus::primary_run_dir(self.pair.folder.path());
         let config = self.pair.config(&[

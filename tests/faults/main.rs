@@ -12,3 +12,4 @@ mod h_timers;
 mod i_announce;
 mod j_message;
 mod k_figure;
+mod l_split;

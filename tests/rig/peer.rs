@@ -11,8 +11,8 @@ use remus::{
     checkpoint::STATE_VERSION,
     names::VmName,
     wire::{
-        Features, Frame, FrameBuffer, Hello, Instance, Lane, Session, Timing, ToBackup, ToPrimary,
-        WireError,
+        Ancestry, Features, Frame, FrameBuffer, Hello, Lane, Nonce, Session, Timing, ToBackup,
+        ToPrimary, VmId, WireError,
     },
 };
 use remus_abi::Term;
@@ -52,7 +52,9 @@ pub fn hello(memory_mib: u32, cpu: &str) -> Hello {
         vm: VmName::new(VM).unwrap(),
         session: Session::new(7).unwrap(),
         features: Features::NONE,
-        primary: Instance::new(7).unwrap(),
+        id: VmId::new(7).unwrap(),
+        nonce: Nonce::new(7).unwrap(),
+        ancestry: Ancestry::none(),
         term: Term::FIRST,
         ram_pages: memory_mib << 8,
         timing: Timing::default(),

@@ -6,12 +6,12 @@ use remus::{
     checkpoint::Arrived,
     names::VmName,
     replication::{
-        Backup, Committed, Detector, Fenced, LeaseUntil, NextEpoch, Pipeline, Policy, PrimaryLease,
-        Standalone,
+        Backup, Committed, Detector, Fenced, Known, LeaseUntil, NextEpoch, Pipeline, Policy,
+        PrimaryLease, Standalone,
     },
     wire::{
-        Ack, Attach, Begin, Digest, End, Features, Hello, Instance, Moment, Session, Timing,
-        Welcome,
+        Ack, Ancestry, Attach, Begin, Digest, End, Features, Hello, Instance, Moment, Nonce,
+        Session, Timing, VmId, Welcome,
     },
 };
 use remus_abi::{Epoch, Term};
@@ -28,12 +28,15 @@ pub fn first() -> Fenced {
 pub fn after(term: Term) -> Fenced {
     let (session, timing) = (Session::new(1).expect("not 0"), Timing::default());
     let instance = |n| Instance::new(n).expect("not 0");
-    let mut backup = Backup::new(instance(2), Term::NONE, None);
+    let nonce = |n| Nonce::new(n).expect("not 0");
+    let mut backup = Backup::new(instance(2), Known::default());
     let hello = Hello {
         features: Features::NONE,
         vm: VmName::new("vm").expect("a plain name"),
         session,
-        primary: instance(1),
+        id: VmId::new(1).expect("not 0"),
+        nonce: nonce(1),
+        ancestry: Ancestry::none(),
         term,
         ram_pages: 1,
         timing,
@@ -64,7 +67,7 @@ pub fn after(term: Term) -> Fenced {
     let mut detector = Detector::new(&timing, 1, late);
     detector.handle_closed(0);
     let suspicion = detector.handle_tick(late).expect("the only link is closed");
-    backup.promote(late, suspicion).expect("whole, and past the lease").fenced
+    backup.promote(late, suspicion, nonce(2)).expect("whole, and past the lease").fenced
 }
 
 /// Permission to release in `term` for longer than any test lasts.
@@ -99,14 +102,14 @@ impl Epochs {
     /// # Panics
     /// When the pipeline does not do what a pipeline must; so do the others here.
     pub fn begin(fenced: Fenced) -> Self {
-        let (newest, now) = (fenced.term(), Moment(1));
+        let now = Moment(1);
         let policy = Policy { depth: usize::MAX, ..Policy::new(&Timing::default()) };
         let mut pipeline = Pipeline::start_shut(fenced, policy, now);
         let session = Session::new(1).expect("not 0");
         let backup = Instance::new(1).expect("not 0");
         let welcomed = pipeline.handle_welcome(
             session,
-            &Welcome { session, features: Features::NONE, backup, newest },
+            &Welcome { session, features: Features::NONE, backup, ancestry: Ancestry::none() },
         );
         welcomed.expect("the session that was asked for");
         pipeline.handle_sync_round(0);

@@ -228,6 +228,43 @@ fn a_strangers_word_takes_nothing_from_a_guest() {
     );
 }
 
+/// Bounds for two hosts that were heard before they met: the primary counts and asks, again and again.
+const APART: Limits = Limits {
+    steps: 4,
+    seals: 1,
+    sessions: 3,
+    ticks: 3,
+    heartbeats: 1,
+    lost: 0,
+    repeated: 0,
+    fences: 0,
+    strangers: 0,
+    newcomers: 0,
+};
+
+/// As numbers go: equal, less, more.
+const NUMBERS: [(u32, u32); 3] = [(2, 2), (2, 5), (5, 2)];
+
+#[test]
+fn two_that_spoke_without_knowing_of_each_other_neither_follow_nor_stand_down() {
+    for (ours, theirs) in NUMBERS {
+        for runs in [false, true] {
+            let start = Start::Apart { ours, theirs, runs };
+            explore(start, APART, 50, &[Seen::PassedOpen, Seen::Split]);
+        }
+    }
+}
+
+#[test]
+fn a_split_that_is_judged_by_numbers_is_found() {
+    for (ours, theirs) in [(2, 5), (5, 2)] {
+        let start = Start::Apart { ours, theirs, runs: false };
+        finds(Fault::SplitJudgedByNumbers, start, APART);
+    }
+    let start = Start::Apart { ours: 2, theirs: 5, runs: true };
+    finds(Fault::SplitJudgedByNumbers, start, APART);
+}
+
 /// Bounds for the faults, each of which shows within one session.
 const ONE_SESSION: Limits = Limits {
     steps: 3,

@@ -9,10 +9,10 @@ use remus::{
         Assembly, Content, DirtyBook, Encoder, EncoderSettings, PAGE_SIZE, Page, PageSet, Staging,
     },
     names::VmName,
-    replication::{Backup, Pipeline, Policy, Sealed, SyncNext},
+    replication::{Backup, Known, Pipeline, Policy, Sealed, SyncNext},
     wire::{
-        Attach, Begin, BulkToBackup, BulkToPrimary, Chain, End, Features, FrameBuffer, HEADER_LEN,
-        Hello, Instance, Kind, Lane, Moment, Session, Timing, head,
+        Ancestry, Attach, Begin, BulkToBackup, BulkToPrimary, Chain, End, Features, FrameBuffer,
+        HEADER_LEN, Hello, Instance, Kind, Lane, Moment, Nonce, Session, Timing, VmId, head,
     },
 };
 use remus_abi::{Epoch, Term};
@@ -69,7 +69,8 @@ fn apply(image: &mut Ram, page: Page, content: Content<'_>) {
 impl PrimaryEnd {
     fn new() -> Self {
         let timing = Timing::default();
-        let pipeline = Pipeline::start_shut(permits::first(), Policy::new(&timing), Moment(0));
+        let pipeline = Pipeline::start_shut(permits::first(), Policy::new(&timing), Moment(0))
+            .in_line(Nonce::new(1).unwrap(), Ancestry::none());
         Self {
             pipeline,
             book: DirtyBook::new(RAM_PAGES),
@@ -130,7 +131,9 @@ impl PrimaryEnd {
             vm: VmName::new("vm").unwrap(),
             session,
             features: Features::OURS,
-            primary: Instance::new(1).unwrap(),
+            id: VmId::new(1).unwrap(),
+            nonce: Nonce::new(1).unwrap(),
+            ancestry: self.pipeline.ancestry().clone(),
             term: Term::FIRST,
             ram_pages: RAM_PAGES,
             timing: Timing::default(),
@@ -214,7 +217,7 @@ impl PrimaryEnd {
 impl BackupEnd {
     fn new() -> Self {
         Self {
-            brain: Backup::new(Instance::new(2).unwrap(), Term::NONE, None),
+            brain: Backup::new(Instance::new(2).unwrap(), Known::default()),
             assembly: Assembly::new(RAM_PAGES),
             chain: Chain::new(Session::new(1).unwrap()),
             bytes: FrameBuffer::new(Lane::BulkToBackup),

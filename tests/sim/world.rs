@@ -10,7 +10,8 @@ mod primary;
 
 use std::fmt;
 
-use remus::wire::{Ack, Begin, End, Heartbeat, HeartbeatAck, Session, Timing};
+use remus::wire::{Ack, Begin, End, Heartbeat, HeartbeatAck, Nonce, Session, Timing, VmId};
+use remus_abi::Term;
 
 use backup::BackupHost;
 use guest::{PagesOnWire, Ram};
@@ -43,6 +44,13 @@ pub(crate) enum Start {
     /// In the first term the lease is twice as long as later.
     ShutWithLongLease,
     Unprotected,
+    /// The guest was started on both hosts, which knew nothing of each other, and was heard from both: by the primary in
+    /// the term `ours`, by the other in the term `theirs`, in which it had taken over and still `runs`, or ended.
+    Apart {
+        ours: u32,
+        theirs: u32,
+        runs: bool,
+    },
 }
 
 /// One thing that the design asks for, taken out.
@@ -78,6 +86,8 @@ pub(crate) enum Fault {
     TermWordFirst,
     /// A late ack of the old term raises the committed epoch of the new one.
     OldTermsCommitCounts,
+    /// Of two that speak in terms of which neither comes from the other, the one with the higher number wins.
+    SplitJudgedByNumbers,
 }
 
 /// What a walk should come across, or it proves little.
@@ -108,6 +118,8 @@ pub(crate) enum Seen {
     /// A flush came while a term began, and found no lease.
     FlushStoppedWhileTermBegins,
     ReleasedInSecondTerm,
+    /// Two that have spoken met, and neither comes from the other.
+    Split,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -124,12 +136,16 @@ pub(crate) enum Violation {
     PromotedTornImage,
     /// The old primary was heard after the takeover.
     TwoSpeakers { said: u8 },
-    /// The primary has stood down, and no other host has the guest.
+    /// The primary is turned away for good, and no other host has the guest.
     GuestLost,
     /// The gate threw away what it held, though the guest goes on.
     HeldIsThrownAway { said: u8 },
     /// The gate let something out after what the guest had said later.
     OutOfOrder { said: u8, after: u8 },
+    /// A host that has been heard has taken the state of one that knows nothing of that.
+    Merged,
+    /// The primary has stood down for a host that does not go on from its term.
+    StoodDownInSplit,
 }
 
 /// A message, and the session whose connection carries it. `truth` is for the checker alone.
@@ -190,6 +206,10 @@ pub(crate) struct World {
     network: Vec<Packet>,
     /// The largest number seen outside.
     outside: u8,
+    /// It began with [`Start::Apart`].
+    apart: bool,
+    /// The primary has asked the other host once.
+    have_met: bool,
 }
 
 /// The clock goes in steps of two nanoseconds: one step within the lease, two beyond lease and margin.
@@ -214,6 +234,19 @@ pub(crate) fn session(n: u64) -> Session {
     Session::new(n).expect("sessions count from 1")
 }
 
+pub(crate) fn nonce(n: u64) -> Nonce {
+    Nonce::new(n).expect("speakers count from 1")
+}
+
+pub(crate) fn term(n: u32) -> Term {
+    Term::new(n).expect("a small number")
+}
+
+/// All hosts here mean the same one.
+pub(crate) fn the_vm() -> VmId {
+    VmId::new(1).expect("not 0")
+}
+
 impl World {
     pub(crate) fn new(start: Start, limits: Limits, fault: Option<Fault>) -> Self {
         Self {
@@ -222,9 +255,11 @@ impl World {
             // At 0 no lease at all would be one that is not over yet.
             now: 1,
             primary: PrimaryHost::new(start),
-            backup: BackupHost::new(),
+            backup: BackupHost::new(start),
             network: Vec::new(),
             outside: 0,
+            apart: matches!(start, Start::Apart { .. }),
+            have_met: false,
         }
     }
 
@@ -366,7 +401,9 @@ impl World {
 
     /// The number `said` gets out.
     fn outside_sees(&mut self, said: u8) -> Result<(), Violation> {
-        if self.backup.is_promoted() {
+        // Two that have never met cannot know better.
+        let may_know = if self.apart { self.have_met } else { self.backup.is_promoted() };
+        if may_know {
             return Err(Violation::TwoSpeakers { said });
         }
         if said <= self.outside {
@@ -461,7 +498,11 @@ impl fmt::Display for Violation {
                 f.write_str("VIOLATION: promoted what is no committed checkpoint")
             }
             Self::GuestLost => {
-                f.write_str("VIOLATION: the primary stood down for nobody: the guest is lost")
+                f.write_str("VIOLATION: the primary was turned away for nobody: the guest is lost")
+            }
+            Self::Merged => f.write_str("VIOLATION: one guest that was heard replaced another"),
+            Self::StoodDownInSplit => {
+                f.write_str("VIOLATION: stood down for a guest that knows nothing of this one")
             }
             Self::HeldIsThrownAway { said } => {
                 write!(f, "VIOLATION: {said} was held for a guest that goes on, and is gone")
@@ -470,7 +511,7 @@ impl fmt::Display for Violation {
                 write!(f, "VIOLATION: {said} came out after {after}")
             }
             Self::TwoSpeakers { said } => {
-                write!(f, "VIOLATION: the old primary said {said} after the takeover")
+                write!(f, "VIOLATION: the primary said {said} beside another speaker")
             }
         }
     }

@@ -152,7 +152,11 @@ fn greet(
         },
     };
     if let Some(promoted) = follower_of.promoted() {
-        return Ok(stream.refuse(promoted.refuse())?);
+        let refuse = promoted.refuse(&hello);
+        if promoted.must_fall_silent(&hello) {
+            follower_of.silence_guest(refuse.text.clone());
+        }
+        return Ok(stream.refuse(refuse)?);
     }
     follower_of.send(Call::Hello { hello, stream });
     Ok(())

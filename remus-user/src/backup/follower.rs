@@ -3,7 +3,6 @@
 use std::{io, os::fd::AsRawFd, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use remus_abi::Term;
 use tokio::task::AbortHandle;
 use tracing::{error, info, warn};
 
@@ -20,11 +19,11 @@ use crate::{
         status::{Protection, Role},
     },
     os::{boot_now, fresh_instance},
-    replication::{Backup, Detector, NotPromotable, Readiness, Suspicion},
+    replication::{Backup, Detector, Known, NotPromotable, Readiness, Suspicion},
     standby::Standby,
     store::{Record, Standing, Store},
     watch::{Found, Watch},
-    wire::{Attach, Features, Instance, Lacks, Lane, Moment, Session, Timing},
+    wire::{Attach, Features, Lacks, Lane, Moment, Session, TermId, Timing},
 };
 
 /// Numbers of the links, for the detector.
@@ -45,9 +44,9 @@ pub(super) fn start(vm: VmName, options: Arc<BackupOptions>) -> Result<Handle> {
     let directory = VmDir::claim(&options.run_dir, &vm)?;
     let store = Store::at(&options.state_dir)?;
     let claim = store.claim(&vm)?;
-    let (newest, owner) = newest_known(&vm, store.read(&vm)?)?;
+    let (known, spoke) = known_of(&vm, store.read(&vm)?)?;
     let me = store.instance(fresh_instance)?;
-    let shared = Shared::new(&vm, Role::Backup, newest);
+    let shared = Shared::new(&vm, Role::Backup, known.newest);
     let socket = StatusSocket::bind(&directory)?;
     let status = tokio::spawn(socket.serve(Arc::clone(&shared), refuse_order)).abort_handle();
     let (handle, calls) = handle()?;
@@ -58,11 +57,13 @@ pub(super) fn start(vm: VmName, options: Arc<BackupOptions>) -> Result<Handle> {
         calls,
         store,
         shared,
-        brain: Backup::new(me, newest, owner),
+        brain: Backup::new(me, known),
         standby: None,
         session: None,
         beside: BesideRam::default(),
         recorded: None,
+        spoke,
+        takeover: None,
         delayed: None,
         watch: None,
         found: Found::default(),
@@ -97,21 +98,37 @@ fn end_status(status: &AbortHandle) {
     status.abort();
 }
 
-/// What this host's record says: the newest term it has heard of, and who speaks in it.
+/// What this host's record says: what it knows of the VM, and the newest term in which it spoke itself.
 ///
 /// # Errors
-/// When this host has itself spoken for the guest last: it cannot follow before that is settled.
-fn newest_known(vm: &VmName, record: Option<Record>) -> Result<(Term, Option<Instance>)> {
-    let Some(Record { term, standing, owner }) = record else { return Ok((Term::NONE, None)) };
-    match standing {
-        Standing::Backup | Standing::Ended => Ok((term, owner)),
-        // It never spoke in that term.
-        Standing::Starting => Ok((term.prev(), None)),
-        Standing::Unprotected | Standing::Protected | Standing::Promoted => bail!(
-            "this host spoke for VM {vm} last, in term {term}: if no guest of it runs here any more, forget \
-             the record (remus clean {vm} --record)"
-        ),
-    }
+/// When this host has spoken for the guest last, and the record cannot say who it was in that term: nobody can show then
+/// to come from there.
+fn known_of(vm: &VmName, record: Option<Record>) -> Result<(Known, Option<TermId>)> {
+    let Some(record) = record else { return Ok((Known::default(), None)) };
+    let Record { id, term, standing, nonce, ancestry, spoke } = record;
+    let known = match standing {
+        // Whether it was heard is not known to a backup that has been restarted.
+        Standing::Backup => {
+            let ancestry = ancestry.spoken_in(TermId { term, nonce });
+            Known { id, newest: term, owner: nonce, ancestry }
+        }
+        Standing::Ended => Known { id, newest: term, owner: nonce, ancestry },
+        // It never spoke in that term; the id of a VM that has never been heard is no more than an attempt.
+        Standing::Starting => {
+            let id = id.filter(|_| ancestry.newest().is_some());
+            Known { id, newest: term.prev(), owner: None, ancestry }
+        }
+        Standing::Unprotected | Standing::Protected | Standing::Promoted if nonce.is_none() => {
+            bail!(
+                "this host spoke for VM {vm} last, in term {term}: if no guest of it runs here any more, forget \
+                 the record (remus clean {vm} --record)"
+            )
+        }
+        Standing::Unprotected | Standing::Protected | Standing::Promoted => {
+            Known { id, newest: term, owner: nonce, ancestry }
+        }
+    };
+    Ok((known, spoke))
 }
 
 pub(super) struct Follower {
@@ -129,6 +146,10 @@ pub(super) struct Follower {
     pub(super) beside: BesideRam,
     /// What is on disk for certain.
     pub(super) recorded: Option<Record>,
+    /// The newest term in which this host spoke.
+    pub(super) spoke: Option<TermId>,
+    /// What is put on record when the primary that is followed is taken over from.
+    pub(super) takeover: Option<Record>,
     pub(super) delayed: Option<Delayed>,
     found: Found,
     /// What a takeover would lack, in words.

@@ -23,12 +23,12 @@ use crate::{
     names::LinkName,
     net::Mac,
     observe::status::Protection,
-    os::boot_now,
-    replication::{Backup, Detector},
+    os::{boot_now, fresh_nonce},
+    replication::{Backup, Detector, Known},
     standby::{Announced, Plan, Standby, decode_cpu, offloads_under},
     store::{Record, Standing},
     watch::{Subject, Watch},
-    wire::{Features, Hello, Lane, Refusal, Refuse, ToPrimary},
+    wire::{Features, Hello, Lane, Refusal, Refuse, TermId, ToPrimary},
 };
 
 impl Follower {
@@ -81,7 +81,7 @@ impl Follower {
     }
 
     fn refusal(&self, why: Refusal, text: &str) -> Refuse {
-        Refuse::new(why, self.brain.newest(), text)
+        self.brain.refusal(why, text)
     }
 
     fn plan(&self, announced: Announced, cpu: CpuProfile) -> Result<Plan> {
@@ -158,12 +158,11 @@ impl Follower {
 
     /// On disk before the primary is answered: after a crash this host must not believe that it knows of no term.
     fn record(&mut self, brain: &Backup) -> Result<(), Refuse> {
-        let record =
-            Record { term: brain.newest(), standing: Standing::Backup, owner: brain.owner() };
-        if self.recorded == Some(record) {
+        let record = self.record_of(brain, Standing::Backup);
+        if self.recorded.as_ref() == Some(&record) {
             return Ok(());
         }
-        if let Err(e) = self.store.write(&self.vm, record) {
+        if let Err(e) = self.store.write(&self.vm, &record) {
             warn!("VM {}: {e:#}", self.vm);
             let text = "this backup cannot write its record to disk; its log says why";
             return Err(self.refusal(Refusal::NotReady, text));
@@ -172,13 +171,30 @@ impl Follower {
         Ok(())
     }
 
+    /// What `brain` knows, as a record.
+    pub(super) fn record_of(&self, brain: &Backup, standing: Standing) -> Record {
+        let Known { id, newest, owner, ancestry } = brain.known().clone();
+        Record { id, term: newest, standing, nonce: owner, ancestry, spoke: self.spoke }
+    }
+
+    /// The record of a takeover from the primary that is followed: the same whenever it comes, so that it can be kept
+    /// ready on disk. From which epoch is said by later records.
+    fn takeover(&self) -> Record {
+        let followed = self.record_of(&self.brain, Standing::Backup);
+        let primary = TermId { term: followed.term, nonce: followed.nonce };
+        let ancestry = followed.ancestry.clone().spoken_in(primary);
+        let promoted = Record { ancestry, ..followed };
+        promoted.starting(primary.term.next(), fresh_nonce()).speaking(Standing::Promoted)
+    }
+
     /// A session begins; the one before, if there is one, is over.
     fn begin(&mut self, hello: &Hello, stream: Accepted, welcome: &ToPrimary) {
+        let takeover = self.takeover();
         let standby = self.standby.as_mut().expect("built before the welcome");
-        let next = hello.term.next();
         standby.wiring.overhear(None);
         let watch = self.watch.as_ref().expect("it is there as long as the machine");
-        watch.reserve(Record { term: next, standing: Standing::Promoted, owner: None });
+        watch.reserve(takeover.clone());
+        self.takeover = Some(takeover);
         let vcpus = usize::from(standby.plan().shape.vcpus);
         let ram_pages = standby.machine.memory().layout().pages();
         let datagrams = hello.acks_to.and_then(|to| match stream.datagrams(&to) {

@@ -75,9 +75,9 @@ impl Handle {
 
     /// What answers a primary once the guest runs here: the follower is busy being its engine.
     pub(super) fn promoted(&self) -> Option<Promoted> {
-        match *self.board.part() {
+        match &*self.board.part() {
             Part::Follows => None,
-            Part::TakesOver(promoted) | Part::Runs(promoted, _) => Some(promoted),
+            Part::TakesOver(promoted) | Part::Runs(promoted, _) => Some(promoted.clone()),
         }
     }
 
@@ -90,6 +90,13 @@ impl Handle {
     pub(super) fn end_guest(&self) {
         if let Part::Runs(_, engine) = &*self.board.part() {
             engine.send(Input::Stop);
+        }
+    }
+
+    /// The guest that runs here must not be heard any more, since it is in a split: why, in words.
+    pub(super) fn silence_guest(&self, text: String) {
+        if let Part::Runs(_, engine) = &*self.board.part() {
+            engine.send(Input::Split { text });
         }
     }
 

@@ -48,8 +48,7 @@ impl Follower {
         if self.delayed.as_ref().is_some_and(|delayed| now < delayed.until) {
             return false;
         }
-        let term = self.brain.newest().next();
-        let record = Record { term, standing: Standing::Promoted, owner: None };
+        let Some(record) = &self.takeover else { return false };
         // It may be on disk even if an error is returned.
         self.recorded = None;
         let Err(e) = self.store.take_reserved(&self.vm, record) else { return true };
@@ -64,17 +63,24 @@ impl Follower {
 
     /// From here on this thread is the guest's engine. The takeover was decided at that moment, and is on record.
     pub(super) fn take_over(self, suspicion: Suspicion, decided: Moment) -> Result<()> {
-        let Self { vm, store, shared, brain, standby, session, beside, calls, watch, .. } = self;
+        let Self {
+            vm, store, shared, brain, standby, session, beside, calls, watch, takeover, ..
+        } = self;
+        let record = takeover.context("a takeover that is not on record")?;
+        let nonce = record.nonce.context("a takeover by nobody")?;
         let FollowedSession { timing, control, .. } =
             session.context("a detector suspected nobody")?;
-        let promotion = brain.promote(decided, suspicion).map_err(|not| anyhow!("{}", not.why))?;
-        let Promotion { epoch, of, suspicion, fenced, promoted } = promotion;
+        let promotion =
+            brain.promote(decided, suspicion, nonce).map_err(|not| anyhow!("{}", not.why))?;
+        let Promotion { epoch, of, suspicion, fenced, ancestry, promoted } = promotion;
+        // With the epoch that it goes on from, for whatever is written next.
+        let record = Record { ancestry: ancestry.clone(), ..record };
         warn!(
             "VM {vm}: {}: this host takes over from epoch {epoch} of term {of}, in term {}",
             suspicion.why(),
             fenced.term()
         );
-        calls.take_over(promoted);
+        calls.take_over(promoted.clone());
         let mut standby = standby.context("a session without a machine")?;
         let BesideRam { state, boot, kept } = beside;
         let boot = boot.context("a committed checkpoint without what the guest begins with")?;
@@ -84,7 +90,7 @@ impl Follower {
 
         let term = fenced.term();
         let (inbox, post) = inbox()?;
-        calls.run_guest(promoted, post.clone());
+        calls.run_guest(promoted.clone(), post.clone());
         let policy = Policy::new(&timing);
         let Standby { machine, gate, wiring, announcer, .. } = standby;
         if let Some(watch) = &watch {
@@ -97,13 +103,14 @@ impl Follower {
             gate,
             announcer,
             watch,
-            brain: Pipeline::start_unprotected(fenced, policy, decided),
+            brain: Pipeline::start_unprotected(fenced, policy, decided).in_line(nonce, ancestry),
             goodbye_within: Patience::of(&timing).goodbye(),
             // It has no backup to pause for.
             pause_max: timing.epoch_max,
             cool_after: QUIET_EPOCHS_DEFAULT,
             encoding: EncoderSettings::default(),
             store: store.clone(),
+            record: record.clone(),
             report: Report::new(Arc::clone(&shared)),
             inbox,
             post,
@@ -131,7 +138,7 @@ impl Follower {
         );
         match engine.run()? {
             (Stopped::Ended(why) | Stopped::EndedUnheard(why), gate) => {
-                store.write(&vm, Record { term, standing: Standing::Ended, owner: None })?;
+                store.write(&vm, &record.ended())?;
                 info!("VM {vm} has ended: {why:?}");
                 wiring.remove(gate)
             }
@@ -143,10 +150,10 @@ impl Follower {
 
     /// The guest ended on purpose.
     pub(super) fn end(self) -> Result<()> {
-        let Self { vm, store, brain, standby, .. } = self;
-        let record = Record { term: brain.newest(), standing: Standing::Ended, owner: None };
+        let record = self.record_of(&self.brain, Standing::Ended);
+        let Self { vm, store, standby, .. } = self;
         // The record that is there says that this host was a backup: it promotes nothing by that either.
-        if let Err(e) = store.write(&vm, record) {
+        if let Err(e) = store.write(&vm, &record) {
             warn!("VM {vm} has ended, and the record does not say so: {e:#}");
         }
         store.forget_reserved(&vm);

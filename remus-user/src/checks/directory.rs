@@ -15,7 +15,7 @@ use crate::{
     config::Config,
     observe::{Holder, Unsafe, holder},
     os::fresh_instance,
-    store::{self, Store},
+    store::{self, Names, Store},
 };
 
 /// What records of VMs need, with room for the old one beside the new one.
@@ -107,7 +107,7 @@ fn permitted_term(config: &Config) -> Result<Option<Term>> {
     }
     let record = Store::at(&config.state_dir)?.read(&config.name)?;
     let is_known = record.is_some();
-    let permission = store::permission(&config.name, record, fresh_instance)?;
+    let permission = store::permission(&config.name, record, Names::FRESH)?;
     Ok(is_known.then_some(permission.fenced.term()))
 }
 

@@ -37,7 +37,7 @@ mod wait;
 use std::{os::fd::AsRawFd, sync::Arc, time::Duration};
 
 use anyhow::{Result, bail};
-use remus_abi::{Term, gate::Mode};
+use remus_abi::gate::Mode;
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{debug, info, warn};
 
@@ -50,7 +50,7 @@ use self::{
     wait::{Source, Waiter},
 };
 pub(crate) use self::{
-    input::{Input, Order},
+    input::{Input, NewTerm, Order},
     pulse::Pulse,
     relay::{Relay, Relayed, relay},
     report::Report,
@@ -61,9 +61,9 @@ use crate::{
     machine::{End, Event, Machine, Prepared},
     names::VmName,
     os::{Inbox, Post, boot_now},
-    replication::{Pipeline, SealWhen, Stopped},
+    replication::{Pipeline, Relation, SealWhen, Stopped},
     standby::Announcer,
-    store::{self, Store},
+    store::{Record, Store},
     watch::Watch,
     wire::{GoodbyeWhy, Moment},
 };
@@ -95,6 +95,8 @@ pub(crate) struct Setup {
     pub(crate) cool_after: u8,
     pub(crate) encoding: EncoderSettings,
     pub(crate) store: Store,
+    /// What is on disk of this VM.
+    pub(crate) record: Record,
     pub(crate) report: Report,
     pub(crate) inbox: Inbox<Input>,
     pub(crate) post: Post<Input>,
@@ -157,6 +159,7 @@ impl Engine {
             cool_after,
             encoding,
             store,
+            record,
             report,
             inbox,
             post,
@@ -188,7 +191,7 @@ impl Engine {
             session: None,
             peer,
             outside: Outside { announcer, watch, joined: 0 },
-            record: Recorder::new(store, vm),
+            record: Recorder::new(store, vm, record),
             report,
             inbox,
             post,
@@ -328,9 +331,17 @@ impl Engine {
                 self.lose(session, &why);
                 Ok(())
             }
-            Input::NoSession { why } | Input::Refused { why: _, text: why } => {
+            Input::NoSession { why } => {
                 self.report.reason(&why);
                 Ok(())
+            }
+            Input::Refused { why: _, text, ancestry } => {
+                let relation = self.brain.handle_refused(&ancestry);
+                self.refused(relation, &text)
+            }
+            Input::Split { text } => {
+                self.brain.fall_silent();
+                self.refused(Relation::Split, &text)
             }
             Input::BackupLacks { what } => {
                 self.report.backup_lacks(what);
@@ -352,7 +363,7 @@ impl Engine {
                 self.spare.put_back(shipment);
                 Ok(())
             }
-            Input::StandDown { newer } => self.newer_term(newer),
+            Input::StandDown { ancestry } => self.newer_term(ancestry),
             Input::GoodbyeSaid => {
                 self.brain.handle_goodbye_answered();
                 Ok(())
@@ -368,15 +379,6 @@ impl Engine {
     /// The guest ends on purpose.
     fn end(&mut self, why: GoodbyeWhy) {
         self.brain.handle_end(why, boot_now() + self.goodbye_within + LAST_SEAL_WITHIN);
-    }
-
-    /// Another host speaks for the guest: nothing more leaves from here, ever.
-    fn newer_term(&mut self, newer: Term) -> Result<()> {
-        if self.brain.handle_newer_term(newer) {
-            self.guard.gate.close();
-            self.record.write(newer, store::Standing::Backup)?;
-        }
-        Ok(())
     }
 
     fn stop(mut self, stopped: Stopped) -> Result<(Stopped, Gate)> {

@@ -16,7 +16,7 @@ use crate::{
     link::{AckIn, Bulk, HangUp},
     os::Post,
     replication::SyncNext,
-    store,
+    store::Standing,
     wire::{Features, Session, Welcome},
 };
 
@@ -55,14 +55,14 @@ impl Engine {
         }
         if let Err(e) = self.brain.handle_welcome(session, welcome) {
             warn!("the session is of no use: {e}");
-            self.report.reason(&e.to_string());
             self.order(Order::Drop(session));
-            return self.newer_term(welcome.newest);
+            return self.refused(e.relation(), &e.to_string());
         }
         // What stood in the way does so no more.
         self.report.reason("");
         // From the first committed checkpoint on the backup may take over: a restart here must know of it.
-        self.record.write(self.brain.term(), store::Standing::Protected)?;
+        // And by its first commit this guest is heard in this term: that is in the same write.
+        self.record.write(|record| record.speaking(Standing::Protected))?;
         let ram_pages = self.capture.harvest.ram_pages();
         let places = self.brain.policy().depth + SPARE_SHIPMENTS;
         self.spare.make(places);

@@ -1,15 +1,20 @@
-//! A new term for a guest that runs on: without its backup, which is gone.
+//! Terms: a new one for a guest that goes on without its backup, and those of others, for which it falls silent.
 
 use anyhow::Result;
+use remus_abi::{Term, gate::Mode};
 use tracing::{info, warn};
 
-use super::{Engine, input::Order};
+use super::{
+    Engine,
+    input::{NewTerm, Order},
+};
 use crate::{
     gate::Held,
     observe,
-    os::boot_now,
-    replication::{Fenced, Standing},
-    store,
+    os::{boot_now, fresh_nonce},
+    replication::{self, Fenced, Relation},
+    store::Standing,
+    wire::Ancestry,
 };
 
 impl Engine {
@@ -38,11 +43,19 @@ impl Engine {
             ))
         };
         match self.brain.standing() {
-            Standing::Protected if self.brain.lease_holds(boot_now()) => return answers(),
-            Standing::Syncing => return answers(),
-            Standing::Unprotected => return Err("the guest runs unprotected already".to_owned()),
-            Standing::Ending | Standing::Stopped => return Err("the guest has ended".to_owned()),
-            Standing::Waiting | Standing::Stalled | Standing::Protected => {}
+            replication::Standing::Protected if self.brain.lease_holds(boot_now()) => {
+                return answers();
+            }
+            replication::Standing::Syncing => return answers(),
+            replication::Standing::Unprotected => {
+                return Err("the guest runs unprotected already".to_owned());
+            }
+            replication::Standing::Ending | replication::Standing::Stopped => {
+                return Err("the guest has ended".to_owned());
+            }
+            replication::Standing::Waiting
+            | replication::Standing::Stalled
+            | replication::Standing::Protected => {}
         }
         if !self.gate_is_well() {
             return Err("the gate is lost, and must be put back first: see the log".to_owned());
@@ -62,15 +75,18 @@ impl Engine {
             "by the operator's word that {host_off} is off the guest goes on unprotected, in term {term}"
         );
         // On disk before the guest is heard in that term.
-        self.record.write(term, store::Standing::Unprotected)?;
+        let nonce = fresh_nonce();
+        self.record.write(|record| record.starting(term, nonce).speaking(Standing::Unprotected))?;
         let gate = &mut self.guard.gate;
         gate.begin_term(&fenced, Held::Keep)?;
         gate.open(&fenced);
         let policy = *self.brain.policy();
         self.brain.run_unprotected(fenced, policy, boot_now());
+        self.brain.speak_as(nonce);
         self.report.begin_term(term);
         self.report.reason("");
-        self.order(Order::BeginTerm(term));
+        let ancestry = self.brain.ancestry().clone();
+        self.order(Order::BeginTerm(NewTerm { term, nonce, ancestry }));
         if let Some(peer) = &mut self.peer {
             peer.relay.begin_term();
         }
@@ -78,5 +94,46 @@ impl Engine {
         self.flush()?;
         self.report_standing();
         Ok(())
+    }
+
+    /// Another host speaks for the guest: nothing more leaves from here, ever, if that host goes on from this term.
+    pub(super) fn newer_term(&mut self, theirs: Ancestry) -> Result<()> {
+        let newer = theirs.newest().map_or(Term::NONE, |newest| newest.term);
+        match self.brain.handle_newer_term(&theirs) {
+            Relation::Descendant => {
+                self.guard.gate.close();
+                self.record.write(|record| record.stood_down(theirs))
+            }
+            Relation::Split => {
+                let text = format!(
+                    "another host speaks in term {newer}, which does not come from this one's"
+                );
+                self.refused(Relation::Split, &text)
+            }
+            Relation::Same | Relation::Ancestor => Ok(()),
+        }
+    }
+
+    /// A backup refuses this host, for a reason that `text` says. Where terms were spoken in that do not lead to this
+    /// guest's, nothing of it leaves until an operator has chosen.
+    pub(super) fn refused(&mut self, relation: Relation, text: &str) -> Result<()> {
+        match relation {
+            Relation::Same | Relation::Ancestor => {
+                self.report.reason(text);
+                Ok(())
+            }
+            Relation::Descendant | Relation::Split => {
+                if let Some(session) = self.current() {
+                    self.lose(session, text);
+                }
+                let gate = &mut self.guard.gate;
+                if gate.mode() != Mode::Closed {
+                    warn!("the gate is shut, and the guest goes on unheard: {text}");
+                    gate.close();
+                }
+                self.report.reason(&format!("{text}. Until then the gate of this host is shut"));
+                self.publish()
+            }
+        }
     }
 }

@@ -10,12 +10,21 @@ pub use self::link::{BadName, LinkName};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Session(u64);
 
-/// Who a host is: random, never 0.
+/// Which backup a host is: random, never 0.
 ///
 /// A backup keeps its own together with the newest term it has heard of; one that has forgotten the term must
 /// come back as another instance.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Instance(u64);
+
+/// Who speaks in a term: random, never 0, drawn by the speaker for each of its terms.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Nonce(u64);
+
+/// Which virtual machine it is, whatever others have the same name: random, never 0, drawn by the host that starts it for
+/// the first time.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct VmId(u128);
 
 /// What a session has carried up to a point: see [`Chain`](crate::wire::Chain).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -35,6 +44,9 @@ pub struct VmName(String);
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NameError;
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NotAnId;
+
 impl Session {
     /// `None` for 0, which names nothing.
     pub const fn new(n: u64) -> Option<Self> {
@@ -53,6 +65,28 @@ impl Instance {
     }
 
     pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl Nonce {
+    /// `None` for 0, which names nobody.
+    pub const fn new(n: u64) -> Option<Self> {
+        if n == 0 { None } else { Some(Self(n)) }
+    }
+
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl VmId {
+    /// `None` for 0, which names nothing.
+    pub const fn new(n: u128) -> Option<Self> {
+        if n == 0 { None } else { Some(Self(n)) }
+    }
+
+    pub const fn get(self) -> u128 {
         self.0
     }
 }
@@ -100,6 +134,34 @@ impl fmt::Display for Instance {
         write!(f, "{:016x}", self.0)
     }
 }
+
+impl fmt::Display for Nonce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Display for VmId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl std::str::FromStr for VmId {
+    type Err = NotAnId;
+
+    fn from_str(text: &str) -> Result<Self, NotAnId> {
+        u128::from_str_radix(text, 16).ok().and_then(Self::new).ok_or(NotAnId)
+    }
+}
+
+impl fmt::Display for NotAnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the id of a VM is a hexadecimal number of up to 32 digits, and not 0")
+    }
+}
+
+impl std::error::Error for NotAnId {}
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

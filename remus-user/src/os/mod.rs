@@ -15,6 +15,6 @@ pub(crate) use self::{
     inbox::{Inbox, Post, inbox},
     limits::use_all_descriptors,
     meminfo::{kib, meminfo},
-    random::{fresh_instance, fresh_key, fresh_session},
+    random::{fresh_instance, fresh_key, fresh_nonce, fresh_session, fresh_vm_id},
     sysfs::{Cgroups, Sysfs, owned},
 };

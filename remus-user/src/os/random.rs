@@ -2,7 +2,7 @@
 
 use remus_abi::ack::AckKey;
 
-use crate::names::{Instance, Session};
+use crate::names::{Instance, Nonce, Session, VmId};
 
 /// A session that nobody else has.
 pub(crate) fn fresh_session() -> Session {
@@ -12,6 +12,17 @@ pub(crate) fn fresh_session() -> Session {
 /// An identity that nobody else has.
 pub(crate) fn fresh_instance() -> Instance {
     fresh(Instance::new)
+}
+
+/// A name for a speaker that nobody else has.
+pub(crate) fn fresh_nonce() -> Nonce {
+    fresh(Nonce::new)
+}
+
+/// The id of a VM that has never run.
+pub(crate) fn fresh_vm_id() -> VmId {
+    let word = || u128::from(random());
+    VmId::new(word() << 64 | word()).unwrap_or_else(fresh_vm_id)
 }
 
 /// A secret that nobody can guess: from the kernel's generator, which is seeded before it gives anything.

@@ -27,20 +27,20 @@ use crate::{
     checkpoint::{BootImage, HotSet, QUIET_EPOCHS_DEFAULT, STATE_VERSION},
     checks::{self, open_console_log, wiring::Part},
     config::{Config, LEASE_MARGIN, ReleaseTrigger, Start},
-    engine::{Engine, Input, Peer, Pulse, Report, Setup, relay},
+    engine::{Engine, Input, Order, Peer, Pulse, Report, Setup, relay},
     gate::{Gate, Held, Trigger},
     link::Patience,
     machine::{Console, CpuProfile, DiskShape, Shape, fault_cost},
     observe::{Shared, StatusSocket, VmDir, status::Role},
-    os::{Inbox, Post, boot_now, fresh_instance, inbox, run_on},
+    os::{Inbox, Post, boot_now, inbox, run_on},
     replication::{Pipeline, Policy, Stopped},
     signals::{self, Ends},
     standby::{Announced, Plan, Standby, Wiring, encode_cpu, offloads_under},
-    store::{self, Permission, Record, Standing, Store},
+    store::{self, Beginning, Names, Permission, Standing, Store},
     supervisor::{Datagrams, EngineEnd, keep_sessions},
     terminal::{self, Terminal},
     watch::{Subject, Watch},
-    wire::{Features, Hello, Instance, Refusal, Session, Timing},
+    wire::{Features, Hello, Refusal, Session, Timing},
 };
 
 /// What it costs to copy a page in a pause and to compare it after that: some 0.35 and 0.2 us.
@@ -65,10 +65,10 @@ pub fn run(options: PrimaryOptions) -> Result<()> {
     let vm = &config.name;
     let _claim = store.claim(vm)?;
     let before = store.read(vm)?;
-    let permission = store::permission(vm, before, fresh_instance)?;
+    let permission = store::permission(vm, before.clone(), Names::FRESH)?;
     let record = permission.record();
-    if before != Some(record) {
-        store.write(vm, record)?;
+    if before.as_ref() != Some(&record) {
+        store.write(vm, &record)?;
     }
     let term = permission.fenced.term();
 
@@ -97,8 +97,9 @@ pub fn run(options: PrimaryOptions) -> Result<()> {
     match stopped {
         Stopped::Ended(why) => {
             // A start that was accepted by nobody and heard by nobody has spent no term.
-            if store.read(vm)? != Some(record) {
-                store.write(vm, Record { term, standing: Standing::Ended, owner: None })?;
+            let spoken = store.read(vm)?.filter(|now| *now != record);
+            if let Some(spoken) = spoken {
+                store.write(vm, &spoken.ended())?;
             }
             wiring.remove(gate)?;
             info!("VM {vm} has ended: {why:?}");
@@ -183,18 +184,20 @@ impl<'a> Shell<'a> {
             runtime,
             standby,
             boot,
-            permission: Permission { fenced, instance },
+            permission,
             watch,
             socket,
             shared,
             mut inbox,
             post,
         } = self;
+        let mut record = permission.record();
+        let Permission { fenced, start } = permission;
         let (vm, term, timing) = (&config.name, fenced.term(), timing_of(config));
         // Before a backup has a checkpoint.
         let open = config.protection.start == Start::Unprotected;
         let io_cpus = &config.placement.io_cpus;
-        let hello = hello_of(config, &standby, term, instance)?;
+        let hello = hello_of(config, &standby, term, &start)?;
         let datagrams = Datagrams::new(trigger_of(config, &standby.gate), timing.lease);
         let (orders_out, orders) = mpsc::unbounded_channel();
         let (relay, relayed) = relay(term);
@@ -216,8 +219,11 @@ impl<'a> Shell<'a> {
                 bail!("VM {vm} is not started: {why}");
             }
             // On disk before the guest is heard.
-            store.write(vm, Record { term, standing: Standing::Unprotected, owner: None })?;
+            record = record.speaking(Standing::Unprotected);
+            store.write(vm, &record)?;
             gate.open(&fenced);
+            // The next hello says so; a control task that has ended says nothing any more.
+            orders_out.send(Order::Spoken).ok();
             announcer.poll(boot_now());
         }
         info!(
@@ -234,6 +240,7 @@ impl<'a> Shell<'a> {
         } else {
             Pipeline::start_shut(fenced, policy, boot_now())
         };
+        let brain = brain.in_line(start.nonce, start.ancestry);
         let setup = Setup {
             vm: vm.clone(),
             cool_after: cool_after_on(&CpuProfile::of_host()?),
@@ -247,6 +254,7 @@ impl<'a> Shell<'a> {
             pause_max: config.protection.pause_max,
             encoding: config.protection.encoding,
             store: store.clone(),
+            record,
             report: Report::new(shared),
             inbox,
             post: post.clone(),
@@ -294,10 +302,17 @@ async fn another_speaks(mut inbox: Inbox<Input>) -> Result<(Inbox<Input>, Option
     });
     let inbox = waited.await.context("wait for the backup")?;
     let why = match inbox.peek() {
-        Some(Input::Refused { why: Refusal::OtherPrimary, text }) => Some(text.clone()),
-        Some(Input::StandDown { newer }) => Some(format!(
-            "another host speaks for it, in term {newer}. Let it run there, or end it there first"
-        )),
+        Some(Input::Refused {
+            why: Refusal::OtherPrimary | Refusal::OtherVm | Refusal::Split | Refusal::OutdatedTerm,
+            text,
+            ..
+        }) => Some(text.clone()),
+        Some(Input::StandDown { ancestry }) => {
+            let term = ancestry.newest().map_or(Term::NONE, |newest| newest.term);
+            Some(format!(
+                "another host speaks for it, in term {term}. Let it run there, or end it there first"
+            ))
+        }
         Some(_) | None => None,
     };
     Ok((inbox, why))
@@ -342,7 +357,7 @@ fn attach_console(
     terminal.map(|terminal| terminal.attach(console.clone(), name)).transpose()
 }
 
-fn hello_of(config: &Config, standby: &Standby, term: Term, primary: Instance) -> Result<Hello> {
+fn hello_of(config: &Config, standby: &Standby, term: Term, start: &Beginning) -> Result<Hello> {
     let Plan { shape, cpu, tap, bridge, gate, .. } = standby.plan();
     let announced = Announced {
         state: STATE_VERSION,
@@ -355,7 +370,9 @@ fn hello_of(config: &Config, standby: &Standby, term: Term, primary: Instance) -
         features: Features::OURS,
         vm: config.name.clone(),
         session: Session::new(1).expect("a template; each session gets its own"),
-        primary,
+        id: start.id,
+        nonce: start.nonce,
+        ancestry: start.ancestry.clone(),
         term,
         ram_pages: standby.machine.memory().layout().pages(),
         timing: timing_of(config),

@@ -8,7 +8,8 @@
 //! - Only a whole image of the newest term ever heard is promoted, and only when the lease is over. Accepting a
 //!   newer term voids the old image before anything is answered.
 //! - A stranger's word voids nothing: while a primary is followed, or its whole image is here, a newer term is
-//!   accepted from that very primary alone. Anybody can start a VM under a known name and count terms.
+//!   accepted only if it comes from that primary's. Anybody can start a VM under a known name and count terms.
+//! - Nobody is followed whose state lacks a term that is known here to have been spoken in ([`judge`]).
 //!
 //! The image survives the loss of a session and the greeting of the next, until the first page of that next
 //! session arrives: those pages overwrite it.
@@ -20,12 +21,18 @@ use std::fmt;
 
 use remus_abi::{Epoch, Term};
 
-use super::{detector::Suspicion, fenced::Fenced, lease::BackupLease};
+use super::{
+    ancestry::{Relation, judge, split},
+    detector::Suspicion,
+    fenced::Fenced,
+    lease::BackupLease,
+};
 use crate::{
     checkpoint::Arrived,
     wire::{
-        Ack, Attach, Begin, Digest, End, Features, Goodbye, GoodbyeAck, Heartbeat, HeartbeatAck,
-        Hello, Inbound, Instance, Moment, Refusal, Refuse, Session, StandDown, Timing, Welcome,
+        Ack, Ancestry, Attach, Begin, Digest, End, Features, Goodbye, GoodbyeAck, Heartbeat,
+        HeartbeatAck, Hello, Inbound, Instance, Moment, Nonce, Refusal, Refuse, Session, StandDown,
+        TermId, Timing, VmId, Welcome,
     },
 };
 
@@ -42,12 +49,21 @@ use crate::{
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Backup {
     me: Instance,
-    /// The newest term heard of, from anybody, and who speaks in it, where that is known.
-    newest: Term,
-    owner: Option<Instance>,
+    known: Known,
     lease: BackupLease,
     image: Image,
     following: Following,
+}
+
+/// What a backup knows of its VM. It is to be kept, before a `Welcome` is sent.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Known {
+    pub id: Option<VmId>,
+    /// The newest term heard of, from anybody, and who speaks in it, where that is known.
+    pub newest: Term,
+    pub owner: Option<Nonce>,
+    /// The terms that are known to have been spoken in.
+    pub ancestry: Ancestry,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -139,24 +155,26 @@ pub struct Promotion {
     pub suspicion: Suspicion,
     /// Permission to run in the next term, for [`Pipeline::start_unprotected`](super::Pipeline::start_unprotected).
     pub fenced: Fenced,
+    /// The terms that its state comes from, and the one in which it speaks from now on.
+    pub ancestry: Ancestry,
     /// Answers whoever still takes this host for a backup.
     pub promoted: Promoted,
 }
 
 /// What is left of a backup that speaks for the guest itself: it can only refuse.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Promoted {
     term: Term,
+    id: Option<VmId>,
+    ancestry: Ancestry,
 }
 
 impl Backup {
-    /// A backup that has heard of no term newer than `newest` ([`Term::NONE`] if it never heard of one), in which
-    /// `owner` speaks.
-    pub fn new(me: Instance, newest: Term, owner: Option<Instance>) -> Self {
+    /// A backup that knows this much of its VM: nothing, if it has never heard of it.
+    pub fn new(me: Instance, known: Known) -> Self {
         Self {
             me,
-            newest,
-            owner,
+            known,
             lease: BackupLease::default(),
             image: Image::Void,
             following: Following::Nobody,
@@ -171,34 +189,88 @@ impl Backup {
     /// # Errors
     /// The refusal to send; nothing has changed.
     pub fn handle_hello(&mut self, hello: &Hello) -> Result<Welcome, Refuse> {
-        let Hello { session, primary, term, timing, .. } = hello;
-        let refuse = |why, text: &str| Err(Refuse::new(why, self.newest, text));
-        if let Err(error) = timing.check() {
-            return refuse(Refusal::Timing, &error.to_string());
-        }
-        if *term == Term::NONE || *term < self.newest {
-            return refuse(Refusal::OutdatedTerm, "a newer term was heard of");
-        }
-        if *term == Term::MAX {
-            return refuse(Refusal::OutdatedTerm, "no term would be left to take over in");
-        }
-        if *term == self.newest && self.owner.is_some_and(|owner| owner != *primary) {
-            return refuse(Refusal::OtherPrimary, "another primary speaks in this term");
-        }
-        if *term > self.newest {
-            if self.owner != Some(*primary)
-                && let Some(kept) = self.kept()
-            {
-                return refuse(Refusal::OtherPrimary, kept);
-            }
-            self.newest = *term;
+        self.admit(hello).map_err(|(why, text)| self.refusal(why, &text))?;
+        let Self { known: Known { id, newest, owner, ancestry }, .. } = self;
+        if hello.term > *newest {
+            *newest = hello.term;
             self.image = Image::Void;
         }
-        self.owner = Some(*primary);
-        self.following =
-            Following::Somebody { session: *session, timing: *timing, course: Course::Greeted };
-        let features = Features::OURS;
-        Ok(Welcome { session: *session, features, backup: self.me, newest: self.newest })
+        *id = Some(hello.id);
+        *owner = Some(hello.nonce);
+        // A primary that was cut off may not have heard that it has a checkpoint here, and so may speak.
+        if judge(ancestry, &hello.ancestry) != Relation::Ancestor {
+            *ancestry = hello.ancestry.clone();
+        }
+        self.following = Following::Somebody {
+            session: hello.session,
+            timing: hello.timing,
+            course: Course::Greeted,
+        };
+        Ok(Welcome {
+            session: hello.session,
+            features: Features::OURS,
+            backup: self.me,
+            ancestry: self.known.ancestry.clone(),
+        })
+    }
+
+    /// Whether the primary that says this may be followed; why not, if not.
+    fn admit(&self, hello: &Hello) -> Result<(), (Refusal, String)> {
+        let Known { id, newest, owner, ancestry } = &self.known;
+        let refuse = |why, text: &str| Err((why, text.to_owned()));
+        if let Err(error) = hello.timing.check() {
+            return refuse(Refusal::Timing, &error.to_string());
+        }
+        let relation = judge(ancestry, &hello.ancestry);
+        if relation == Relation::Split {
+            return Err((Refusal::Split, split(hello, *id, ancestry)));
+        }
+        if let Some(id) = id.filter(|id| *id != hello.id) {
+            let other = format!(
+                "this host knows VM {} under the id {id}, and the host that asks under {}: two VMs have one name. Rename one; or \
+                 run remus clean {} --record on the side whose VM is gone",
+                hello.vm, hello.id, hello.vm
+            );
+            return Err(match self.kept() {
+                Some(kept) => (Refusal::OtherPrimary, format!("{kept}; {other}")),
+                None => (Refusal::OtherVm, other),
+            });
+        }
+        if hello.term == Term::NONE || hello.term < *newest || !hello.ancestry.leads_to(hello.of())
+        {
+            return refuse(Refusal::OutdatedTerm, "a newer term was heard of");
+        }
+        if hello.term == Term::MAX {
+            return refuse(Refusal::OutdatedTerm, "no term would be left to take over in");
+        }
+        if hello.term == *newest && owner.is_some_and(|owner| owner != hello.nonce) {
+            return refuse(Refusal::OtherPrimary, "another primary speaks in this term");
+        }
+        let goes_on = |nonce| {
+            hello.of() == TermId::new(*newest, nonce)
+                || hello.ancestry.iter().any(|known| known.id == TermId::new(*newest, nonce))
+        };
+        if !owner.is_some_and(goes_on)
+            && let Some(kept) = self.kept()
+        {
+            return refuse(Refusal::OtherPrimary, kept);
+        }
+        match ancestry.newest() {
+            Some(spoken) if relation == Relation::Ancestor && !spoken.matches(hello.of()) => {
+                let text = format!(
+                    "the guest was heard in term {spoken}, and the primary that asks does not come from there. If that guest \
+                     is to be given up, run remus clean {} --record here",
+                    hello.vm
+                );
+                Err((Refusal::OutdatedTerm, text))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// A refusal that tells what is known here.
+    pub fn refusal(&self, why: Refusal, text: &str) -> Refuse {
+        Refuse::new(why, self.known.newest, text).with(self.known.ancestry.clone())
     }
 
     /// What a stranger must not take from the primary that is followed, in words; `None` when there is nothing.
@@ -264,7 +336,7 @@ impl Backup {
     /// # Errors
     /// [`FollowError`] unless it is of this session and term and the direct successor of what is committed.
     pub fn handle_begin(&mut self, begin: &Begin, chain: Digest) -> Result<(), FollowError> {
-        let newest = self.newest;
+        let newest = self.known.newest;
         let Following::Somebody { session, course, .. } = &mut self.following else {
             return Err(FollowError::NoSession);
         };
@@ -317,7 +389,7 @@ impl Backup {
         chain: Digest,
         arrived: Arrived,
     ) -> Result<Ack, FollowError> {
-        let term = self.newest;
+        let term = self.known.newest;
         let Following::Somebody { session, timing, course, .. } = &mut self.following else {
             return Err(FollowError::NoSession);
         };
@@ -339,7 +411,14 @@ impl Backup {
         *course = Course::Between { epoch: begin.epoch, digest: chain };
         self.image = Image::Whole { term, epoch: begin.epoch };
         self.lease.handle_answered(now, timing.lease, timing.margin);
-        Ok(Ack { session: *session, term, epoch: begin.epoch, digest: chain, sent: begin.sent })
+        let session = *session;
+        // The primary that hears of it may release what its guest has said.
+        let speaker = TermId { term, nonce: self.known.owner };
+        if self.known.ancestry.newest() != Some(speaker) {
+            let before = std::mem::take(&mut self.known.ancestry);
+            self.known.ancestry = before.spoken_in(speaker);
+        }
+        Ok(Ack { session, term, epoch: begin.epoch, digest: chain, sent: begin.sent })
     }
 
     /// A heartbeat. Returns the answer, or `None` when there must be none: the primary's engine has not turned for longer
@@ -357,7 +436,7 @@ impl Backup {
         let Following::Somebody { timing, .. } = &self.following else {
             return Err(FollowError::NoSession);
         };
-        if term != self.newest {
+        if term != self.known.newest {
             return Err(FollowError::OtherTerm(term));
         }
         let hangs = engine_age.is_some_and(|age| age > timing.detect);
@@ -376,7 +455,7 @@ impl Backup {
         if self.following == Following::Nobody {
             return Err(FollowError::NoSession);
         }
-        if inbound.term != self.newest {
+        if inbound.term != self.known.newest {
             return Err(FollowError::OtherTerm(inbound.term));
         }
         Ok(())
@@ -391,27 +470,20 @@ impl Backup {
         if self.following == Following::Nobody {
             return Err(FollowError::NoSession);
         }
-        if term != self.newest {
+        if term != self.known.newest {
             return Err(FollowError::OtherTerm(term));
         }
         self.image = Image::Ended;
         self.following = Following::Nobody;
+        let speaker = TermId { term, nonce: self.known.owner };
+        let before = std::mem::take(&mut self.known.ancestry);
+        self.known.ancestry = before.spoken_in(speaker).ended_with(epoch);
         Ok(GoodbyeAck { term, epoch })
     }
 
     /// The links of the session are closed. A part of a checkpoint is discarded; the image stays.
     pub fn handle_session_lost(&mut self) {
         self.following = Following::Nobody;
-    }
-
-    /// Somebody else speaks in a newer term: what is here is outdated.
-    pub fn handle_newer_term(&mut self, term: Term) {
-        if term > self.newest && term < Term::MAX {
-            self.newest = term;
-            self.owner = None;
-            self.image = Image::Void;
-            self.following = Following::Nobody;
-        }
     }
 
     /// Whether [`promote`](Self::promote) would, given a suspicion.
@@ -424,11 +496,16 @@ impl Backup {
         }
     }
 
-    /// Takes over: from here on nothing is acknowledged, since nothing is left that could.
+    /// Takes over, as `nonce`: from here on nothing is acknowledged, since nothing is left that could.
     ///
     /// # Errors
     /// The backup as it was, and why it stays one.
-    pub fn promote(self, now: Moment, suspicion: Suspicion) -> Result<Promotion, Box<NotPromoted>> {
+    pub fn promote(
+        self,
+        now: Moment,
+        suspicion: Suspicion,
+        nonce: Nonce,
+    ) -> Result<Promotion, Box<NotPromoted>> {
         let why = match self.poll_readiness(now) {
             Readiness::Not(why) => why,
             Readiness::After(last) => NotPromotable::Lease(last),
@@ -436,22 +513,26 @@ impl Backup {
                 let Image::Whole { term: of, epoch } = self.image else {
                     unreachable!("it is ready")
                 };
-                assert_eq!(of, self.newest, "an image of an older term was not voided");
-                let fenced = Fenced::by_takeover(self.newest);
-                let promoted = Promoted { term: fenced.term() };
-                return Ok(Promotion { epoch, of, suspicion, fenced, promoted });
+                let Known { id, newest, owner: _, ancestry } = self.known;
+                assert_eq!(of, newest, "an image of an older term was not voided");
+                let fenced = Fenced::by_takeover(newest);
+                let term = fenced.term();
+                let ancestry = ancestry.ended_with(epoch).spoken_in(TermId::new(term, nonce));
+                let promoted = Promoted { term, id, ancestry: ancestry.clone() };
+                return Ok(Promotion { epoch, of, suspicion, fenced, ancestry, promoted });
             }
         };
         Err(Box::new(NotPromoted { backup: self, why }))
     }
 
-    /// The newest term heard of: to be kept, with [`owner`](Self::owner), before a `Welcome` is sent.
-    pub fn newest(&self) -> Term {
-        self.newest
+    /// What is known of the VM: to be kept before a `Welcome` is sent.
+    pub fn known(&self) -> &Known {
+        &self.known
     }
 
-    pub fn owner(&self) -> Option<Instance> {
-        self.owner
+    /// The newest term heard of.
+    pub fn newest(&self) -> Term {
+        self.known.newest
     }
 
     pub fn session(&self) -> Option<Session> {
@@ -483,13 +564,27 @@ impl Promoted {
     }
 
     /// The answer to any `Hello`.
-    pub fn refuse(&self) -> Refuse {
-        Refuse::new(Refusal::Promoted, self.term, "this host speaks for the guest now")
+    pub fn refuse(&self, hello: &Hello) -> Refuse {
+        let (why, text) = match judge(&self.ancestry, &hello.ancestry) {
+            Relation::Split => (Refusal::Split, split(hello, self.id, &self.ancestry)),
+            Relation::Same | Relation::Ancestor | Relation::Descendant => {
+                (Refusal::Promoted, "this host speaks for the guest now".to_owned())
+            }
+        };
+        Refuse::new(why, self.term, &text).with(self.ancestry.clone())
+    }
+
+    /// Whether whoever says this speaks for the same VM at this moment, in a term that has nothing to do with this one:
+    /// two guests are heard, and neither may be.
+    pub fn must_fall_silent(&self, hello: &Hello) -> bool {
+        let speaks = hello.ancestry.newest() == Some(hello.of());
+        let is_split = judge(&self.ancestry, &hello.ancestry) == Relation::Split;
+        speaks && is_split && self.id.is_none_or(|id| id == hello.id)
     }
 
     /// The answer to anything else that an old primary says.
     pub fn stand_down(&self) -> StandDown {
-        StandDown { newer: self.term }
+        StandDown { ancestry: self.ancestry.clone() }
     }
 }
 

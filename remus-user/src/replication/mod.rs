@@ -4,6 +4,7 @@
 //! - [`Tempo`]: how long epochs last, as the operator wants it.
 //! - [`Backup`]: the backup's. Which checkpoints are taken, what is answered, when the image may be promoted.
 //! - [`Standalone`]: that of a gate alone, which a checkpointer that is not ours drives.
+//! - [`judge`]: whose state comes from whose; in a split nobody follows and nobody stands down.
 //! - [`Detector`]: silence that was *heard*. [`PrimaryLease`], [`BackupLease`]: who may still release, and when
 //!   nobody can any more.
 //! - Permissions, which only these brains make and nobody can copy: [`Fenced`] to speak for a guest, [`NextEpoch`] to
@@ -13,6 +14,7 @@
 //! or ioctl in here. A peer's mistake is an error value, and means: drop the session. A broken invariant is a
 //! panic: a primary that stops is the case all this is built for.
 
+mod ancestry;
 mod backup;
 mod cadence;
 mod detector;
@@ -23,7 +25,10 @@ mod pipeline;
 mod standalone;
 mod stream;
 
-pub use backup::{Backup, FollowError, NotPromotable, NotPromoted, Promoted, Promotion, Readiness};
+pub use ancestry::{Relation, judge};
+pub use backup::{
+    Backup, FollowError, Known, NotPromotable, NotPromoted, Promoted, Promotion, Readiness,
+};
 pub use cadence::{Mode, Seen, Tempo};
 pub use detector::{Detector, Suspicion, SuspicionWhy};
 pub use fenced::{Fenced, FencedBy};

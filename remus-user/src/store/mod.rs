@@ -2,8 +2,10 @@
 //!
 //! Deliberately absent: the backup's image, which lives in the memory of the VM that is prepared to run it.
 
+mod entry;
 mod record;
 mod start;
 
-pub use record::{Claim, Record, Standing, Store};
-pub use start::{Permission, permission};
+pub use entry::{Record, Standing};
+pub use record::{Claim, Store};
+pub use start::{Beginning, Names, Permission, permission};

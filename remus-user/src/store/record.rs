@@ -9,6 +9,9 @@
 //! - `Protected` before the first frame is held, so that a restart knows of the backup,
 //! - the new term before a promoted gate first opens in it.
 //!
+//! The last three also note, in the same write, that this host has spoken in the term: a gate lets no frame out before that
+//! is on disk.
+//!
 //! One small JSON file a VM, replaced whole: written aside, synced, renamed, directory synced.
 
 use std::{
@@ -20,36 +23,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use remus_abi::Term;
-use serde::{Deserialize, Serialize};
 
+use super::entry::{Record, decode, encode};
 use crate::names::{Instance, VmName};
-
-/// How the VM stood on this host when the record was written.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Standing {
-    /// The guest ended on purpose, and whoever could have taken over knows: the next start is in the next term.
-    Ended,
-    /// A start in this term began, and was neither accepted by a backup nor heard by anybody.
-    Starting,
-    /// It ran here, with no backup that could have taken over.
-    Unprotected,
-    /// It ran here as a primary with a backup that may have taken over since.
-    Protected,
-    /// This host kept its image as a backup.
-    Backup,
-    /// This host took over.
-    Promoted,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Record {
-    pub term: Term,
-    pub standing: Standing,
-    /// For a backup: the primary that speaks in this term. For a start: who this host is in it.
-    pub owner: Option<Instance>,
-}
 
 /// The directory of records: `STATE_DIR`.
 #[derive(Clone, Debug)]
@@ -63,15 +39,6 @@ pub struct Store {
 pub struct Claim {
     /// Locked.
     _lock: File,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct OnDisk {
-    term: u32,
-    standing: Standing,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    owner: Option<u64>,
 }
 
 impl Store {
@@ -119,17 +86,14 @@ impl Store {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.with_context(|| format!("read {}", path.display()))?,
         };
-        let on_disk: OnDisk = serde_json::from_str(&text).with_context(|| damaged(&path))?;
-        let Some(term) = Term::new(on_disk.term) else { bail!("{}", damaged(&path)) };
-        let owner = on_disk.owner.and_then(Instance::new);
-        Ok(Some(Record { term, standing: on_disk.standing, owner }))
+        decode(&text).with_context(|| damaged(&path)).map(Some)
     }
 
     /// Writes the record of `vm`; it is on disk when this returns.
     ///
     /// # Errors
     /// When it may not be on disk; the old record is then still whole.
-    pub fn write(&self, vm: &VmName, record: Record) -> Result<()> {
+    pub fn write(&self, vm: &VmName, record: &Record) -> Result<()> {
         self.replace(&self.path(vm), &encode(record)?)
     }
 
@@ -138,7 +102,7 @@ impl Store {
     ///
     /// # Errors
     /// When it may not be on disk, or could not be put in force; says what is in the way.
-    pub fn keep_reserved(&self, vm: &VmName, record: Record) -> Result<()> {
+    pub fn keep_reserved(&self, vm: &VmName, record: &Record) -> Result<()> {
         let (path, text) = (self.reserved(vm), encode(record)?);
         let shown = self.dir.display();
         if fs::read(&path).is_ok_and(|found| found == text) {
@@ -160,7 +124,7 @@ impl Store {
     ///
     /// # Errors
     /// When it may not be on disk; to be tried again.
-    pub fn take_reserved(&self, vm: &VmName, record: Record) -> Result<()> {
+    pub fn take_reserved(&self, vm: &VmName, record: &Record) -> Result<()> {
         let (reserved, path) = (self.reserved(vm), self.path(vm));
         if fs::read(&reserved).is_ok_and(|found| encode(record).is_ok_and(|text| found == text)) {
             let put = || -> io::Result<()> {
@@ -233,12 +197,6 @@ impl Store {
     }
 }
 
-fn encode(record: Record) -> Result<Vec<u8>> {
-    let Record { term, standing, owner } = record;
-    let on_disk = OnDisk { term: term.get(), standing, owner: owner.map(Instance::get) };
-    serde_json::to_vec(&on_disk).context("a record as JSON")
-}
-
 fn damaged_instance(path: &Path) -> String {
     format!(
         "{} is damaged: primaries know this host by the number in it. Remove it, and this host gets a new number; a primary \
@@ -256,7 +214,15 @@ fn damaged(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use remus_abi::Term;
+
+    use super::{super::Standing, *};
+    use crate::wire::{Ancestry, Nonce};
+
+    fn record(term: Term, standing: Standing) -> Record {
+        let nonce = Nonce::new(7);
+        Record { id: None, term, standing, nonce, ancestry: Ancestry::none(), spoke: None }
+    }
 
     fn vm(name: &str) -> VmName {
         VmName::new(name).unwrap()
@@ -267,12 +233,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::at(dir.path()).unwrap();
         assert_eq!(store.read(&vm("a")).unwrap(), None);
-        let owner = Instance::new(7);
         for record in [
-            Record { term: Term::FIRST, standing: Standing::Backup, owner },
-            Record { term: Term::MAX, standing: Standing::Promoted, owner: None },
+            record(Term::FIRST, Standing::Backup),
+            record(Term::MAX, Standing::Promoted).speaking(Standing::Promoted),
         ] {
-            store.write(&vm("a"), record).unwrap();
+            store.write(&vm("a"), &record).unwrap();
             assert_eq!(store.read(&vm("a")).unwrap(), Some(record));
         }
         assert_eq!(store.read(&vm("b")).unwrap(), None);
@@ -296,20 +261,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (state, kept) = (dir.path().join("state"), dir.path().join("kept"));
         let store = Store::at(&state).unwrap();
-        let promoted = Record { term: Term::MAX, standing: Standing::Promoted, owner: None };
+        let promoted = &record(Term::MAX, Standing::Promoted);
         store.keep_reserved(&vm("a"), promoted).unwrap();
         store.keep_reserved(&vm("a"), promoted).unwrap();
         assert_eq!(store.read(&vm("a")).unwrap(), None, "not in force yet");
         store.take_reserved(&vm("a"), promoted).unwrap();
-        assert_eq!(store.read(&vm("a")).unwrap(), Some(promoted));
+        assert_eq!(store.read(&vm("a")).unwrap(), Some(promoted.clone()));
         store.keep_reserved(&vm("a"), promoted).unwrap();
         fs::rename(&state, kept).unwrap();
         store.take_reserved(&vm("a"), promoted).unwrap();
-        assert_eq!(store.read(&vm("a")).unwrap(), Some(promoted));
+        assert_eq!(store.read(&vm("a")).unwrap(), Some(promoted.clone()));
         // Another term's is not put in force.
-        store.keep_reserved(&vm("a"), Record { term: Term::FIRST, ..promoted }).unwrap();
+        store.keep_reserved(&vm("a"), &record(Term::FIRST, Standing::Promoted)).unwrap();
         store.take_reserved(&vm("a"), promoted).unwrap();
-        assert_eq!(store.read(&vm("a")).unwrap(), Some(promoted));
+        assert_eq!(store.read(&vm("a")).unwrap(), Some(promoted.clone()));
     }
 
     #[test]

@@ -11,11 +11,13 @@ use tokio::{
 
 use super::datagrams::{Datagrams, Place};
 use crate::{
-    engine::{Input, Order, Pulse, Relayed},
+    engine::{Input, NewTerm, Order, Pulse, Relayed},
     link::{Control, Patience, open_bulk},
     os::{Post, boot_now, fresh_session},
+    replication::{Relation, judge},
     wire::{
-        Attach, Feature, Features, Goodbye, Heartbeat, Hello, Refusal, Session, Timing, ToPrimary,
+        Attach, Feature, Features, Goodbye, Heartbeat, Hello, Refusal, Refuse, Session, StandDown,
+        Timing, ToPrimary,
     },
 };
 
@@ -27,7 +29,7 @@ enum Ended {
     /// Another is to be made.
     Again,
     /// Another is to be made, in this term.
-    ByNewTerm(Term),
+    ByNewTerm(NewTerm),
     /// No more sessions.
     ForGood,
 }
@@ -74,6 +76,8 @@ pub(crate) async fn keep_sessions(
         let asked = Hello { session, ..hello.clone() };
         match make_session(backup, asked, &mut datagrams, &mut still_open, &engine.post).await {
             Ok(Some((mut control, _place))) => {
+                // From here on the backup may have a checkpoint, by which the guest is heard.
+                hello = spoken(hello);
                 still_open.0.clear();
                 let ended = keep_session(&mut control, session, term, timing, &mut engine).await;
                 datagrams.disarm();
@@ -99,16 +103,18 @@ pub(crate) async fn keep_sessions(
             order = engine.orders.recv() => match order {
                 Some(Order::Drop(_)) => {}
                 Some(Order::BeginTerm(term)) => begin_term(&mut hello, &mut engine, term),
+                Some(Order::Spoken) => hello = spoken(hello),
                 Some(Order::Goodbye { .. }) | None => return,
             },
         }
     }
 }
 
-/// All sessions from now on are of `term`.
-fn begin_term(hello: &mut Hello, engine: &mut EngineEnd, term: Term) {
-    hello.term = term;
-    engine.relayed.begin_term(term);
+/// All sessions from now on are of the term `new`.
+fn begin_term(hello: &mut Hello, engine: &mut EngineEnd, new: NewTerm) {
+    engine.relayed.begin_term(new.term);
+    let NewTerm { term, nonce, ancestry } = new;
+    (hello.term, hello.nonce, hello.ancestry) = (term, nonce, ancestry);
 }
 
 /// Hello, its answer, and the bulk connection. `None` when the backup refuses for now; why was posted.
@@ -119,11 +125,12 @@ async fn make_session(
     still_open: &mut StillOpen,
     post: &Post<Input>,
 ) -> Result<Option<(Control, Option<Place>)>> {
-    let (session, term, patience) = (hello.session, hello.term, Patience::of(&hello.timing));
+    let (session, patience) = (hello.session, Patience::of(&hello.timing));
     let mut control = Control::connect(backup, patience).await?;
     let place = datagrams.prepare(control.local_addr()?, backup).await;
     let acks_to = place.as_ref().map(|place| place.to);
     let hello = Hello { acks_to, ..hello };
+    let asked = hello.ancestry.clone();
     control.send(|out| _ = hello.encode(out)).await?;
     let answer = match control.answer().await {
         Ok(answer) => answer,
@@ -148,16 +155,18 @@ async fn make_session(
             post.send(Input::Connected { session, welcome, bulk });
             return Ok(Some((control, place)));
         }
-        ToPrimary::Refuse(refuse)
-            if refuse.newest > term
-                || matches!(refuse.why, Refusal::OutdatedTerm | Refusal::Promoted) =>
-        {
-            Input::StandDown { newer: newer_than(term, refuse.newest) }
+        ToPrimary::Refuse(Refuse { why, newest: _, text, ancestry }) => {
+            let ancestry = ancestry.unwrap_or_default();
+            match (why, judge(&asked, &ancestry)) {
+                // The word of a speaker that goes on from here. A record is no speaker.
+                (Refusal::Promoted, Relation::Descendant) => Input::StandDown { ancestry },
+                (
+                    why,
+                    Relation::Same | Relation::Ancestor | Relation::Descendant | Relation::Split,
+                ) => Input::Refused { why, text: format!("the backup refuses: {text}"), ancestry },
+            }
         }
-        ToPrimary::Refuse(refuse) => {
-            Input::Refused { why: refuse.why, text: format!("the backup refuses: {}", refuse.text) }
-        }
-        ToPrimary::StandDown(stand_down) => Input::StandDown { newer: stand_down.newer },
+        ToPrimary::StandDown(StandDown { ancestry }) => Input::StandDown { ancestry },
         ToPrimary::HeartbeatAck(_) | ToPrimary::GoodbyeAck(_) | ToPrimary::Lacks(_) => {
             bail!("the backup said something out of place")
         }
@@ -201,7 +210,7 @@ async fn keep_session(
                 ToPrimary::HeartbeatAck(_) => {}
                 ToPrimary::Lacks(lacks) => post.send(Input::BackupLacks { what: lacks.what }),
                 ToPrimary::StandDown(stand_down) => {
-                    post.send(Input::StandDown { newer: stand_down.newer });
+                    post.send(Input::StandDown { ancestry: stand_down.ancestry });
                 }
                 ToPrimary::Welcome(_) | ToPrimary::Refuse(_) | ToPrimary::GoodbyeAck(_) => {
                     bail!("the backup said something out of place");
@@ -210,7 +219,8 @@ async fn keep_session(
             inbound = relayed.next() => control.send(|out| _ = inbound.encode(out)).await?,
             order = orders.recv() => match order {
                 Some(Order::Drop(dropped)) if dropped == session => return Ok(Ended::Again),
-                Some(Order::Drop(_)) => {}
+                // Its hello has said so, or the next one will.
+                Some(Order::Drop(_) | Order::Spoken) => {}
                 // Made before the engine said so.
                 Some(Order::BeginTerm(term)) => return Ok(Ended::ByNewTerm(term)),
                 Some(Order::Goodbye { epoch, why }) => {
@@ -225,9 +235,10 @@ async fn keep_session(
     }
 }
 
-/// The newest term that a refusal implies: a backup that is promoted is in a later one than we, whatever it says.
-fn newer_than(ours: Term, theirs: Term) -> Term {
-    theirs.max(ours.next())
+/// The same, once the guest may have been heard in the term.
+fn spoken(hello: Hello) -> Hello {
+    let ancestry = hello.ancestry.clone().spoken_in(hello.of());
+    Hello { ancestry, ..hello }
 }
 
 /// The backup is to know that it must not promote; if it does not hear it, it will be right to.

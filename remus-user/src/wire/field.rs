@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use remus_abi::{Epoch, Term};
 
-use super::{Digest, Feature, Features, Frame, Instance, Kind, Moment, Session, WireError};
+use super::{
+    Digest, Feature, Features, Frame, Instance, Kind, Moment, Nonce, Session, VmId, WireError,
+};
 
 /// A value of fixed length on the wire.
 pub(super) trait Field: Sized {
@@ -105,7 +107,7 @@ macro_rules! integers {
         }
     )*};
 }
-integers!(u16, u32, u64);
+integers!(u16, u32, u64, u128);
 
 impl Field for Features {
     fn put(&self, out: &mut Vec<u8>) {
@@ -151,6 +153,8 @@ newtypes! {
     Epoch: u64, |e| e.get(), Epoch::new;
     Session: u64, |s| s.get(), Session::new;
     Instance: u64, |i| i.get(), Instance::new;
+    Nonce: u64, |n| n.get(), Nonce::new;
+    VmId: u128, |id| id.get(), VmId::new;
     Digest: u64, |d| d.0, |n| Some(Digest(n));
     Moment: u64, |m| m.0, |n| Some(Moment(n));
     Duration: u64, |d| u64::try_from(d.as_nanos()).expect("spans are checked to be short"), |n| Some(Duration::from_nanos(n));

@@ -23,6 +23,10 @@ macro_rules! messages {
             $(#[doc = $doc])*
             $(#[cfg($lane_cfg)])?
             #[derive(Clone, PartialEq, Eq, Hash, Debug)]
+            #[allow(
+                clippy::large_enum_variant,
+                reason = "a message is taken apart where it is decoded"
+            )]
             pub enum $messages $(<$a>)? {$(
                 $kind(body_of!($body $(<$b>)? $kind)),
             )*}

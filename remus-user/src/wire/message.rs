@@ -5,7 +5,8 @@ use std::time::Duration;
 use remus_abi::{Epoch, Term};
 
 use super::{
-    AckTo, Digest, Feature, Features, Instance, Moment, Session, Timing, WireError,
+    AckTo, Ancestry, Digest, Feature, Features, Instance, Moment, Nonce, Session, TermId, Timing,
+    VmId, WireError,
     field::{Field, Reader, fixed, put_run},
 };
 use crate::names::VmName;
@@ -14,11 +15,16 @@ use crate::names::VmName;
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Hello {
     pub vm: VmName,
+    /// Which VM of that name.
+    pub id: VmId,
     pub session: Session,
     /// What the primary knows.
     pub features: Features,
-    pub primary: Instance,
     pub term: Term,
+    /// Who speaks in this term: the primary.
+    pub nonce: Nonce,
+    /// The terms that its state comes from, this one included once the guest may have been heard in it.
+    pub ancestry: Ancestry,
     /// Pages of guest RAM: to be compared with what the host has before anything is made for it.
     pub ram_pages: u32,
     pub timing: Timing,
@@ -30,14 +36,14 @@ pub struct Hello {
     pub cpu: Vec<u8>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Welcome {
     pub session: Session,
     /// What the backup knows.
     pub features: Features,
     pub backup: Instance,
-    /// The newest term that the backup has heard of, the session's included.
-    pub newest: Term,
+    /// The terms that the backup knows to have been spoken in.
+    pub ancestry: Ancestry,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -47,6 +53,9 @@ pub struct Refuse {
     pub newest: Term,
     /// For people; at most [`Refuse::TEXT_MAX`] bytes.
     pub text: String,
+    /// The terms that the backup knows to have been spoken in. For a peer of this version alone: the others take no
+    /// body that goes on after the text.
+    pub ancestry: Option<Ancestry>,
 }
 
 /// Why a backup does not take a session.
@@ -71,6 +80,10 @@ pub enum Refusal {
     Timing = 8,
     /// It is ending, or not yet ready: try again.
     NotReady = 9,
+    /// Both have spoken, or know who has, in terms of which neither comes from the other: an operator must choose.
+    Split = 10,
+    /// It knows another VM by this name.
+    OtherVm = 11,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -118,10 +131,10 @@ pub struct GoodbyeAck {
     pub epoch: Epoch,
 }
 
-/// Another host speaks for the guest now.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+/// Another host speaks for the guest now, in the newest term of this ancestry: the word of that speaker.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct StandDown {
-    pub newer: Term,
+    pub ancestry: Ancestry,
 }
 
 /// What a takeover by this backup lacks: said when it changes.
@@ -182,7 +195,7 @@ fixed! {
     HeartbeatAck { term, seq, sent }
     Goodbye { term, epoch, why }
     GoodbyeAck { term, epoch }
-    StandDown { newer }
+    StandDown { ancestry }
     Attach { session }
     Begin { session, term, epoch, predecessor, predecessor_digest, sent, pages_max, state_len, reset }
     End { epoch, pages, digest }
@@ -193,6 +206,11 @@ fixed! {
 impl Hello {
     pub const SHAPE_MAX: usize = 4 << 10;
     pub const CPU_MAX: usize = 48 << 10;
+
+    /// The term in which the primary speaks, or wants to.
+    pub fn of(&self) -> TermId {
+        TermId::new(self.term, self.nonce)
+    }
 }
 
 impl Refuse {
@@ -201,7 +219,12 @@ impl Refuse {
     /// Shortens `text` to what a frame takes.
     pub fn new(why: Refusal, newest: Term, text: &str) -> Self {
         let end = text.floor_char_boundary(Self::TEXT_MAX);
-        Self { why, newest, text: text[..end].to_owned() }
+        Self { why, newest, text: text[..end].to_owned(), ancestry: None }
+    }
+
+    /// The same, to a peer of this version.
+    pub fn with(self, ancestry: Ancestry) -> Self {
+        Self { ancestry: Some(ancestry), ..self }
     }
 }
 
@@ -217,18 +240,32 @@ impl Lacks {
 
 impl Field for Hello {
     fn put(&self, out: &mut Vec<u8>) {
-        let Self { vm, session, features, primary, term, ram_pages, timing, acks_to, shape, cpu } =
-            self;
+        let Self {
+            vm,
+            id,
+            session,
+            features,
+            term,
+            nonce,
+            ancestry,
+            ram_pages,
+            timing,
+            acks_to,
+            shape,
+            cpu,
+        } = self;
         session.put(out);
         features.put(out);
-        primary.put(out);
         term.put(out);
+        nonce.put(out);
+        id.put(out);
         ram_pages.put(out);
         timing.put(out);
         acks_to.put(out);
         put_run(out, vm.as_str().as_bytes(), VmName::LEN_MAX);
         put_run(out, shape, Self::SHAPE_MAX);
         put_run(out, cpu, Self::CPU_MAX);
+        ancestry.put(out);
     }
 
     fn take(body: &mut Reader<'_>) -> Result<Self, WireError> {
@@ -236,8 +273,9 @@ impl Field for Hello {
         let hello = Self {
             session,
             features,
-            primary: Field::take(body)?,
             term: Field::take(body)?,
+            nonce: Field::take(body)?,
+            id: Field::take(body)?,
             ram_pages: Field::take(body)?,
             timing: Field::take(body)?,
             acks_to: Field::take(body)?,
@@ -247,6 +285,7 @@ impl Field for Hello {
                 .ok_or(WireError::Value("VM name"))?,
             shape: body.run(Self::SHAPE_MAX)?.to_vec(),
             cpu: body.run(Self::CPU_MAX)?.to_vec(),
+            ancestry: Field::take(body)?,
         };
         body.skip_unknown(features);
         Ok(hello)
@@ -255,18 +294,18 @@ impl Field for Hello {
 
 impl Field for Welcome {
     fn put(&self, out: &mut Vec<u8>) {
-        let Self { session, features, backup, newest } = self;
+        let Self { session, features, backup, ancestry } = self;
         session.put(out);
         features.put(out);
         backup.put(out);
-        newest.put(out);
+        ancestry.put(out);
     }
 
     fn take(body: &mut Reader<'_>) -> Result<Self, WireError> {
         let (session, features) = (Field::take(body)?, Field::take(body)?);
-        let (backup, newest) = (Field::take(body)?, Field::take(body)?);
+        let (backup, ancestry) = (Field::take(body)?, Field::take(body)?);
         body.skip_unknown(features);
-        Ok(Self { session, features, backup, newest })
+        Ok(Self { session, features, backup, ancestry })
     }
 }
 
@@ -291,15 +330,20 @@ impl Field for Heartbeat {
 
 impl Field for Refuse {
     fn put(&self, out: &mut Vec<u8>) {
-        let Self { why, newest, text } = self;
+        let Self { why, newest, text, ancestry } = self;
         why.put(out);
         newest.put(out);
         put_run(out, text.as_bytes(), Self::TEXT_MAX);
+        if let Some(ancestry) = ancestry {
+            ancestry.put(out);
+        }
     }
 
     fn take(body: &mut Reader<'_>) -> Result<Self, WireError> {
         let (why, newest) = (Field::take(body)?, Field::take(body)?);
-        Ok(Self { why, newest, text: for_people(body.run(Self::TEXT_MAX)?) })
+        let text = for_people(body.run(Self::TEXT_MAX)?);
+        let ancestry = if body.is_empty() { None } else { Some(Field::take(body)?) };
+        Ok(Self { why, newest, text, ancestry })
     }
 }
 
@@ -335,6 +379,8 @@ impl Field for Refusal {
             7 => Self::OtherPrimary,
             8 => Self::Timing,
             9 => Self::NotReady,
+            10 => Self::Split,
+            11 => Self::OtherVm,
             _ => return Err(WireError::Value("Refusal")),
         })
     }

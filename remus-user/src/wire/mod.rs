@@ -36,6 +36,7 @@
 //! asks for something again: a session that loses a byte is dropped, and the next one begins with a sync.
 
 mod ack_to;
+mod ancestry;
 mod chain;
 mod error;
 mod feature;
@@ -51,8 +52,9 @@ mod version;
 #[cfg(test)]
 mod tests;
 
-pub use crate::names::{Digest, Instance, Moment, Session};
+pub use crate::names::{Digest, Instance, Moment, Nonce, Session, VmId};
 pub use ack_to::AckTo;
+pub use ancestry::{Ancestor, Ancestry, TermId};
 pub use chain::Chain;
 pub use error::WireError;
 pub use feature::{Feature, Features};

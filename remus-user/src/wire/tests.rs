@@ -50,7 +50,9 @@ fn to_backup() -> Vec<ToBackup> {
             vm: VmName::new("web-1").unwrap(),
             session: session(),
             features: AGE,
-            primary: Instance::new(0xaabb).unwrap(),
+            id: VmId::new(0x3132_3334_3536_3738_4142_4344_4546_4748).unwrap(),
+            nonce: Nonce::new(0xaabb).unwrap(),
+            ancestry: ancestry(),
             term: term(3),
             ram_pages: 32_768,
             timing: Timing::default(),
@@ -71,6 +73,12 @@ fn heartbeat(engine_age: Option<Duration>) -> Heartbeat {
     Heartbeat { term: term(3), seq: 77, sent: Moment(1_000_000), engine_age }
 }
 
+/// Two terms: of the first neither speaker nor last epoch is known.
+fn ancestry() -> Ancestry {
+    let (old, of) = (TermId { term: term(1), nonce: None }, Nonce::new(0x51).unwrap());
+    Ancestry::none().spoken_in(old).spoken_in(TermId::new(term(2), of)).ended_with(epoch(57))
+}
+
 fn inbound_frames() -> InboundFrames {
     let mut frames = InboundFrames::default();
     frames.push(epoch(9), &[1, 2, 3]);
@@ -84,12 +92,13 @@ fn to_primary() -> Vec<ToPrimary> {
             session: session(),
             features: AGE,
             backup: Instance::new(0xccdd).unwrap(),
-            newest: term(3),
+            ancestry: ancestry(),
         }),
         ToPrimary::Refuse(Refuse::new(Refusal::OutdatedTerm, term(4), "too late")),
+        ToPrimary::Refuse(Refuse::new(Refusal::Split, term(2), "choose").with(ancestry())),
         ToPrimary::HeartbeatAck(HeartbeatAck { term: term(3), seq: 77, sent: Moment(1_000_000) }),
         ToPrimary::GoodbyeAck(GoodbyeAck { term: term(3), epoch: epoch(9) }),
-        ToPrimary::StandDown(StandDown { newer: term(4) }),
+        ToPrimary::StandDown(StandDown { ancestry: ancestry() }),
         ToPrimary::Lacks(Lacks::new("br0 is not there")),
     ]
 }
@@ -240,7 +249,9 @@ fn the_bytes_are_those_of_this_version() {
 fn a_frame_on_the_wrong_lane_is_refused() {
     for (lane, bytes) in every_frame() {
         for wrong in LANES.into_iter().filter(|other| *other != lane) {
-            assert!(matches!(error_of(wrong, &bytes), WireError::Lane { .. }));
+            // The header alone tells: a body may be longer than that lane has room for.
+            let found = error_of(wrong, &bytes[..HEADER_LEN]);
+            assert!(matches!(found, WireError::Lane { .. }), "{found}");
         }
     }
 }
@@ -312,9 +323,9 @@ fn a_key_without_a_port_is_refused_and_neither_is_fine() {
     let mut buffer = buffer_of(Lane::ControlToBackup, &out);
     assert_eq!(ToBackup::decode(&buffer.next_frame().unwrap().unwrap()), Ok(hello));
 
-    // Behind session, features, instance, term, pages, five spans and the port comes the key.
+    // Behind session, features, term, nonce, id, pages, five spans and the port comes the key.
     let mut body = out[HEADER_LEN..].to_vec();
-    body[8 + 8 + 8 + 4 + 4 + 40 + 2] = 1;
+    body[8 + 8 + 4 + 8 + 16 + 4 + 40 + 2] = 1;
     let error = error_of(Lane::ControlToBackup, &raw(Kind::Hello, &body));
     assert_eq!(error, WireError::Value("AckTo"));
 }

@@ -2,16 +2,20 @@
 
 use remus::{
     checkpoint::Arrived,
-    replication::{Backup, Detector, NotPromotable, Promoted, Readiness, Suspicion},
-    wire::{Attach, Begin, Digest, End, Heartbeat, Hello, Instance, Moment, Refuse, Welcome},
+    replication::{Backup, Detector, Known, NotPromotable, Promoted, Readiness, Suspicion},
+    wire::{
+        Ancestry, Attach, Begin, Digest, End, Heartbeat, Hello, Instance, Moment, Refuse, TermId,
+        Welcome,
+    },
 };
-use remus_abi::Term;
+use remus_abi::{Epoch, Term};
 
 use super::{
-    ByValue, Fault, Message, Seen, SeenSet, Violation, World,
+    ByValue, Fault, Message, Seen, SeenSet, Start, Violation, World,
     guest::{ALL_PAGES, PageOnWire, Pages, PagesOnWire, Ram},
-    primary::absorb,
-    timing,
+    nonce,
+    primary::{absorb, hello},
+    session, term, the_vm, timing,
 };
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -39,19 +43,34 @@ enum Brain {
 }
 
 impl BackupHost {
-    pub(crate) fn new() -> Self {
-        Self::of_instance(2)
+    pub(crate) fn new(start: Start) -> Self {
+        let me = Instance::new(2).expect("not 0");
+        Self::with(match start {
+            Start::Shut | Start::ShutWithLongLease | Start::Unprotected => {
+                Brain::Following(Backup::new(me, Known::default()))
+            }
+            Start::Apart { theirs, runs: false, .. } => {
+                let id = TermId::new(term(theirs), nonce(2));
+                let ancestry = Ancestry::none().spoken_in(id);
+                let known =
+                    Known { id: Some(the_vm()), newest: id.term, owner: id.nonce, ancestry };
+                Brain::Following(Backup::new(me, known))
+            }
+            Start::Apart { theirs, runs: true, .. } => {
+                Brain::Promoted { promoted: took_over(me, term(theirs)), undead: None }
+            }
+        })
     }
 
     /// Another host than the one that was switched off for good; it has promised nothing to anybody.
     pub(crate) fn newcomer() -> Self {
-        Self::of_instance(3)
+        let me = Instance::new(3).expect("not 0");
+        Self::with(Brain::Following(Backup::new(me, Known::default())))
     }
 
-    fn of_instance(me: u64) -> Self {
-        let me = Instance::new(me).expect("not 0");
+    fn with(brain: Brain) -> Self {
         Self {
-            brain: Brain::Following(Backup::new(me, Term::NONE, None)),
+            brain,
             image: Ram::default(),
             truth: None,
             whole: 0,
@@ -89,13 +108,11 @@ impl BackupHost {
         &mut self,
         hello: &Hello,
         keeps_bases: bool,
-        ignores_term: bool,
     ) -> Result<Welcome, Refuse> {
         match &mut self.brain {
-            Brain::Promoted { promoted, undead: _ } => Err(promoted.refuse()),
+            Brain::Promoted { promoted, undead: _ } => Err(promoted.refuse(hello)),
             Brain::Following(backup) => {
-                let heard = if ignores_term { Term::FIRST } else { hello.term };
-                let welcome = backup.handle_hello(&Hello { term: heard, ..hello.clone() })?;
+                let welcome = backup.handle_hello(hello)?;
                 self.is_off = false;
                 backup.handle_attach(&Attach { session: hello.session }).expect("just greeted");
                 self.sessions += 1;
@@ -110,6 +127,14 @@ impl BackupHost {
 
     pub(crate) fn is_off(&self) -> bool {
         self.is_off
+    }
+
+    /// The terms that it knows to have been spoken in.
+    pub(crate) fn ancestry(&self) -> Ancestry {
+        match &self.brain {
+            Brain::Following(backup) => backup.known().ancestry.clone(),
+            Brain::Promoted { promoted, undead: _ } => promoted.stand_down().ancestry,
+        }
     }
 
     /// It follows the primary, or has its image.
@@ -130,7 +155,8 @@ impl BackupHost {
     ) -> Result<Welcome, Refuse> {
         let Some(backup) = self.backup() else { unreachable!("it keeps the guest") };
         if believes {
-            backup.handle_newer_term(hello.term);
+            let me = Instance::new(2).expect("not 0");
+            *backup = Backup::new(me, Known::default());
         }
         let welcome = backup.handle_hello(hello)?;
         backup.handle_session_lost();
@@ -184,6 +210,33 @@ impl BackupHost {
             Brain::Promoted { promoted, .. } => format!("promoted in term {}", promoted.term()),
         }
     }
+}
+
+/// A host that took another guest over, in `term`, before anything here began.
+fn took_over(me: Instance, term: Term) -> Promoted {
+    const ITS_SESSION: u64 = 200;
+    let its_primary = TermId::new(term.prev(), nonce(9));
+    let hello = hello(session(ITS_SESSION), its_primary, Ancestry::none(), timing());
+    let mut backup = Backup::new(me, Known::default());
+    backup.handle_hello(&hello).expect("it knows of nobody else");
+    backup.handle_attach(&Attach { session: hello.session }).expect("just greeted");
+    let begin = Begin {
+        session: hello.session,
+        term: hello.term,
+        epoch: Epoch::FIRST,
+        predecessor: Epoch::NONE,
+        predecessor_digest: Digest(0),
+        sent: Moment(0),
+        pages_max: 2,
+        state_len: 0,
+        reset: false,
+    };
+    backup.handle_begin(&begin, Digest(0)).expect("the first of its session");
+    let end = End { epoch: Epoch::FIRST, pages: 2, digest: Digest(1) };
+    let arrived = Arrived { pages: 2, state_len: 0, covers_ram: true };
+    backup.handle_end(Moment(0), &end, Digest(1), arrived).expect("it is whole");
+    let now = Moment(u64::MAX);
+    backup.promote(now, suspicion(now), nonce(2)).expect("the lease is over").promoted
 }
 
 fn suspicion(now: Moment) -> Suspicion {
@@ -281,7 +334,8 @@ impl World {
             unreachable!("not promoted twice")
         };
         let undead = self.has(Fault::PromotedBackupAcks).then(|| backup.clone());
-        let promotion = backup.clone().promote(clock, suspicion(now)).expect("it was ready");
+        let promotion =
+            backup.clone().promote(clock, suspicion(now), nonce(2)).expect("it was ready");
         self.backup.brain = Brain::Promoted { promoted: promotion.promoted, undead };
         seen.add(Seen::Promoted);
         seen.add_if(self.outside > 0, Seen::PromotedWithOutputOutside);

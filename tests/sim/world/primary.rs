@@ -3,10 +3,10 @@
 use remus::{
     gate::ControlWords,
     names::VmName,
-    replication::{Pipeline, Policy, SealWhen, Standing, SyncNext, Tempo},
+    replication::{Pipeline, Policy, Relation, SealWhen, Standing, SyncNext, Tempo, judge},
     wire::{
-        Ack, Begin, Digest, End, Features, Heartbeat, HeartbeatAck, Hello, Instance, Moment,
-        Session, Timing,
+        Ack, Ancestry, Begin, Digest, End, Features, Heartbeat, HeartbeatAck, Hello, Moment,
+        Refusal, Refuse, Session, TermId, Timing, Welcome,
     },
 };
 use remus_abi::{
@@ -19,7 +19,7 @@ use super::{
     ByValue, Fault, Message, Seen, SeenSet, Start, Violation, World,
     gate::Gate,
     guest::{ALL_PAGES, Pages, PagesOnWire, Ram, Shadow},
-    long_timing, session, timing,
+    long_timing, nonce, session, term, the_vm, timing,
 };
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -42,14 +42,16 @@ pub(crate) struct PrimaryHost {
     open_late: Option<Stamp>,
 }
 
-/// What the primary `instance` says first.
-fn hello(session: Session, instance: u64, term: Term, timing: Timing) -> Hello {
+/// What a primary says first that speaks as `id`, or wants to.
+pub(crate) fn hello(session: Session, id: TermId, ancestry: Ancestry, timing: Timing) -> Hello {
     Hello {
+        id: the_vm(),
+        nonce: id.nonce.expect("every speaker here has a name"),
+        ancestry,
         features: Features::OURS,
         vm: VmName::new("vm").expect("a plain name"),
         session,
-        primary: Instance::new(instance).expect("not 0"),
-        term,
+        term: id.term,
         ram_pages: 2,
         timing,
         acks_to: None,
@@ -78,7 +80,13 @@ impl PrimaryHost {
     pub(crate) fn new(start: Start) -> Self {
         let is_long = start == Start::ShutWithLongLease;
         let policy = policy(is_long);
-        let (fenced, now) = (permits::first(), Moment(0));
+        let now = Moment(0);
+        let fenced = match start {
+            Start::Apart { ours, .. } if ours > 1 => permits::after(term(ours).prev()),
+            Start::Apart { .. } | Start::Shut | Start::ShutWithLongLease | Start::Unprotected => {
+                permits::first()
+            }
+        };
         let mut gate = Gate::in_term(&fenced);
         let pipeline = match start {
             // The real gate is closed until the first seal. Held from the first word on, more can go wrong.
@@ -86,11 +94,12 @@ impl PrimaryHost {
                 gate.perform(gate.words().hold());
                 Pipeline::start_shut(fenced, policy, now)
             }
-            Start::Unprotected => {
+            Start::Unprotected | Start::Apart { .. } => {
                 gate.perform(gate.words().open(&fenced));
                 Pipeline::start_unprotected(fenced, policy, now)
             }
         };
+        let pipeline = pipeline.in_line(nonce(1), Ancestry::none());
         Self {
             is_long,
             gate,
@@ -219,12 +228,21 @@ impl World {
     pub(crate) fn connect(&mut self, seen: &mut SeenSet) -> Result<(), Violation> {
         self.primary.sessions += 1;
         let asked = session(self.primary.sessions);
-        let primary = &self.primary;
-        let hello = hello(asked, 1, primary.pipeline.term(), spans(primary.is_long));
+        let pipeline = &self.primary.pipeline;
+        let spans = spans(self.primary.is_long);
+        let hello = match self.has(Fault::NewerTermKeepsImage) {
+            // As if nothing had changed since its first term.
+            true => hello(asked, TermId::new(Term::FIRST, nonce(1)), Ancestry::none(), spans),
+            false => hello(asked, pipeline.id(), pipeline.ancestry().clone(), spans),
+        };
         let keeps_shadow = self.has(Fault::ShadowSurvivesSession);
-        let ignores_term = self.has(Fault::NewerTermKeepsImage);
+        let answer = match self.has(Fault::SplitJudgedByNumbers) {
+            true => self.judged_by_numbers(&hello),
+            false => self.backup.take_hello(&hello, keeps_shadow),
+        };
         let primary = &mut self.primary;
-        match self.backup.take_hello(&hello, keeps_shadow, ignores_term) {
+        match answer {
+            Ok(_) if self.apart => return Err(Violation::Merged),
             Ok(welcome) => {
                 primary.pipeline.handle_welcome(asked, &welcome).expect("the backup is the same");
                 primary.dirty = ALL_PAGES;
@@ -234,23 +252,62 @@ impl World {
                     primary.shadow = Shadow::default();
                 }
             }
-            Err(refuse) => {
-                if primary.pipeline.handle_newer_term(refuse.newest) {
-                    seen.add(Seen::StoodDown);
-                    primary.gate.perform(ControlWords::close());
-                    if !self.backup.is_promoted() {
-                        return Err(Violation::GuestLost);
-                    }
-                }
-            }
+            Err(refuse) => self.refused(refuse, seen)?,
         }
         Ok(())
+    }
+
+    /// What the control task and the engine do by a refusal.
+    fn refused(&mut self, refuse: Refuse, seen: &mut SeenSet) -> Result<(), Violation> {
+        let Refuse { why, newest: _, text: _, ancestry } = refuse;
+        let theirs = ancestry.expect("both ends are of this version");
+        self.have_met = true;
+        let primary = &mut self.primary;
+        let by_speaker = why == Refusal::Promoted
+            && judge(primary.pipeline.ancestry(), &theirs) == Relation::Descendant;
+        let relation = match by_speaker {
+            true => primary.pipeline.handle_newer_term(&theirs),
+            false => primary.pipeline.handle_refused(&theirs),
+        };
+        if matches!(relation, Relation::Descendant | Relation::Split) {
+            primary.gate.perform(ControlWords::close());
+        }
+        seen.add_if(relation == Relation::Split, Seen::Split);
+        if primary.pipeline.standing() == Standing::Stopped {
+            seen.add(Seen::StoodDown);
+            if self.apart {
+                return Err(Violation::StoodDownInSplit);
+            }
+        }
+        // Turned away for good, or shut, while no other host has the guest.
+        let is_lost = why == Refusal::OutdatedTerm || relation != Relation::Same;
+        let another_has_it = self.backup.is_promoted() || self.apart;
+        if is_lost && why != Refusal::OtherPrimary && !another_has_it {
+            return Err(Violation::GuestLost);
+        }
+        Ok(())
+    }
+
+    /// With [`Fault::SplitJudgedByNumbers`]: the higher number wins, as if the one had come from the other.
+    fn judged_by_numbers(&mut self, hello: &Hello) -> Result<Welcome, Refuse> {
+        let theirs = self.backup.ancestry();
+        let newest = theirs.newest().expect("it has spoken");
+        if hello.term > newest.term {
+            let ancestry = theirs.spoken_in(hello.of());
+            return self.backup.take_hello(&Hello { ancestry, ..hello.clone() }, false);
+        }
+        let ancestry = match hello.term < newest.term {
+            true => hello.ancestry.clone().spoken_in(newest),
+            false => hello.ancestry.clone(),
+        };
+        Err(Refuse::new(Refusal::Promoted, newest.term, "").with(ancestry))
     }
 
     /// The VM is started on a third host, whose record says that the term before has ended.
     pub(crate) fn stranger(&mut self, seen: &mut SeenSet) {
         const ITS_SESSION: u64 = 100;
-        let hello = hello(session(ITS_SESSION), 3, self.primary.pipeline.term().next(), timing());
+        let its_term = TermId::new(self.primary.pipeline.term().next(), nonce(3));
+        let hello = hello(session(ITS_SESSION), its_term, Ancestry::none(), timing());
         let believes = self.has(Fault::StrangersWordCounts);
         let refused = self.backup.take_stranger(&hello, believes).is_err();
         seen.add_if(refused, Seen::RefusedStranger);
@@ -264,6 +321,7 @@ impl World {
         let fenced = permits::after(primary.pipeline.term());
         primary.gate.begin_term_and_open(&fenced, self.fault);
         primary.pipeline.run_unprotected(fenced, policy(false), Moment(self.now));
+        primary.pipeline.speak_as(nonce(4));
         primary.is_long = false;
         primary.ack_lease_until = Moment(0);
     }

@@ -3,7 +3,7 @@ use std::time::Duration;
 use super::*;
 use crate::{
     replication::{Pipeline, Policy, PrimaryLease, Standalone},
-    wire::{Features, Instance, Moment, Session, Timing, Welcome},
+    wire::{Ancestry, Features, Instance, Moment, Session, Timing, Welcome},
 };
 
 /// The words as a program or a controller reads them.
@@ -125,7 +125,7 @@ fn first_of_a_session() -> NextEpoch {
     let mut pipeline =
         Pipeline::start_shut(Standalone::begin().1, Policy::new(&Timing::default()), Moment(0));
     let (session, backup) = (Session::new(1).unwrap(), Instance::new(1).unwrap());
-    let welcome = Welcome { session, features: Features::NONE, backup, newest: Term::FIRST };
+    let welcome = Welcome { session, features: Features::NONE, backup, ancestry: Ancestry::none() };
     pipeline.handle_welcome(session, &welcome).unwrap();
     pipeline.handle_sync_round(0);
     pipeline.seal(Moment(1)).next

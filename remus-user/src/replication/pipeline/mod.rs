@@ -25,6 +25,7 @@
 
 mod acks;
 mod end;
+mod line;
 mod permission;
 mod view;
 
@@ -32,20 +33,24 @@ use std::{fmt, time::Duration};
 
 use remus_abi::{Epoch, Stamp, Term};
 
-use self::end::{Ending, Stop};
 pub use self::{
     end::Stopped,
     permission::{Acked, Committed, Sealed},
     view::Standing,
 };
+use self::{
+    end::{Ending, Stop},
+    line::Line,
+};
 use super::{
+    ancestry::{Relation, judge},
     cadence::{Cadence, Due, Seen, Tempo},
     fenced::{Fenced, FencedBy},
     lease::PrimaryLease,
     next_epoch::NextEpoch,
     stream::Stream,
 };
-use crate::wire::{Instance, Moment, Session, Timing, Welcome};
+use crate::wire::{Instance, Moment, Session, TermId, Timing, Welcome};
 
 /// How the pipeline is to work.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -69,12 +74,14 @@ pub struct Policy {
 ///    [`handle_sent`](Self::handle_sent), [`handle_ack`](Self::handle_ack) and [`handle_answer`](Self::handle_answer) (give
 ///    the gate what they return), [`handle_flushed`](Self::handle_flushed),
 ///    [`handle_output_waiting`](Self::handle_output_waiting), [`handle_session_lost`](Self::handle_session_lost),
-///    [`handle_newer_term`](Self::handle_newer_term), [`handle_end`](Self::handle_end)
+///    [`handle_newer_term`](Self::handle_newer_term), [`handle_refused`](Self::handle_refused),
+///    [`handle_end`](Self::handle_end)
 /// 2. [`poll_seal`](Self::poll_seal); on [`SealWhen::Now`] pause, [`seal`](Self::seal), capture, resume
 /// 3. [`poll_goodbye`](Self::poll_goodbye), [`poll_stopped`](Self::poll_stopped)
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Pipeline {
     term: Term,
+    line: Line,
     fenced_by: FencedBy,
     open: Epoch,
     captured: Epoch,
@@ -156,11 +163,24 @@ pub enum SessionError {
     OtherSession(Session),
     /// There is a session already, or there will be no more.
     NotNow,
-    /// Another host speaks for the guest in this newer term: the pipeline has stopped.
-    NewerTerm(Term),
+    /// The backup has heard of this term, which goes on from this one: this guest is not to be heard any more.
+    NewerTerm(TermId),
+    /// The backup has heard of this term, and neither comes from the other: this guest is not to be heard any more.
+    Split { ours: TermId, theirs: TermId },
     /// Another backup may hold a checkpoint of this term and be promoted. [`Pipeline::run_unprotected`] or the
     /// backup that was `bound` ends this.
     OtherBackup { bound: Instance },
+}
+
+impl SessionError {
+    /// What the backup's ancestry is to this host's.
+    pub fn relation(&self) -> Relation {
+        match self {
+            Self::NewerTerm(_) => Relation::Descendant,
+            Self::Split { .. } => Relation::Split,
+            Self::OtherSession(_) | Self::NotNow | Self::OtherBackup { .. } => Relation::Same,
+        }
+    }
 }
 
 impl Policy {
@@ -190,6 +210,7 @@ impl Pipeline {
         assert!(policy.depth >= 1, "a pipeline of no depth seals nothing");
         Self {
             term: fenced.term(),
+            line: Line::default(),
             fenced_by: fenced.by(),
             open: Epoch::FIRST,
             captured: Epoch::NONE,
@@ -215,13 +236,21 @@ impl Pipeline {
         asked: Session,
         welcome: &Welcome,
     ) -> Result<(), SessionError> {
-        let Welcome { session, features: _, backup, newest } = *welcome;
+        let Welcome { session, features: _, backup, ref ancestry } = *welcome;
         if session != asked {
             return Err(SessionError::OtherSession(session));
         }
-        if newest > self.term {
-            self.handle_newer_term(newest);
-            return Err(SessionError::NewerTerm(newest));
+        let theirs = ancestry.newest().unwrap_or(self.id());
+        match judge(&self.line.with(self.term), ancestry) {
+            Relation::Same | Relation::Ancestor => {}
+            Relation::Descendant => {
+                self.fall_silent();
+                return Err(SessionError::NewerTerm(theirs));
+            }
+            Relation::Split => {
+                self.fall_silent();
+                return Err(SessionError::Split { ours: self.id(), theirs });
+            }
         }
         let from = match &self.phase {
             Phase::Waiting => SyncedFrom::Waiting,
@@ -239,6 +268,7 @@ impl Pipeline {
         }
         let stream = Stream::new(session, backup);
         self.phase = Phase::Syncing { stream, rounds: Rounds::Live(0), from };
+        self.line.speak(self.term);
         self.check_invariants();
         Ok(())
     }
@@ -386,16 +416,6 @@ impl Pipeline {
         self.check_invariants();
     }
 
-    /// Somebody speaks, or follows a primary, in another term; whether it is newer and this one has stopped.
-    /// Stopped is for good: close the gate, end the guest.
-    pub fn handle_newer_term(&mut self, newest: Term) -> bool {
-        let is_newer = newest > self.term;
-        if is_newer {
-            self.phase = Phase::Stopped(Stop::StoodDown(newest));
-        }
-        is_newer
-    }
-
     /// The guest goes on with an open gate, in a term of its own, and may take any backup. The caller discards
     /// nothing: what waits in the gate was said by the guest that goes on.
     ///
@@ -409,7 +429,9 @@ impl Pipeline {
             self.ending.is_none() && !matches!(self.phase, Phase::Stopped(_)),
             "the guest has ended"
         );
-        *self = Self::start_unprotected(fenced, policy, now);
+        let line = std::mem::take(&mut self.line).next();
+        *self = Self { line, ..Self::start_unprotected(fenced, policy, now) };
+        self.line.speak(self.term);
     }
 
     fn stream(&self) -> Option<&Stream> {
@@ -473,8 +495,13 @@ impl fmt::Display for SessionError {
             }
             Self::NotNow => f.write_str("a welcome that nobody waits for"),
             Self::NewerTerm(term) => {
-                write!(f, "another host speaks for this guest, in term {term}")
+                write!(f, "another host has spoken for this guest since, in term {term}")
             }
+            Self::Split { ours, theirs } => write!(
+                f,
+                "the backup has heard of term {theirs}, and this host speaks in term {ours}: neither comes from the other. \
+                 Choose whose state is given up, and run remus clean VM --record there"
+            ),
             Self::OtherBackup { bound } => {
                 write!(
                     f,

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     replication::stream::AckError,
-    wire::{Ack, Digest, Features, GoodbyeWhy},
+    wire::{Ack, Ancestry, Digest, Features, GoodbyeWhy, Nonce},
 };
 
 const MS: u64 = 1_000_000;
@@ -14,7 +14,8 @@ fn session(n: u64) -> Session {
 
 fn welcome(n: u64, backup: u64) -> Welcome {
     let backup = Instance::new(backup).unwrap();
-    Welcome { session: session(n), features: Features::OURS, backup, newest: Term::FIRST }
+    let ancestry = Ancestry::none();
+    Welcome { session: session(n), features: Features::OURS, backup, ancestry }
 }
 
 fn ack(n: u64, epoch: Epoch) -> Ack {
@@ -166,10 +167,48 @@ fn holding_begins_in_the_pause_of_the_first_whole_checkpoint() {
 #[test]
 fn a_newer_term_stops_it_for_good() {
     let mut pipeline = protected();
-    assert!(!pipeline.handle_newer_term(Term::FIRST));
-    assert!(pipeline.handle_newer_term(Term::FIRST.next()));
+    let ours = pipeline.ancestry().clone();
+    assert_eq!(pipeline.handle_newer_term(&ours), Relation::Same);
+    let newer = TermId::new(Term::FIRST.next(), Nonce::new(5).unwrap());
+    assert_eq!(pipeline.handle_newer_term(&ours.spoken_in(newer)), Relation::Descendant);
     assert_eq!(pipeline.standing(), Standing::Stopped);
     assert_eq!(pipeline.handle_welcome(session(2), &welcome(2, 9)), Err(SessionError::NotNow));
+}
+
+#[test]
+fn in_a_split_the_guest_falls_silent_and_does_not_end() {
+    let nonce = |n| Nonce::new(n).unwrap();
+    let heard_in = |term, n| Ancestry::none().spoken_in(TermId::new(term, nonce(n)));
+    let policy = Policy::new(&Timing::default());
+    let open = Pipeline::start_unprotected(Fenced::first_start(), policy, Moment(0))
+        .in_line(nonce(7), Ancestry::none());
+    for theirs in [heard_in(Term::FIRST, 8), heard_in(Term::FIRST.next(), 8)] {
+        for speaks in [true, false] {
+            let mut pipeline = open.clone();
+            let relation = match speaks {
+                true => pipeline.handle_newer_term(&theirs),
+                false => pipeline.handle_refused(&theirs),
+            };
+            assert_eq!(relation, Relation::Split);
+            assert!(!pipeline.gate_is_open());
+            assert_eq!(pipeline.standing(), Standing::Waiting);
+            // Once the other one's state is given up, this guest is protected as any other.
+            pipeline.handle_welcome(session(1), &welcome(1, 9)).unwrap();
+        }
+        let mut pipeline = open.clone();
+        let welcome = Welcome { ancestry: theirs, ..welcome(1, 9) };
+        let refused = pipeline.handle_welcome(session(1), &welcome).unwrap_err();
+        assert!(matches!(refused, SessionError::Split { .. }), "{refused}");
+        assert!(!pipeline.gate_is_open());
+    }
+    // A record of a descendant is no speaker: this may be the last copy.
+    let mut pipeline = open.clone();
+    let newer = TermId::new(Term::FIRST.next(), nonce(8));
+    let theirs = open.ancestry().clone().spoken_in(newer);
+    assert_eq!(pipeline.handle_refused(&theirs), Relation::Descendant);
+    assert_eq!(pipeline.standing(), Standing::Waiting);
+    assert_eq!(pipeline.handle_newer_term(&theirs), Relation::Descendant);
+    assert_eq!(pipeline.standing(), Standing::Stopped);
 }
 
 #[test]
