@@ -1,6 +1,7 @@
 use super::*;
 use crate::names::VmName;
-use crate::replication::Detector;
+use crate::replication::{Detector, Suspicion};
+use crate::wire::{Features, Hello, Refusal};
 use proptest::prelude::*;
 use std::time::Duration;
 

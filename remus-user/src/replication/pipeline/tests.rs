@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     replication::stream::AckError,
-    wire::{Ack, Ancestry, Digest, Features, GoodbyeWhy, Nonce},
+    wire::{Ack, Ancestry, Digest, Features, GoodbyeWhy, Nonce, TermId},
 };
 
 const MS: u64 = 1_000_000;

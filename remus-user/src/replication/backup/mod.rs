@@ -17,22 +17,22 @@
 //! Deliberately absent: bytes (`checkpoint::Assembly`) and the digest chain (`wire::Chain`), which the shell holds
 //! and whose results it passes in; the image itself.
 
+mod greeting;
+mod promotion;
+
 use std::fmt;
 
 use remus_abi::{Epoch, Term};
 
-use super::{
-    ancestry::{Relation, judge, split},
-    detector::Suspicion,
-    fenced::Fenced,
-    lease::BackupLease,
-};
+pub use self::promotion::{NotPromotable, NotPromoted, Promoted, Promotion, Readiness};
+#[cfg(doc)]
+use super::Suspicion;
+use super::lease::BackupLease;
 use crate::{
     checkpoint::Arrived,
     wire::{
-        Ack, Ancestry, Attach, Begin, Digest, End, Features, Goodbye, GoodbyeAck, Heartbeat,
-        HeartbeatAck, Hello, Inbound, Instance, Moment, Nonce, Refusal, Refuse, Session, StandDown,
-        TermId, Timing, VmId, Welcome,
+        Ack, Ancestry, Attach, Begin, Digest, End, Goodbye, GoodbyeAck, Heartbeat, HeartbeatAck,
+        Inbound, Instance, Moment, Nonce, Session, TermId, Timing, VmId,
     },
 };
 
@@ -118,57 +118,6 @@ pub enum FollowError {
     PagesMissing(Epoch),
 }
 
-/// Whether the image could be promoted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Readiness {
-    Not(NotPromotable),
-    /// The lease is over after this moment.
-    After(Moment),
-    Now,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum NotPromotable {
-    /// No whole image.
-    NoImage,
-    /// The guest ended on purpose.
-    GuestEnded,
-    /// The lease runs until this moment.
-    Lease(Moment),
-}
-
-/// A backup that stays one.
-#[derive(Debug)]
-pub struct NotPromoted {
-    pub backup: Backup,
-    pub why: NotPromotable,
-}
-
-/// A takeover.
-#[derive(Debug)]
-pub struct Promotion {
-    /// The checkpoint that the guest goes on from.
-    pub epoch: Epoch,
-    /// The term whose primary made it.
-    pub of: Term,
-    /// Why it happened; used up by it.
-    pub suspicion: Suspicion,
-    /// Permission to run in the next term, for [`Pipeline::start_unprotected`](super::Pipeline::start_unprotected).
-    pub fenced: Fenced,
-    /// The terms that its state comes from, and the one in which it speaks from now on.
-    pub ancestry: Ancestry,
-    /// Answers whoever still takes this host for a backup.
-    pub promoted: Promoted,
-}
-
-/// What is left of a backup that speaks for the guest itself: it can only refuse.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Promoted {
-    term: Term,
-    id: Option<VmId>,
-    ancestry: Ancestry,
-}
-
 impl Backup {
     /// A backup that knows this much of its VM: nothing, if it has never heard of it.
     pub fn new(me: Instance, known: Known) -> Self {
@@ -178,111 +127,6 @@ impl Backup {
             lease: BackupLease::default(),
             image: Image::Void,
             following: Following::Nobody,
-        }
-    }
-
-    /// A primary asks for a session. The shell has checked shape, CPU and memory.
-    ///
-    /// A newer term voids the image here, before anything is answered. A session that was going on with the same
-    /// primary is over: its links must be closed.
-    ///
-    /// # Errors
-    /// The refusal to send; nothing has changed.
-    pub fn handle_hello(&mut self, hello: &Hello) -> Result<Welcome, Refuse> {
-        self.admit(hello).map_err(|(why, text)| self.refusal(why, &text))?;
-        let Self { known: Known { id, newest, owner, ancestry }, .. } = self;
-        if hello.term > *newest {
-            *newest = hello.term;
-            self.image = Image::Void;
-        }
-        *id = Some(hello.id);
-        *owner = Some(hello.nonce);
-        // A primary that was cut off may not have heard that it has a checkpoint here, and so may speak.
-        if judge(ancestry, &hello.ancestry) != Relation::Ancestor {
-            *ancestry = hello.ancestry.clone();
-        }
-        self.following = Following::Somebody {
-            session: hello.session,
-            timing: hello.timing,
-            course: Course::Greeted,
-        };
-        Ok(Welcome {
-            session: hello.session,
-            features: Features::OURS,
-            backup: self.me,
-            ancestry: self.known.ancestry.clone(),
-        })
-    }
-
-    /// Whether the primary that says this may be followed; why not, if not.
-    fn admit(&self, hello: &Hello) -> Result<(), (Refusal, String)> {
-        let Known { id, newest, owner, ancestry } = &self.known;
-        let refuse = |why, text: &str| Err((why, text.to_owned()));
-        if let Err(error) = hello.timing.check() {
-            return refuse(Refusal::Timing, &error.to_string());
-        }
-        let relation = judge(ancestry, &hello.ancestry);
-        if relation == Relation::Split {
-            return Err((Refusal::Split, split(hello, *id, ancestry)));
-        }
-        if let Some(id) = id.filter(|id| *id != hello.id) {
-            let other = format!(
-                "this host knows VM {} under the id {id}, and the host that asks under {}: two VMs have one name. Rename one; or \
-                 run remus clean {} --record on the side whose VM is gone",
-                hello.vm, hello.id, hello.vm
-            );
-            return Err(match self.kept() {
-                Some(kept) => (Refusal::OtherPrimary, format!("{kept}; {other}")),
-                None => (Refusal::OtherVm, other),
-            });
-        }
-        if hello.term == Term::NONE || hello.term < *newest || !hello.ancestry.leads_to(hello.of())
-        {
-            return refuse(Refusal::OutdatedTerm, "a newer term was heard of");
-        }
-        if hello.term == Term::MAX {
-            return refuse(Refusal::OutdatedTerm, "no term would be left to take over in");
-        }
-        if hello.term == *newest && owner.is_some_and(|owner| owner != hello.nonce) {
-            return refuse(Refusal::OtherPrimary, "another primary speaks in this term");
-        }
-        let goes_on = |nonce| {
-            hello.of() == TermId::new(*newest, nonce)
-                || hello.ancestry.iter().any(|known| known.id == TermId::new(*newest, nonce))
-        };
-        if !owner.is_some_and(goes_on)
-            && let Some(kept) = self.kept()
-        {
-            return refuse(Refusal::OtherPrimary, kept);
-        }
-        match ancestry.newest() {
-            Some(spoken) if relation == Relation::Ancestor && !spoken.matches(hello.of()) => {
-                let text = format!(
-                    "the guest was heard in term {spoken}, and the primary that asks does not come from there. If that guest \
-                     is to be given up, run remus clean {} --record here",
-                    hello.vm
-                );
-                Err((Refusal::OutdatedTerm, text))
-            }
-            Some(_) | None => Ok(()),
-        }
-    }
-
-    /// A refusal that tells what is known here.
-    pub fn refusal(&self, why: Refusal, text: &str) -> Refuse {
-        Refuse::new(why, self.known.newest, text).with(self.known.ancestry.clone())
-    }
-
-    /// What a stranger must not take from the primary that is followed, in words; `None` when there is nothing.
-    fn kept(&self) -> Option<&'static str> {
-        match (&self.following, self.image) {
-            (Following::Somebody { .. }, _) => {
-                Some("another primary speaks for this VM: this host follows it")
-            }
-            (Following::Nobody, Image::Whole { .. }) => {
-                Some("another primary spoke for this VM: this host keeps its guest, to take over")
-            }
-            (Following::Nobody, Image::Void | Image::Ended) => None,
         }
     }
 
@@ -486,45 +330,6 @@ impl Backup {
         self.following = Following::Nobody;
     }
 
-    /// Whether [`promote`](Self::promote) would, given a suspicion.
-    pub fn poll_readiness(&self, now: Moment) -> Readiness {
-        match (self.image, self.lease.over_after()) {
-            (Image::Void, _) => Readiness::Not(NotPromotable::NoImage),
-            (Image::Ended, _) => Readiness::Not(NotPromotable::GuestEnded),
-            (Image::Whole { .. }, Some(last)) if now <= last => Readiness::After(last),
-            (Image::Whole { .. }, Some(_) | None) => Readiness::Now,
-        }
-    }
-
-    /// Takes over, as `nonce`: from here on nothing is acknowledged, since nothing is left that could.
-    ///
-    /// # Errors
-    /// The backup as it was, and why it stays one.
-    pub fn promote(
-        self,
-        now: Moment,
-        suspicion: Suspicion,
-        nonce: Nonce,
-    ) -> Result<Promotion, Box<NotPromoted>> {
-        let why = match self.poll_readiness(now) {
-            Readiness::Not(why) => why,
-            Readiness::After(last) => NotPromotable::Lease(last),
-            Readiness::Now => {
-                let Image::Whole { term: of, epoch } = self.image else {
-                    unreachable!("it is ready")
-                };
-                let Known { id, newest, owner: _, ancestry } = self.known;
-                assert_eq!(of, newest, "an image of an older term was not voided");
-                let fenced = Fenced::by_takeover(newest);
-                let term = fenced.term();
-                let ancestry = ancestry.ended_with(epoch).spoken_in(TermId::new(term, nonce));
-                let promoted = Promoted { term, id, ancestry: ancestry.clone() };
-                return Ok(Promotion { epoch, of, suspicion, fenced, ancestry, promoted });
-            }
-        };
-        Err(Box::new(NotPromoted { backup: self, why }))
-    }
-
     /// What is known of the VM: to be kept before a `Welcome` is sent.
     pub fn known(&self) -> &Known {
         &self.known
@@ -558,36 +363,6 @@ impl Backup {
     }
 }
 
-impl Promoted {
-    pub fn term(&self) -> Term {
-        self.term
-    }
-
-    /// The answer to any `Hello`.
-    pub fn refuse(&self, hello: &Hello) -> Refuse {
-        let (why, text) = match judge(&self.ancestry, &hello.ancestry) {
-            Relation::Split => (Refusal::Split, split(hello, self.id, &self.ancestry)),
-            Relation::Same | Relation::Ancestor | Relation::Descendant => {
-                (Refusal::Promoted, "this host speaks for the guest now".to_owned())
-            }
-        };
-        Refuse::new(why, self.term, &text).with(self.ancestry.clone())
-    }
-
-    /// Whether whoever says this speaks for the same VM at this moment, in a term that has nothing to do with this one:
-    /// two guests are heard, and neither may be.
-    pub fn must_fall_silent(&self, hello: &Hello) -> bool {
-        let speaks = hello.ancestry.newest() == Some(hello.of());
-        let is_split = judge(&self.ancestry, &hello.ancestry) == Relation::Split;
-        speaks && is_split && self.id.is_none_or(|id| id == hello.id)
-    }
-
-    /// The answer to anything else that an old primary says.
-    pub fn stand_down(&self) -> StandDown {
-        StandDown { ancestry: self.ancestry.clone() }
-    }
-}
-
 impl fmt::Display for FollowError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -606,16 +381,6 @@ impl fmt::Display for FollowError {
 }
 
 impl std::error::Error for FollowError {}
-
-impl fmt::Display for NotPromotable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoImage => f.write_str("there is no whole image"),
-            Self::GuestEnded => f.write_str("the guest ended on purpose"),
-            Self::Lease(_) => f.write_str("the primary's lease may not be over"),
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests;
