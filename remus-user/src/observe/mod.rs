@@ -1,9 +1,9 @@
-//! How a running VM is seen from outside: counters that the engine writes ([`Shared`]), the document made of
-//! them ([`status::Status`]), the socket that answers with it ([`StatusSocket`], [`query`]), and the directory
-//! that belongs to one instance of a VM ([`VmDir`]).
+//! What a running VM shows to the outside: counters that the engine writes ([`Shared`]), the document made of them
+//! ([`status::Status`]), the socket that answers with the document ([`StatusSocket`], [`query`]), and the directory that
+//! belongs to one instance of a VM ([`VmDir`]).
 //!
-//! The engine thread never waits for a reader: all that it writes in an epoch are plain atomics. Deliberately
-//! absent: anything that steers. Nobody decides by these numbers.
+//! The engine thread never waits for a reader: everything that it writes in an epoch is a plain atomic. Deliberately
+//! absent: anything that steers. No part of the program decides by these numbers.
 
 mod by_name;
 mod epochs;

@@ -1,8 +1,8 @@
 //! The status socket: RUN_DIR/VM/status.sock, mode 0600 in a directory of mode 0700.
 //!
-//! One line in (`status`, or `status since EPOCH`), one JSON document out, closed. A line that is not
-//! understood is answered with `{"error": "..."}`. Limits: a request of 64 bytes, two seconds for the whole
-//! exchange, 16 clients at once; whoever exceeds them is disconnected.
+//! A client sends one line (`status`, or `status since EPOCH`), gets one JSON document, and is disconnected. The answer to
+//! a line that is not understood is `{"error": "..."}`. A client that exceeds a limit is disconnected: 64 bytes for the
+//! request, two seconds for the whole exchange, 16 clients at once.
 
 use std::{
     fs,
@@ -40,7 +40,7 @@ const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(2);
 const CLIENTS_MAX: usize = 16;
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
-/// A bound status socket; its file goes when it is dropped.
+/// A bound status socket. Its file is removed when it is dropped.
 #[derive(Debug)]
 pub struct StatusSocket {
     listener: UnixListener,
@@ -48,7 +48,7 @@ pub struct StatusSocket {
 }
 
 impl StatusSocket {
-    /// Binds in `directory`, in place of what an earlier instance left: the claim says that it is dead.
+    /// Binds in `directory`, in place of the socket that an earlier instance left: the claim proves that instance dead.
     ///
     /// # Errors
     /// When the file system refuses.
@@ -62,7 +62,7 @@ impl StatusSocket {
         }
         let bind = || -> io::Result<UnixListener> {
             let listener = UnixListener::bind(below(&open_directory(directory.path())?, NAME))?;
-            // Until here the directory's mode kept others out.
+            // Up to here the directory's mode has kept others out.
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
             listener.set_nonblocking(true)?;
             Ok(listener)
@@ -71,10 +71,10 @@ impl StatusSocket {
         Ok(Self { listener, path })
     }
 
-    /// Answers from `shared` until it is dropped. Run it as a task of its own.
+    /// Answers from `shared` until the future is dropped. Run it as a task of its own.
     ///
     /// # Errors
-    /// When the listener cannot be given to this runtime.
+    /// When this runtime does not take the listener.
     pub async fn serve(self, shared: Arc<Shared>) -> Result<()> {
         let listener = self.listener.try_clone().context("clone the status socket")?;
         let listener = tokio::net::UnixListener::from_std(listener)
@@ -84,7 +84,7 @@ impl StatusSocket {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(e) => {
-                    // No descriptor is free: they come back, and asking at once would spin.
+                    // No descriptor is free. One will be, and to ask at once would spin.
                     tracing::warn!("accept on the status socket: {e}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
@@ -141,10 +141,10 @@ fn parse(line: &[u8]) -> Result<Option<Epoch>, String> {
     }
 }
 
-/// Asks the VM `vm` under `run_dir` how it stands. Blocks for at most some seconds.
+/// Asks the VM `vm` under `run_dir` for its status. Blocks for a few seconds at most.
 ///
 /// # Errors
-/// When no such VM runs, this user may not ask, its process does not answer, or the answer is not understood.
+/// When no such VM runs, this user may not ask, the VM's process does not answer, or the answer is not a status.
 pub fn query(run_dir: &Path, vm: &VmName, since: Option<Epoch>) -> Result<Status> {
     let directory = run_dir.join(vm.as_str());
     let line = match since {
@@ -156,7 +156,10 @@ pub fn query(run_dir: &Path, vm: &VmName, since: Option<Epoch>) -> Result<Status
         Err(e) => bail!("{}", unanswered(run_dir, vm, &e)),
     };
     serde_json::from_str(&answer).with_context(|| {
-        format!("VM {vm} gave no status but {:?}", answer.get(..80).unwrap_or(&answer))
+        format!(
+            "VM {vm} did not answer with a status, but with {:?}",
+            answer.get(..80).unwrap_or(&answer)
+        )
     })
 }
 
@@ -168,8 +171,8 @@ fn exchange(directory: &Path, line: &str) -> io::Result<String> {
     Ok(answer)
 }
 
-/// Connects, and sets a limit on every wait beforehand: where nobody accepts, the kernel lets the hundredth caller wait for
-/// a place.
+/// Connects, with a limit on every wait from the beginning: where no process accepts, the kernel lets the hundredth caller
+/// wait for a place.
 fn connect(path: &Path) -> io::Result<UnixStream> {
     // SAFETY: plain socket(2); the result is checked.
     let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
@@ -206,20 +209,18 @@ fn unanswered(run_dir: &Path, vm: &VmName, error: &io::Error) -> String {
             format!("VM {vm} does not run: it left its status socket behind when it died")
         }
         io::ErrorKind::PermissionDenied => {
-            format!(
-                "this user may not see how VM {vm} stands, only the one that runs it may: try sudo"
-            )
+            format!("only the user that runs VM {vm} may see its status: try sudo")
         }
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => match holder(run_dir, vm) {
             Ok(Holder::Process(Some(pid))) if is_stopped(pid) => format!(
                 "VM {vm} does not answer: its process {pid} is stopped (kill -CONT {pid} lets it go on)"
             ),
             Ok(Holder::Process(Some(pid))) => format!(
-                "VM {vm} does not answer: its process {pid} lives, and has not said anything for {} s",
+                "VM {vm} does not answer: its process {pid} is alive, and has sent nothing for {} s",
                 EXCHANGE_TIMEOUT.as_secs()
             ),
             Ok(Holder::Process(None) | Holder::Nobody) | Err(_) => format!(
-                "VM {vm} does not answer: nothing was said for {} s",
+                "VM {vm} does not answer: it has sent nothing for {} s",
                 EXCHANGE_TIMEOUT.as_secs()
             ),
         },

@@ -133,7 +133,7 @@ impl Report {
 
     /// The kernel released so long before the controller is about to.
     pub(crate) fn led(&self, lead: Duration) {
-        self.shared.led(micros(lead));
+        self.shared.kernel_lead(micros(lead));
     }
 
     /// What the guest was given, for its backup to keep.
