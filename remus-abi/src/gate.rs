@@ -150,7 +150,7 @@ counters! {
         SendFailed = "send_failed", Frames, Normal, "not taken by the host's stack, whose queue was full; they are sent again";
         LeaseOver = "lease_over", Attempts, Normal, "to release that came after the end of the lease: acks come too late";
         CommitNotBelowOpen = "commit_not_below_open", Attempts, Alarm, "to release that were refused, since the committed epoch was not below the open one. Please report it";
-        Discarded = "discarded", Frames, Normal, "thrown away with the term that held them";
+        Discarded = "discarded", Frames, Normal, "discarded with the term that held them";
         Unguarded = "unguarded", Frames, Alarm, "sent by an uplink from which somebody has taken the second lock; the gate counts as lost then";
     }
 }
