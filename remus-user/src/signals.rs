@@ -1,16 +1,17 @@
 //! What signals do to a process that holds a guest or a gate. The table for operators is in docs/operating.md.
 //!
-//! SIGTERM and SIGINT ask for an end in order. Every thread has them blocked, and the task that can end the guest reads
-//! them from a descriptor ([`Ends`]): no system call of another thread is interrupted by them, and one that comes
-//! during the start waits until there is something to end.
+//! SIGTERM and SIGINT ask for an orderly end. Every thread has them blocked, and the task that can end the guest reads
+//! them from a descriptor ([`Ends`]). So they interrupt no system call of another thread, and a signal that comes during
+//! the start waits until there is something to end.
 //!
-//! Every other signal that would end or stop the process, and that can be told from a fault of the process itself, is
-//! ignored: a terminal that hangs up, a key that was meant for the guest (Ctrl-Z, Ctrl-\ beside Ctrl-]), a limit that
-//! turns a write into an error, a timer of nobody's. A host's death is what a backup is for; none of these is one.
+//! Every other signal that would end or stop the process is ignored, unless it may come from a fault of the process
+//! itself: a terminal that hangs up, a key that was meant for the guest (Ctrl-Z, Ctrl-\ beside Ctrl-]), a limit that turns
+//! a write into an error, a timer that nobody has set. A backup is there for the death of a host, and none of these is
+//! the death of a host.
 //!
-//! Left as they are: SIGKILL and SIGSTOP, which cannot be changed; SIGABRT, for a core dump; faults (SIGSEGV, SIGBUS,
-//! SIGILL, SIGFPE, SIGSYS, SIGTRAP); what does nothing by itself (SIGCHLD, SIGCONT, SIGURG, SIGWINCH). The first of the
-//! real-time signals takes vCPUs out of the guest (`machine/vcpu.rs`), which is harmless whoever sends it.
+//! These are left as they are: SIGKILL and SIGSTOP, which cannot be changed; SIGABRT, for a core dump; faults (SIGSEGV,
+//! SIGBUS, SIGILL, SIGFPE, SIGSYS, SIGTRAP); and what does nothing by itself (SIGCHLD, SIGCONT, SIGURG, SIGWINCH). The
+//! first of the real-time signals takes vCPUs out of the guest (`machine/vcpu.rs`), and is harmless whoever sends it.
 
 use std::io;
 use std::mem::{MaybeUninit, zeroed};
@@ -21,30 +22,30 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 /// Signals that are ignored, beside the real-time signals.
 const IGNORED: [libc::c_int; 16] = [
-    // A terminal: it hangs up, or a key is typed at it.
+    // A terminal hangs up, or somebody types a key.
     libc::SIGHUP,
     libc::SIGQUIT,
     libc::SIGTSTP,
     libc::SIGTTIN,
     libc::SIGTTOU,
-    // Writes to what is gone or beyond a limit: the write fails instead.
+    // A write goes to what is gone, or beyond a limit: the write fails instead.
     libc::SIGPIPE,
     libc::SIGXFSZ,
-    // CPU time beyond the soft limit; the hard one still kills.
+    // CPU time is beyond the soft limit; the hard limit still kills.
     libc::SIGXCPU,
     // Timers and input that this process has not asked for.
     libc::SIGALRM,
     libc::SIGVTALRM,
     libc::SIGPROF,
     libc::SIGIO,
-    // Of no meaning here.
+    // These mean nothing here.
     libc::SIGUSR1,
     libc::SIGUSR2,
     libc::SIGPWR,
     libc::SIGSTKFLT,
 ];
 
-/// Settles what signals do from here on. Call it before the process has another thread.
+/// Sets what signals do from here on. Call it before the process has another thread.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -60,11 +61,11 @@ pub(crate) fn settle() -> Result<()> {
     Ok(())
 }
 
-/// Does `work`, in which SIGTERM and SIGINT end the process at once. For what comes before a guest is there: it may wait
-/// for a file for ever, and leaves nothing behind.
+/// Does `work`, during which SIGTERM and SIGINT end the process at once. This is for work before there is a guest, which
+/// may wait for a file for ever and leaves nothing behind.
 pub(crate) fn interruptible<T>(work: impl FnOnce() -> T) -> T {
     let ends = ends();
-    // A mask that stays as it is delays an end; `Ends` says so when the kernel refuses.
+    // A mask that cannot be changed delays an end; `Ends` reports that the kernel refuses.
     mask(libc::SIG_UNBLOCK, &ends).ok();
     let done = work();
     mask(libc::SIG_BLOCK, &ends).ok();
@@ -84,11 +85,11 @@ pub(crate) fn end_is_asked_for() -> bool {
         .any(|s| unsafe { libc::sigismember(&raw const pending, *s) } == 1)
 }
 
-/// Requests to end in order, one after another.
+/// The requests for an orderly end, one after another.
 pub(crate) struct Ends(AsyncFd<OwnedFd>);
 
 impl Ends {
-    /// Takes note of every request from the process's beginning on. Call it within the runtime.
+    /// Receives every request since the beginning of the process. Call it within the runtime.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -111,7 +112,7 @@ impl Ends {
     /// Waits for the next request. May be cancelled.
     pub(crate) async fn next(&mut self) {
         loop {
-            // An error is the end of the runtime, which ends this as well.
+            // An error means that the runtime ends, and this task with it.
             let Ok(mut ready) = self.0.readable_mut().await else {
                 return std::future::pending().await;
             };
@@ -158,7 +159,7 @@ fn empty() -> libc::sigset_t {
     set
 }
 
-/// Blocks `signals`, or unblocks them, in this thread and in those that it starts from now on.
+/// Blocks or unblocks `signals` in this thread and in those that it starts from now on.
 fn mask(how: libc::c_int, signals: &libc::sigset_t) -> io::Result<()> {
     let signals: *const libc::sigset_t = signals;
     // SAFETY: a whole set; the old one is not asked for.

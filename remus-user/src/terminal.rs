@@ -1,11 +1,11 @@
-//! The terminal that `remus run --console` was started at, as the guest's console.
+//! The terminal in which `remus run --console` was started, as the guest's console.
 //!
-//! What is typed goes to the guest, byte by byte, Ctrl-C too; [`LEAVE`] leaves the console, and the VM runs on. The
-//! terminal is as it was before when the console is left, when the process ends, and when it is aborted. A terminal
-//! that hangs up, or whose keyboard goes to another process, takes the console with it, not the VM: a lost login must
-//! not make a backup take over.
+//! What is typed goes to the guest byte by byte, Ctrl-C too. [`LEAVE`] leaves the console, and the VM runs on. The
+//! terminal is restored when the console is left, when the process ends, and when it is aborted. A terminal that hangs
+//! up, or whose keyboard goes to another process, ends the console and not the VM: a lost login must not make a backup
+//! take over.
 //!
-//! Absent: the guest's window size (a serial line knows none).
+//! Absent: the window's size, since a serial line has none.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
@@ -22,19 +22,19 @@ use crate::outlet;
 /// Ctrl-].
 const LEAVE: u8 = 0x1d;
 
-/// How the terminal was, once it is raw.
-static BEFORE: OnceLock<libc::termios> = OnceLock::new();
-/// It is raw now.
+/// The terminal's mode before it was made raw.
+static COOKED: OnceLock<libc::termios> = OnceLock::new();
+/// Whether the terminal is raw now.
 static IS_RAW: AtomicBool = AtomicBool::new(false);
 
-/// The terminal, found and not yet touched.
+/// The terminal, found and not changed yet.
 #[derive(Debug)]
 pub struct Terminal {
     input: File,
     output: File,
 }
 
-/// The terminal is the guest's console; no longer when this is dropped.
+/// The terminal is the guest's console until this is dropped.
 #[must_use = "the console is left when this is dropped"]
 pub(crate) struct Attached(());
 
@@ -42,20 +42,20 @@ impl Terminal {
     /// Finds the terminal of this process.
     ///
     /// # Errors
-    /// When standard input or output is none, or this process runs in its background.
+    /// When standard input or output is not a terminal, or this process runs in the terminal's background.
     pub fn of_this_process() -> Result<Self> {
         let (input, output) = (io::stdin(), io::stdout());
         ensure!(
             input.is_terminal() && output.is_terminal(),
-            "--console wants a terminal, and standard input or output is none: leave it out, or write to a file \
+            "--console needs a terminal, and standard input or output is not one: leave it out, or write to a file \
              ([console] log)"
         );
         // SAFETY: a descriptor that is open.
         let (foreground, ours) = unsafe { (libc::tcgetpgrp(input.as_raw_fd()), libc::getpgrp()) };
-        // A terminal that is not this session's has no say.
+        // A terminal of another session does not say who has its keyboard.
         ensure!(
             foreground == -1 || foreground == ours,
-            "--console wants the terminal's keyboard, which another process has: do not start it in the background (&)"
+            "--console needs the terminal's keyboard, which another process has: do not start it in the background (&)"
         );
         let own = |fd: io::Result<std::os::fd::OwnedFd>| fd.map(File::from).context("the terminal");
         Ok(Self {
@@ -64,24 +64,24 @@ impl Terminal {
         })
     }
 
-    /// Makes it the console of the VM called `name`.
+    /// Makes the terminal the console of the VM called `name`.
     ///
     /// # Errors
-    /// When it cannot be made raw, or a thread cannot be had.
+    /// When the terminal cannot be made raw, or no thread can be started.
     pub(crate) fn attach(self, console: Console, name: &str) -> Result<Attached> {
         let Self { mut input, output } = self;
         outlet::say(&format!(
-            "The console of VM {name}. Ctrl-] leaves it. What the guest says here may be taken back by a takeover."
+            "Console of VM {name}; Ctrl-] leaves it. A takeover may take back what the guest says here."
         ));
         let outlet = console.attach("the terminal", output)?;
-        // From here on it is restored, whatever comes.
+        // From here on the terminal is restored, whatever happens.
         let attached = Attached(());
         make_raw(&input).context("make the terminal raw")?;
         let run = move || {
             let mut bytes = [0; 256];
             while let Ok(read @ 1..) = input.read(&mut bytes) {
                 let typed = bytes[..read].split(|byte| *byte == LEAVE).next().unwrap_or_default();
-                // What the guest does not take it has no use for: as on a real line.
+                // What the guest does not take is lost, as on a real line.
                 console.type_in(typed);
                 if typed.len() < read {
                     break;
@@ -89,7 +89,7 @@ impl Terminal {
             }
             console.detach(outlet);
             restore();
-            tracing::info!("the console is left; the VM runs on, and Ctrl-C stops it");
+            tracing::info!("the console is closed; the VM runs on, and Ctrl-C stops it");
         };
         thread::Builder::new().name("terminal".to_owned()).spawn(run).context("start a thread")?;
         Ok(attached)
@@ -109,7 +109,7 @@ fn make_raw(terminal: &File) -> io::Result<()> {
     if unsafe { libc::tcgetattr(terminal.as_raw_fd(), &raw mut mode) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    let before = *BEFORE.get_or_init(|| mode);
+    let before = *COOKED.get_or_init(|| mode);
     keep_an_abort_from_leaving_it_raw();
     let raw = raw_of(before);
     IS_RAW.store(true, Ordering::SeqCst);
@@ -130,17 +130,17 @@ fn raw_of(mut mode: libc::termios) -> libc::termios {
     mode
 }
 
-/// Makes the terminal what it was. Of use in a signal handler.
+/// Restores the terminal. May be called in a signal handler.
 fn restore() {
-    let Some(before) = BEFORE.get() else { return };
+    let Some(before) = COOKED.get() else { return };
     if IS_RAW.swap(false, Ordering::SeqCst) {
         // SAFETY: a number and a whole mode; tcsetattr may be called in a signal handler.
         unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, before) };
     }
 }
 
-/// An abort (a bug in a vCPU's thread) ends the process at once: it restores the terminal first. No other signal that a
-/// terminal gives rise to ends it (`signals`).
+/// Makes an abort (a bug in a vCPU's thread), which ends the process at once, restore the terminal first. No other signal
+/// that a terminal causes ends the process (see `signals`).
 fn keep_an_abort_from_leaving_it_raw() {
     extern "C" fn restore_and_die(signal: libc::c_int) {
         restore();

@@ -1,10 +1,10 @@
 //! Asks once a second, on a thread of its own, whether a guest is served through this host, or would be after a takeover.
 //!
-//! On a thread of its own, since netlink and disks may keep whoever asks them waiting, and neither the engine nor a
-//! follower may wait. What is found is fetched from here without waiting ([`Watch::news`]).
+//! The thread is there because netlink and disks may keep whoever asks them waiting, and neither the engine nor a follower
+//! may wait. Both fetch the findings without waiting ([`Watch::news`]).
 //!
-//! One thing is mended rather than told: where the guest runs, and its bridge comes that was not there or was made
-//! again, the tap joins that. A tap that somebody took out of a bridge which stayed is left alone, and told.
+//! One fault is mended rather than reported: where the guest runs and its bridge appears, or was made again, the tap joins
+//! that bridge. A tap that somebody took out of a bridge that stayed is left alone and reported.
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -26,23 +26,23 @@ use crate::{
     store::{Record, Store},
 };
 
-/// Between two questions.
+/// The time between two questions.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// What is asked about.
+/// What the thread asks about.
 pub(crate) struct Subject {
     pub(crate) vm: VmName,
     pub(crate) wanted: Wanted,
     /// The tap that the gate guards.
     pub(crate) tap: IfIndex,
-    /// Where a takeover is put on record.
+    /// The records, into which a takeover is written.
     pub(crate) store: Store,
 }
 
-/// What was found.
+/// What the thread found.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Found {
-    /// All that is not as it should be.
+    /// Everything that is not as it should be.
     pub(crate) doubts: Vec<Check>,
     /// The ports of the bridge, where there is one.
     pub(crate) ports: Option<Vec<IfIndex>>,
@@ -67,7 +67,7 @@ impl Found {
     }
 }
 
-/// The thread. It ends when this is dropped.
+/// The thread's owner. The thread ends when this is dropped.
 pub(crate) struct Watch {
     board: Arc<Board>,
     seen: u64,
@@ -79,20 +79,20 @@ struct Board {
 }
 
 struct State {
-    /// `None`: nobody wants to know any more.
+    /// `None` when nobody wants to know any more.
     part: Option<Part>,
-    /// What a takeover would put on record; kept ready on disk.
+    /// The record of a takeover, kept ready on disk.
     reserve: Option<Record>,
     found: Found,
-    /// How often what was found has changed.
+    /// The number of times that the findings have changed.
     changes: u64,
 }
 
 impl Watch {
-    /// Starts to ask, in the calling thread's network namespace.
+    /// Starts the thread, in the calling thread's network namespace.
     ///
     /// # Errors
-    /// When there is no thread to be had.
+    /// When no thread can be started.
     pub(crate) fn start(subject: Subject, part: Part) -> Result<Self> {
         let state = State { part: Some(part), reserve: None, found: Found::default(), changes: 0 };
         let board = Arc::new(Board { state: Mutex::new(state), changed: Condvar::new() });
@@ -102,19 +102,19 @@ impl Watch {
         Ok(Self { board, seen: 0 })
     }
 
-    /// From now on `record` is kept ready on disk, for a takeover.
+    /// Keeps `record` ready on disk from now on, for a takeover.
     pub(crate) fn reserve(&self, record: Record) {
         self.board.lock().reserve = Some(record);
         self.board.changed.notify_all();
     }
 
-    /// From now on the guest runs here: asks at once.
+    /// Notes that the guest runs here from now on, and asks at once.
     pub(crate) fn speak(&self) {
         self.board.lock().part = Some(Part::Speaks);
         self.board.changed.notify_all();
     }
 
-    /// Returns what was found, if that has changed since this was last asked. Never waits.
+    /// Returns the findings, if they have changed since the last call. Never waits.
     pub(crate) fn news(&mut self) -> Option<Found> {
         let state = self.board.state.try_lock().ok()?;
         if state.changes == self.seen {
@@ -141,7 +141,7 @@ impl Board {
             drop(state);
             let begun = boot_now();
             let found = asker.ask(subject, part, reserve.as_ref());
-            debug!("the host was asked in {:?}", boot_now().since(begun));
+            debug!("asking the host took {:?}", boot_now().since(begun));
             state = self.lock();
             if state.found != found {
                 tell(&subject.vm, &state.found, &found);
@@ -155,20 +155,20 @@ impl Board {
         }
     }
 
-    // What is under the lock is whole at any time.
+    // The value under the lock is whole at any time.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Logs what has come and what has gone.
+/// Logs the findings that are new and those that are gone.
 fn tell(vm: &VmName, before: &Found, now: &Found) {
     let is_in = |doubts: &[Check], doubt: &Check| doubts.contains(doubt);
     for doubt in now.doubts.iter().filter(|doubt| !is_in(&before.doubts, doubt)) {
         warn!("VM {vm}: {}. {}", doubt.found, doubt.remedy);
     }
     for doubt in before.doubts.iter().filter(|doubt| !is_in(&now.doubts, doubt)) {
-        info!("VM {vm}: no longer so: {}", doubt.found);
+        info!("VM {vm}: resolved: {}", doubt.found);
     }
 }
 
@@ -183,7 +183,7 @@ struct Asker {
 impl Asker {
     fn ask(&mut self, subject: &Subject, part: Part, reserve: Option<&Record>) -> Found {
         let mut found = self.ask_links(subject, part).unwrap_or_else(|e| {
-            // Another socket next time.
+            // The next question opens another socket.
             self.links = None;
             Found { doubts: vec![wiring::no_links(&e)], ..Found::default() }
         });
@@ -193,7 +193,7 @@ impl Asker {
         if let (Part::Waits, Some(record)) = (part, reserve) {
             let kept = subject.store.keep_reserved(&subject.vm, record);
             found.doubts.extend(kept.err().map(|e| {
-                let remedy = "mend it, or a takeover waits until it can be put on record";
+                let remedy = "repair it: a takeover waits until it can be put on record";
                 Check::refused("record", format!("{e:#}"), remedy)
             }));
         }

@@ -56,7 +56,7 @@ fn a_spanning_tree_that_holds_the_tap_back_shows() {
 fn an_address_that_the_guest_shares_shows() {
     let before = "ip link set br0 address 52:54:00:77:00:01";
     let harm = format!("{before}; ip link set br0 address {GUEST_MAC}");
-    shows_and_ends(&harm, "that of br0, which keeps what is for the guest", before);
+    shows_and_ends(&harm, "also that of br0, which takes what is for the guest", before);
 }
 
 #[test]
@@ -199,6 +199,6 @@ fn what_would_show_later_is_refused_before_the_start() {
             is_refused(&pair, &[("release = { trigger", &uplink(name))], word).await;
         }
         pair.on(&pair.topology.primary, &format!("ip link set br0 address {GUEST_MAC}")).await;
-        is_refused(&pair, &[], "that of br0, which keeps what is for the guest").await;
+        is_refused(&pair, &[], "also that of br0, which takes what is for the guest").await;
     });
 }

@@ -132,10 +132,10 @@ fn a_state_directory_that_cannot_be_written_or_that_others_may_write_is_refused_
         fs::remove_file(&state).unwrap();
         fs::create_dir(&state).unwrap();
         fs::set_permissions(&state, fs::Permissions::from_mode(0o777)).unwrap();
-        both("of all", &["may be written by others", "chmod go-w"], &[]).await;
+        both("of all", &["is writable by others", "chmod go-w"], &[]).await;
         fs::set_permissions(&state, fs::Permissions::from_mode(0o755)).unwrap();
         chown(&state, Some(12345), None).unwrap();
-        both("of another", &["belongs to uid 12345, not to us (uid 0)"], &[]).await;
+        both("of another", &["belongs to uid 12345, not to this user (uid 0)"], &[]).await;
         chown(&state, Some(0), None).unwrap();
 
         let read_only =
@@ -172,7 +172,7 @@ fn a_run_directory_that_is_not_ours_alone_is_refused_in_both_roles() {
         };
         fs::create_dir(&run_dir).unwrap();
         chown(&run_dir, Some(12345), None).unwrap();
-        both(&["belongs to uid 12345, not to us (uid 0)"]).await;
+        both(&["belongs to uid 12345, not to this user (uid 0)"]).await;
         fs::remove_dir(&run_dir).unwrap();
         symlink(pair.folder.path(), &run_dir).unwrap();
         both(&["run.d is not a directory"]).await;
@@ -394,7 +394,7 @@ impl Drop for Cgroup {
 fn memory_that_a_limit_keeps_from_the_vm_is_not_there() {
     with_hosts(async |pair| {
         let config = alone(&pair);
-        let words = ["256 MiB of RAM and 115 MiB beside it", "the memory limit of the cgroup /"];
+        let words = ["256 MiB of RAM and 115 MiB besides", "the memory limit of the cgroup /"];
         let cgroup = Cgroup::new(pair.folder.path(), 300);
         both_refuse(&pair, &config, &cgroup.words(), "memory", &words).await;
         cgroup.limit(2048);
@@ -424,7 +424,7 @@ fn a_backup_admits_no_vm_for_which_its_cgroup_has_no_room() {
         let cgroup = Cgroup::new(pair.folder.path(), 300);
         let mut backup = pair.start_backup_behind(&cgroup.words());
         let mut primary = pair.start_primary(&[]);
-        let words = "the VM wants 256 MiB, this host has ";
+        let words = "the VM wants 256 MiB, and this host has ";
         let status = says(&mut primary, Protection::Unprotected, words).await;
         assert!(status.reason.contains("the memory limit of the cgroup"), "{}", status.reason);
         backup.still_runs().unwrap();

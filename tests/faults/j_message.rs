@@ -210,8 +210,7 @@ fn a_primary_that_stands_down_is_told_no_lie() {
 fn a_tap_that_takes_its_bridge_down_is_warned_of_before_and_by_run() {
     with_hosts(async |pair| {
         let narrow = [("bridge = \"br0\"", "bridge = \"br0\"\nmtu = 1400")];
-        let warning =
-            "bridge: br0 carries packets of 1500 bytes, and goes down to 1400, the guest's";
+        let warning = "bridge: br0 carries packets of 1500 bytes, and only of 1400, the guest's";
         let mut primary = pair.start_primary(&narrow);
         primary.wait_for(Protection::Unprotected, patience()).await.unwrap();
         assert!(pair.logged("primary").contains(warning), "{}", pair.logged("primary"));
@@ -239,7 +238,9 @@ fn what_a_dead_vm_left_is_taken_down_by_one_verb_and_what_lives_is_left_alone() 
             let (code, said) = clean(&pair, host, &run_dir, &[]).await;
             assert_eq!(code, 1, "{said}");
             assert!(
-                said.contains(" has VM demo: it runs it, or follows it for another host"),
+                said.contains(
+                    " has VM demo: that process runs the VM, or follows it for another host"
+                ),
                 "{said}"
             );
             let (code, said) = clean(&pair, host, &pair.folder.path().join("backup.d"), &[]).await;
@@ -259,7 +260,7 @@ fn what_a_dead_vm_left_is_taken_down_by_one_verb_and_what_lives_is_left_alone() 
             let (code, said) = clean(&pair, host, &run_dir, &[]).await;
             assert_eq!(code, 0, "{said}");
             for word in
-                ["tap tap0 is deleted", "its gate is removed", "demo is removed", "demo.json stays"]
+                ["tap tap0 is deleted", "the gate is removed", "demo is removed", "demo.json stays"]
             {
                 assert!(said.contains(word), "no {word:?} in: {said}");
             }
@@ -271,7 +272,7 @@ fn what_a_dead_vm_left_is_taken_down_by_one_verb_and_what_lives_is_left_alone() 
             assert_eq!(exit_code(&mut tables, "nft").await, 0, "{}", pair.logged("tables"));
             let (code, said) = clean(&pair, host, &run_dir, &["--record"]).await;
             assert_eq!(code, 0, "{said}");
-            for word in ["which may have taken it over", "very first one, in term 1"] {
+            for word in ["which may have taken it over", "very first start, in term 1"] {
                 assert!(said.contains(word), "no {word:?} in: {said}");
             }
             assert!(!record.exists());
@@ -324,7 +325,7 @@ fn what_is_no_vms_or_half_gone_is_cleaned_no_further_than_it_may_be() {
         fs::write(pair.vm_dir().join("notes"), "mine").unwrap();
         let (code, said) = clean(&pair, host, &run_dir, &[]).await;
         assert_eq!(
-            (code, said.contains("something in it that remus has not put there")),
+            (code, said.contains("something that remus did not put there")),
             (1, true),
             "{said}"
         );

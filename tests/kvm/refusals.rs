@@ -177,7 +177,7 @@ fn a_missing_capability_is_named_with_what_it_is_for() {
             [("-cap_12", "CAP_NET_ADMIN (to make"), ("-cap_39", "CAP_BPF (to load")]
         {
             let drop = ["setpriv", "--bounding-set", number];
-            let words = ["privileges: missing: ", name, "run it as root"];
+            let words = ["privileges: missing: ", name, "run remus as root"];
             refused(&pair, &pair.config(&[]), &drop, PREFLIGHT, &words).await;
         }
     });
@@ -223,12 +223,12 @@ fn a_backup_that_refuses_is_quoted_and_asked_again() {
     let refusals = [
         of_version(refusal(Refusal::Version, "I speak version 9"), WIRE_VERSION + 8),
         refusal(Refusal::Cpu, "this host's CPU lacks what the guest has: avx2"),
-        refusal(Refusal::Memory, "the VM wants 256 MiB, this host has 12 MiB left"),
+        refusal(Refusal::Memory, "the VM wants 256 MiB, and this host has 12 MiB left"),
     ];
     let texts = [
         "I speak version 9",
         "this host's CPU lacks what the guest has: avx2",
-        "the VM wants 256 MiB, this host has 12 MiB left",
+        "the VM wants 256 MiB, and this host has 12 MiB left",
     ];
     for (answer, text) in refusals.into_iter().zip(texts) {
         with_hosts(async |pair| {
@@ -269,7 +269,7 @@ fn a_backup_says_what_it_lacks_and_makes_nothing_for_a_vm_that_it_refuses() {
             }
         }
         for (hello, why, text) in [
-            (hello(60 << 10, &cpu), Refusal::Memory, "the VM wants 61440 MiB, this host has "),
+            (hello(60 << 10, &cpu), Refusal::Memory, "the VM wants 61440 MiB, and this host has "),
             (
                 hello(64, &better.to_string()),
                 Refusal::Cpu,

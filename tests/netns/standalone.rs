@@ -483,7 +483,7 @@ fn a_tap_that_has_a_gate_gets_no_second_one() {
     assert!(text(&again.stderr).contains("already runs here"), "{again:?}");
     let other = gate.verb(&["run", "--tap", TAP, "--name", "other"]);
     assert_eq!(other.status.code(), Some(1));
-    assert!(text(&other.stderr).contains("guest0 has a gate already"), "{other:?}");
+    assert!(text(&other.stderr).contains("guest0 already has a gate"), "{other:?}");
     let bridge = gate.verb(&["run", "--tap", "br0"]);
     assert!(text(&bridge.stderr).contains("br0 is a bridge, not a tap"), "{bridge:?}");
     let nothing = gate.verb(&["run", "--tap", "tap9"]);

@@ -1,7 +1,7 @@
-//! A checkpoint on arrival: collected until it is whole, checked so that applying it cannot fail.
+//! A checkpoint on arrival: it is collected until it is whole, and checked so that to apply it cannot fail.
 //!
-//! Limits come first: [`begin`](Assembly::begin) bounds what may follow by what the machine can have, and every
-//! batch holds at least one page, so a peer cannot make this grow beyond one image of RAM.
+//! Limits come first: [`begin`](Assembly::begin) bounds what may follow by what the machine can have, and every batch holds
+//! at least one page, so a peer cannot make the assembly grow beyond one image of RAM.
 
 use super::{
     PageSet,
@@ -31,12 +31,12 @@ pub struct Assembly {
     pages: u32,
 }
 
-/// How much of a checkpoint is here.
+/// How much of a checkpoint has arrived.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Arrived {
     pub pages: u32,
     pub state_len: u32,
-    /// Every page of RAM was carried whole in this session, live or in a checkpoint.
+    /// Whether every page of RAM was carried whole in this session, live or in a checkpoint.
     pub covers_ram: bool,
 }
 
@@ -54,7 +54,7 @@ impl Assembly {
         }
     }
 
-    /// Forgets a part of a checkpoint and which pages have a base.
+    /// Forgets what has arrived of a checkpoint, and which pages have a base.
     pub fn new_session(&mut self) {
         self.whole.clear();
         self.forget(0, 0);

@@ -1,9 +1,9 @@
-//! What a guest begins with, at its start and after each reset.
+//! The boot image: what a guest begins with, at its start and after each reset.
 //!
-//! Taken once, of a machine that has been loaded and has never run: the pages that were written, and all state beside
-//! RAM. Both hosts have it from the beginning of a session on. So a reset is a checkpoint like any other, of which
-//! only the word travels: RAM is zeroed and gets these pages, before the checkpoint's own are put in. And a guest that
-//! was taken over can be reset where it is now, though its kernel's file is elsewhere.
+//! The image is taken once, of a machine that has been loaded and has never run. It has the pages that were written, and all
+//! state beside RAM. Both hosts have the image from the beginning of a session on. So a reset is a checkpoint like any
+//! other, with a mark: RAM is zeroed and gets the image's pages before the checkpoint's own are put in. And a guest that was
+//! taken over can be reset where it runs now, though its kernel's file is elsewhere.
 //!
 //! Absent: a kernel that was replaced on disk meanwhile. The guest begins with what its machine was started with.
 
@@ -15,7 +15,7 @@ use super::{
 
 /// See the module.
 pub struct BootImage {
-    /// In the parts in which they came: nothing is moved to make room for more.
+    /// The pages in the parts in which they came, so that nothing is moved to make room for more.
     parts: Vec<Staging>,
     state: MachineState,
 }
@@ -43,7 +43,7 @@ impl BootImage {
 
 /// Collects a boot image on arrival.
 ///
-/// It never grows beyond one image of RAM and [`STATE_MAX`], whatever a peer sends.
+/// The collection never grows beyond one image of RAM and [`STATE_MAX`], whatever a peer sends.
 pub struct BootAssembly {
     ram_pages: u32,
     unpacker: Unpacker,

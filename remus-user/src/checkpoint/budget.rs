@@ -1,18 +1,18 @@
 //! What a pause may cost, in pages.
 //!
-//! A pause is a fixed part and the copying of its pages. Both are measured in every pause, so that the budget follows
-//! the machine: `pages_max = (pause_max - fixed) / page`.
+//! A pause has a fixed part and the copying of its pages. Both are measured in every pause, so that the budget follows the
+//! machine: `pages_max = (pause_max - fixed) / page`.
 
 use std::time::Duration;
 
-/// Measurements before the first pause: of the order of any machine's.
+/// Values before the first measurement, of the order of any machine's.
 const FIXED_NS: u64 = 250_000;
 const PAGE_NS: u64 = 400;
-/// The share of a new measurement: one in so many.
+/// A new measurement counts for one part in this many.
 const SHARE: u64 = 16;
 /// Fewer pages say nothing about what one costs.
 const PAGES_TO_JUDGE: usize = 64;
-/// A budget is never less: a guest whose every page faults in every epoch gets nowhere.
+/// The smallest budget: a guest whose every page faults in every epoch gets nowhere.
 const PAGES_MIN: usize = 256;
 
 /// The pause budget. Call [`handle_pause`](Self::handle_pause) after each pause.
@@ -28,9 +28,9 @@ impl PauseBudget {
         Self { pause_max_ns: nanos(pause_max), fixed_ns: FIXED_NS, page_ns: PAGE_NS }
     }
 
-    /// A pause copied `pages` pages in `copy`, and took `fixed` besides.
+    /// Notes that a pause copied `pages` pages in `copy`, and took `fixed` besides.
     pub fn handle_pause(&mut self, pages: usize, copy: Duration, fixed: Duration) {
-        // One that was preempted tells of the machine's other work, not of its own.
+        // A pause that was preempted measures the machine's other work.
         let fixed = nanos(fixed).min(self.fixed_ns * 4);
         self.fixed_ns = blend(self.fixed_ns, fixed);
         if pages >= PAGES_TO_JUDGE {
@@ -55,7 +55,7 @@ fn nanos(span: Duration) -> u64 {
     u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Rounded up, so that it can reach what it follows.
+/// Rounds up, so that the mean can reach the value that it follows.
 fn blend(old: u64, new: u64) -> u64 {
     (old * (SHARE - 1) + new).div_ceil(SHARE)
 }

@@ -4,10 +4,10 @@
 //! u64 bitmap of the changed 64-byte lines │ a u8 per changed line: its changed words │ the new words
 //! ```
 //!
-//! A delta holds new values, not differences, so applying one twice does no harm; on the wrong base it would,
-//! which is why the receiver takes one only for a page that it got whole in the same session.
+//! A delta holds new values, not differences, so to apply one twice does no harm. On the wrong base it would do harm, which
+//! is why the receiver takes a delta only for a page that it got whole in the same session.
 //!
-//! Written by [`walk`](super::walk); read here, from whoever may have written it.
+//! [`walk`](super::walk) writes deltas. They are read here, whoever may have written them.
 
 use super::PAGE_SIZE;
 
@@ -43,7 +43,7 @@ pub struct Delta<'a> {
     words: &'a [u8],
 }
 
-/// Bytes that are no delta: a length does not fit, or it says a line changed and names no word of it.
+/// The bytes are not a delta: a length does not fit, or a line is said to have changed and none of its words is named.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DeltaError;
 

@@ -25,7 +25,7 @@ impl DirtyBook {
         Self { owed: PageSet::new(ram_pages), on_the_way: VecDeque::new(), spare: Vec::new() }
     }
 
-    /// Pages that the dirty log or a device reported.
+    /// Books the pages that the dirty log or a device reported.
     pub fn owe(&mut self, harvest: &PageSet) {
         self.owed.union(harvest);
     }
@@ -34,8 +34,8 @@ impl DirtyBook {
         &self.owed
     }
 
-    /// For live pre-copy: the pages owed, which the caller copies and sends; they are owed no longer, and owed
-    /// anew when they are dirtied again. The log was cleared *before* these copies are made.
+    /// Moves the owed pages into `taken`, for live pre-copy; the caller copies and sends them. They are owed no longer, and
+    /// are owed anew when they are dirtied again. The log must be cleared *before* these copies are made.
     pub fn take_for_sync(&mut self, taken: &mut PageSet) {
         taken.clear();
         std::mem::swap(taken, &mut self.owed);
@@ -49,14 +49,14 @@ impl DirtyBook {
         &self.on_the_way.back().expect("just pushed").1
     }
 
-    /// The checkpoints up to `epoch` are committed.
+    /// Notes that the checkpoints up to `epoch` are committed.
     pub fn commit(&mut self, epoch: Epoch) {
         while self.on_the_way.front().is_some_and(|(first, _)| *first <= epoch) {
             self.spare.extend(self.on_the_way.pop_front().map(|(_, pages)| emptied(pages)));
         }
     }
 
-    /// The session is lost: what was on its way is owed again.
+    /// Notes that the session is lost: what was on its way is owed again.
     pub fn put_back(&mut self) {
         for (_, pages) in self.on_the_way.drain(..) {
             self.owed.union(&pages);
@@ -64,14 +64,14 @@ impl DirtyBook {
         }
     }
 
-    /// A session that begins with a full sync: every page is owed.
+    /// Notes that a session begins with a full sync: every page is owed.
     pub fn owe_everything(&mut self) {
         self.put_back();
         self.owed.insert_all();
     }
 }
 
-/// Emptied here rather than in the pause that uses it next.
+/// Empties the set here rather than in the pause that uses it next.
 fn emptied(mut pages: PageSet) -> PageSet {
     pages.clear();
     pages

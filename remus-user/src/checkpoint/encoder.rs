@@ -14,16 +14,16 @@ use super::{
 /// [`next_batch`](Encoded::next_batch) until there is none, then [`verdicts`](Self::verdicts). What `next_batch`
 /// yields must be sent in that order, or the session dropped: the encoder takes it as sent.
 ///
-/// Buffers are used again; a batch refers to staging for its raw pages.
+/// Buffers are reused; a batch refers to staging for its raw pages.
 pub struct Encoder {
     shadow: Shadow,
     comparer: Comparer,
-    /// Head and records of the batch in the making.
+    /// The head and the records of the batch that is being made.
     records: Vec<u8>,
-    /// Its deltas, as far as `deltas_len`, and room behind any batch to walk one more page.
+    /// The batch's deltas, as far as `deltas_len`, and room behind any batch to walk one more page.
     deltas: Box<[u8]>,
     deltas_len: usize,
-    /// Places in staging of its raw pages.
+    /// The positions in staging of the batch's raw pages.
     raws: Vec<usize>,
     verdicts: Vec<Verdict>,
     packer: Packer,
@@ -33,14 +33,14 @@ pub struct Encoder {
 /// How pages are made small.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EncoderSettings {
-    /// Most copies of pages as last sent. A page without one is sent whole.
+    /// The most copies of pages as they were last sent. A page without a copy is sent whole.
     pub copies: u32,
-    /// Of whole batches, for a slow link.
+    /// Compression of whole batches, for a slow link.
     pub compression: Compression,
 }
 
-/// 256 MiB: more than an epoch of 25 ms can carry, since to copy as much takes a pause as long, so that what is
-/// written in every epoch always has its copy; and no more than a small part of what a VM of that kind has.
+/// 256 MiB. That is more than an epoch of 25 ms can carry, since to copy as much takes a pause as long; so pages that are
+/// written in every epoch always have their copy. And it is no more than a small part of what such a VM has.
 pub const COPIES_DEFAULT: u32 = 1 << 16;
 
 impl Default for EncoderSettings {
@@ -53,8 +53,7 @@ impl Default for EncoderSettings {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Verdict {
     pub page: Page,
-    /// It was seen to differ from what was last sent. A page that there was no copy of is sent, but nothing is known
-    /// against its being quiet.
+    /// Whether the page was seen to differ from what was last sent. A page without a copy is sent, but may be quiet.
     pub changed: bool,
 }
 
@@ -82,7 +81,7 @@ pub struct OutBatch<'a> {
     deltas: &'a [u8],
     raws: &'a [usize],
     staging: &'a Staging,
-    /// All of it in fewer bytes, where that is wanted and possible.
+    /// The whole batch in fewer bytes, where that is wanted and possible.
     packed: Option<&'a [u8]>,
 }
 
@@ -101,7 +100,7 @@ impl Encoder {
         }
     }
 
-    /// Forgets what was sent: the backup of a new session has nothing, and that of a guest that was reset something
+    /// Forgets what was sent: the backup of a new session has nothing, and that of a guest that was reset has something
     /// else.
     pub fn forget(&mut self) {
         self.shadow.clear();
@@ -122,7 +121,7 @@ impl Encoder {
         self.totals
     }
 
-    /// Compares a page with what the backup has of it; whether it is known to have changed, and how to send it.
+    /// Compares a page with what the backup has of it. Returns whether the page is known to have changed, and how to send it.
     fn compare(&mut self, page: Page, bytes: &[u8; PAGE_SIZE]) -> (bool, Difference) {
         let room = self.deltas[self.deltas_len..].first_chunk_mut().expect("room behind any batch");
         match self.shadow.known(page) {
@@ -148,7 +147,7 @@ impl Encoder {
         }
     }
 
-    /// Adds a page to the batch in the making, unless it is unchanged.
+    /// Adds a page to the batch that is being made, unless the page is unchanged.
     fn add(&mut self, at: usize, page: Page, bytes: &[u8; PAGE_SIZE]) {
         let (changed, difference) = self.compare(page, bytes);
         self.verdicts.push(Verdict { page, changed });

@@ -5,14 +5,14 @@
 //! The comparer says of each copy whether it changed. A page unchanged in K epochs running *cools*: it is
 //! protected again, in a pause, after it was copied there and before anything resumes.
 //!
-//! Of a page that the comparer has no copy of it says nothing, and that counts as quiet too. A page that *is* busy then
-//! pays a fault every K epochs, no more than K copies cost; while a page that is quiet would otherwise be copied, and
-//! sent whole, for ever.
+//! The comparer says nothing of a page without a copy, and that counts as quiet too. A page that *is* busy then pays a fault
+//! every K epochs, which is no more than K copies cost; while a page that is quiet would otherwise be copied, and sent whole,
+//! for ever.
 //!
-//! - K is ski rental: keep paying for copies until they have cost as much as the fault that protecting would
-//!   cost, then protect. It comes from one fault that was measured.
-//! - A loop over more pages than it writes in K epochs pays for both. It is found out by its pages, which come back soon
-//!   after they cooled: then K is doubled; it goes back when they stay away.
+//! - K is ski rental: keep paying for copies until they have cost as much as the fault that protection would cost, then
+//!   protect. K comes from one fault that was measured.
+//! - A loop over more pages than it writes in K epochs pays for both. Its pages give it away: they come back soon after they
+//!   cooled. Then K is doubled, and goes back when they stay away.
 //! - The set is bounded by what a pause may copy. Beyond that the quietest pages cool whatever K says, and the guest
 //!   pays for faults with its own time: it is paced. A page that was reported is copied in any case.
 
@@ -22,11 +22,11 @@ use super::{Page, PageSet, encoder::Verdict};
 
 /// K where a fault costs about 40 copies, as under KVM-PVM.
 pub const QUIET_EPOCHS_DEFAULT: u8 = 40;
-/// K is never more: its counter has 8 bits.
+/// The largest K, since its counter has 8 bits.
 const QUIET_EPOCHS_MAX: u8 = 250;
 /// Epochs over which pages that come back are counted.
 const WINDOW: u32 = 64;
-/// Fewer pages that come back in a window are no loop.
+/// If fewer pages than this come back in a window, there is no loop.
 const BACK_MIN: u32 = 64;
 
 /// For how many epochs each page was reported and not seen to have changed.
@@ -43,7 +43,7 @@ pub struct HotSet {
     window: Window,
 }
 
-/// What happened in some epochs, to judge K by.
+/// What happened in some epochs, by which K is judged.
 #[derive(Clone, Copy, Debug, Default)]
 struct Window {
     epochs: u32,
@@ -56,7 +56,7 @@ struct Window {
 }
 
 impl HotSet {
-    /// `cool_after` is K; at least 1.
+    /// Makes an empty set. `cool_after` is K, and at least 1.
     pub fn new(ram_pages: u32, cool_after: u8) -> Self {
         let cool_after = cool_after.clamp(1, QUIET_EPOCHS_MAX);
         Self {
@@ -68,7 +68,7 @@ impl HotSet {
         }
     }
 
-    /// K from one measured write-protect fault and the cost of copying and comparing one page.
+    /// Computes K from one measured write-protect fault and the cost of copying and comparing one page.
     pub fn cool_after(fault: Duration, copy: Duration) -> u8 {
         let ratio = fault.as_nanos().div_ceil(copy.as_nanos().max(1));
         u8::try_from(ratio.clamp(1, QUIET_EPOCHS_MAX.into())).expect("clamped")
@@ -86,9 +86,9 @@ impl HotSet {
         }
     }
 
-    /// Puts into `cool` the pages to protect now: of those reported *and copied* in this pause, the ones that were
-    /// long quiet, and of the rest the quietest, as many as are more than `pages_max`. `cool` is emptied first. Says
-    /// how many pages stay writable.
+    /// Puts into `cool` the pages to protect now: of those reported *and copied* in this pause, the ones that were long
+    /// quiet, and of the rest the quietest, as many as exceed `pages_max`. `cool` is emptied first. Returns the number of
+    /// pages that stay writable.
     pub fn poll_cool(&mut self, copied: &PageSet, cool: &mut PageSet, pages_max: usize) -> usize {
         cool.clear();
         let mut staying = 0;
@@ -117,7 +117,7 @@ impl HotSet {
         staying
     }
 
-    /// Forgets everything: a new session knows of no page what it was.
+    /// Forgets everything, since a new session knows nothing of any page.
     pub fn clear(&mut self) {
         self.quiet.fill(0);
         self.cooled.iter_mut().for_each(PageSet::clear);
@@ -125,8 +125,8 @@ impl HotSet {
         self.window = Window::default();
     }
 
-    /// Adds the `excess` quietest of the pages that were copied and have not cooled. Among equals those at the bottom of
-    /// RAM, and so, epoch after epoch, the same: the others stay as they are.
+    /// Adds the `excess` quietest of the pages that were copied and have not cooled. Among equals it adds those at the bottom
+    /// of RAM, and so the same ones epoch after epoch, while the others stay as they are.
     fn cool_quietest(&self, copied: &PageSet, cool: &mut PageSet, mut excess: usize) {
         let mut by_quiet = [0usize; 256];
         let quiet = |page: Page| usize::from(self.quiet[page.0 as usize]);

@@ -1,7 +1,7 @@
-//! What the memory cgroups of this process, and those above them, leave to it: versions 1 and 2.
+//! How much memory the cgroups of this process, and those above them, leave to it: versions 1 and 2.
 //!
-//! The kernel ends a process whose cgroup is at its limit, however much memory the host has. A guest's RAM is touched whole
-//! when it is made, so that would be at once.
+//! The kernel ends a process whose cgroup is at its limit, however much memory the host has. All of a guest's RAM is
+//! touched when it is made, so the kernel would end this process at once.
 
 use std::fs;
 
@@ -16,11 +16,11 @@ pub(super) struct Limit {
     pub(super) of: String,
 }
 
-/// How a hierarchy says what is used and allowed.
+/// The files in which a hierarchy says what is used and allowed.
 struct Files {
     limits: &'static [&'static str],
     usage: &'static str,
-    /// Lines of `memory.stat` with memory that the kernel takes back before it ends anybody.
+    /// Lines of `memory.stat` with memory that the kernel reclaims before it ends a process.
     reclaimable: &'static [&'static str],
 }
 
@@ -30,7 +30,7 @@ const V1: Files = Files {
     reclaimable: &["total_inactive_file", "total_active_file"],
 };
 
-/// Above `memory.high` nothing is ended, but everything stands still.
+/// Above `memory.high` the kernel ends no process, but throttles them to a standstill.
 const V2: Files = Files {
     limits: &["memory.max", "memory.high"],
     usage: "memory.current",
@@ -57,7 +57,7 @@ fn membership(line: &str) -> Option<(Vec<&str>, &str)> {
     let mut fields = line.splitn(3, ':');
     let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
     let controllers: Vec<_> = controllers.split(',').filter(|name| !name.is_empty()).collect();
-    // Outside of this cgroup namespace it cannot be looked at.
+    // A path outside of this cgroup namespace cannot be read.
     let is_within = path.starts_with('/') && !path.split('/').any(|part| part == "..");
     (is_within && (controllers.is_empty() || controllers.contains(&"memory")))
         .then_some((controllers, path))
@@ -118,7 +118,7 @@ mod tests {
         assert_eq!(reclaimable(stat, V2.reclaimable), 7);
         assert_eq!(left(1000, 400, 120), 720);
         assert_eq!(left(1000, 4000, 120), 0);
-        // What version 1 says where there is no limit.
+        // Version 1 says this where there is no limit.
         assert!(left(9_223_372_036_854_771_712, 400, 0) > 1 << 60);
         assert_eq!("max".parse::<u64>().ok(), None, "and version 2");
     }

@@ -1,4 +1,4 @@
-//! The file that what the guest says goes into: `console.log`.
+//! The file that takes what the guest says on its console: `console.log`.
 
 use std::{
     ffi::CString,
@@ -16,16 +16,16 @@ use anyhow::{Context, Result, bail};
 use super::Check;
 use crate::config::Config;
 
-/// An open must not wait for a FIFO's reader or a serial line's carrier, and must not make a terminal this process's.
+/// An open must not wait for a FIFO's reader or a serial line's carrier, and must not give this process a terminal.
 const FLAGS: i32 = libc::O_NONBLOCK | libc::O_NOCTTY;
-/// Links that lead from one to the next before they count as a circle.
+/// A chain of more links than this counts as a circle.
 const LINKS_MAX: usize = 16;
 
 /// Checks that the guest's words can be appended to the file that the config names.
 pub(super) fn log(config: &Config) -> Option<Check> {
     const NAME: &str = "console";
-    const REMEDY: &str = "name a file that this user may write: log = \"/var/log/remus/demo.console\"; or leave it out: \
-                          what the guest says then goes to the log";
+    const REMEDY: &str = "name a file that this user may write: log = \"/var/log/remus/demo.console\"; or leave the key \
+                          out: what the guest says then goes to the log";
     let path = config.console.log.as_deref()?;
     Some(match look_at(path).and_then(|()| is_of_no_other_use(path, config)) {
         Ok(()) => Check::ok(NAME, path.display().to_string()),
@@ -33,10 +33,10 @@ pub(super) fn log(config: &Config) -> Option<Check> {
     })
 }
 
-/// Opens the file, which is made if it is not there. Never waits.
+/// Opens the file, and makes it if it is missing. Never waits.
 ///
 /// # Errors
-/// When it is nothing that can be appended to, or the file system refuses.
+/// When the file cannot be appended to, or the file system refuses.
 pub(crate) fn open(path: &Path) -> Result<File> {
     let open = || -> Result<File> {
         if let Ok(found) = fs::metadata(path) {
@@ -44,7 +44,7 @@ pub(crate) fn open(path: &Path) -> Result<File> {
         }
         let mut options = OpenOptions::new();
         let file = options.append(true).create(true).mode(0o600).custom_flags(FLAGS).open(path)?;
-        // Another may have come to lie there meanwhile.
+        // Another file may have taken its place meanwhile.
         can_be_appended_to(file.metadata()?.file_type())?;
         Ok(file)
     };
@@ -56,7 +56,7 @@ fn look_at(path: &Path) -> Result<()> {
     let look = || match fs::metadata(path) {
         Ok(found) => {
             can_be_appended_to(found.file_type())?;
-            // Opening a device may do something; whether it can be opened is seen when the VM starts.
+            // Opening a device may have an effect, so whether it can be opened is seen when the VM starts.
             if found.is_file() {
                 OpenOptions::new().append(true).custom_flags(FLAGS).open(path)?;
             }
@@ -69,14 +69,14 @@ fn look_at(path: &Path) -> Result<()> {
 }
 
 /// # Errors
-/// When it is something else than a file or a character device.
+/// When it is neither a file nor a character device.
 fn can_be_appended_to(kind: FileType) -> Result<()> {
     if kind.is_dir() {
         bail!("it is a directory");
     }
     if kind.is_fifo() {
         bail!(
-            "it is a FIFO, and what is said while nobody reads it would be lost (a file can be followed: tail -F)"
+            "it is a FIFO, which loses what the guest says while nobody reads (a file can be followed: tail -F)"
         );
     }
     if kind.is_socket() {
@@ -88,7 +88,7 @@ fn can_be_appended_to(kind: FileType) -> Result<()> {
     Ok(())
 }
 
-/// Follows links that lead to nothing, as the making of the file will.
+/// Follows links that lead to nothing, as the call that makes the file will.
 fn end_of_links(path: &Path) -> PathBuf {
     let mut at = path.to_owned();
     for _ in 0..LINKS_MAX {
@@ -118,7 +118,7 @@ fn can_be_made(path: &Path) -> Result<()> {
 }
 
 /// # Errors
-/// When it is a file that the VM is made of.
+/// When it is one of the files that the VM is made of.
 fn is_of_no_other_use(path: &Path, config: &Config) -> Result<()> {
     let identity = |path: &Path| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
     let Some(this) = identity(path) else { return Ok(()) };
@@ -128,7 +128,7 @@ fn is_of_no_other_use(path: &Path, config: &Config) -> Result<()> {
     let disks = config.disks.iter().map(|disk| ("a [[disk]]", disk.path.as_path()));
     for (key, file) in files.chain(disks) {
         if identity(file) == Some(this) {
-            bail!("{} is also {key}, which it would write to", path.display());
+            bail!("{} is also {key}: the console would overwrite that file", path.display());
         }
     }
     Ok(())

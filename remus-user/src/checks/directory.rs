@@ -1,4 +1,4 @@
-//! The directories that a VM is kept in, what is found there of it, and the directory of disks.
+//! The directories of a VM, what is found there of the VM, and the directory of disks.
 
 use std::{
     fs::{self, Metadata},
@@ -18,12 +18,12 @@ use crate::{
     store::{self, Names, Store},
 };
 
-/// What records of VMs need, with room for the old one beside the new one.
+/// The space that the records of VMs need, with room for an old record beside the new one.
 const STATE_BYTES_MIN: u64 = 64 << 10;
 
 /// Checks the run directory, which has sockets and pins.
 pub(super) fn run_dir(path: &Path) -> Check {
-    // A link in its place is not followed by who claims a VM's directory in it.
+    // A process that claims a VM's directory in it does not follow a link in its place.
     let check = place("run directory", "run_dir", path, |path| fs::symlink_metadata(path));
     check.unwrap_or_else(|refused| refused)
 }
@@ -40,13 +40,13 @@ pub(super) fn state_dir(path: &Path) -> Check {
         Ok(free) if free < STATE_BYTES_MIN => Check::refused(
             NAME,
             format!("the file system of {} has {free} bytes left", existing.display()),
-            "free some: who spoke last for a VM could not be written down",
+            "free some space: without it, the record of which host spoke last for a VM cannot be written",
         ),
         Ok(_) => check,
         Err(e) => Check::warning(
             NAME,
-            format!("{} cannot be asked for free space: {e}", existing.display()),
-            "see that there is some",
+            format!("the free space of {} is unknown: {e}", existing.display()),
+            "make sure that there is some",
         ),
     }
 }
@@ -80,7 +80,7 @@ fn place(
     if let Err(e) = may_write(existing) {
         return Err(Check::refused(
             name,
-            format!("{} cannot be written to: {e}", shown),
+            format!("{shown} cannot be written to: {e}"),
             format!("run as root, mount it read-write, or {other}"),
         ));
     }
@@ -90,7 +90,7 @@ fn place(
     ))
 }
 
-/// `path`, or the nearest above it that is there; a link that leads nowhere is.
+/// Returns `path`, or the nearest directory above it that exists; a link that leads nowhere exists.
 fn existing(path: &Path) -> &Path {
     path.ancestors().find(|p| fs::symlink_metadata(p).is_ok()).unwrap_or(Path::new("/"))
 }
@@ -118,7 +118,7 @@ fn instance_of_vm(config: &Config) -> Check {
         Ok(Holder::Nobody) => Check::ok(NAME, format!("{name} does not run here")),
         Ok(Holder::Process(pid)) => {
             let by = pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
-            let remedy = "stop that one first, or give this one another name or run_dir";
+            let remedy = "stop that process first, or give this VM another name or run_dir";
             Check::refused(NAME, format!("{name} already runs here{by}"), remedy)
         }
         Err(e) => {
@@ -130,8 +130,8 @@ fn instance_of_vm(config: &Config) -> Check {
 fn record(config: &Config) -> Check {
     const NAME: &str = "record";
     match permitted_term(config) {
-        Ok(Some(term)) => Check::ok(NAME, format!("it starts in term {term}")),
-        Ok(None) => Check::ok(NAME, "none: this host has not heard of it"),
+        Ok(Some(term)) => Check::ok(NAME, format!("the VM starts in term {term}")),
+        Ok(None) => Check::ok(NAME, "none: this host has not heard of the VM"),
         Err(e) => {
             let path = config.state_dir.join(format!("{}.json", config.name));
             Check::refused(NAME, format!("{e:#}"), format!("the record is {}", path.display()))
@@ -150,9 +150,12 @@ pub(super) fn instance(state_dir: &Path) -> Check {
         Ok(instance) => Check::ok(NAME, format!("{instance}")),
         Err(_) => Check::refused(
             NAME,
-            format!("{} is damaged: primaries know this host by the number in it", file.display()),
-            "remove it: this host gets a new number. A primary that was protected by it takes it for another backup then, and \
-             must be restarted",
+            format!(
+                "{} is damaged: primaries know this host by the number in that file",
+                file.display()
+            ),
+            "remove the file: this host gets a new number. A primary that was protected by this host then takes it for \
+             another backup, and must be restarted",
         ),
     }
 }
@@ -171,7 +174,7 @@ pub(super) fn disks(directory: &Path) -> Check {
         Err(e) => Check::refused(
             NAME,
             format!("{shown}: {e}"),
-            "name a directory that is there: --disks DIR",
+            "name a directory that exists: --disks DIR",
         ),
     }
 }
@@ -196,7 +199,7 @@ fn free(directory: &Path) -> io::Result<u64> {
     if unsafe { libc::statvfs(path.as_ptr(), &raw mut about) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // A file system without a table of files says 0 of 0.
+    // A file system without a table of files reports 0 of 0.
     let no_files = about.f_files > 0 && about.f_favail == 0;
     Ok(if no_files { 0 } else { about.f_bavail.saturating_mul(about.f_frsize) })
 }
@@ -232,7 +235,7 @@ mod tests {
             for mode in [0o777, 0o770, 0o707, 0o1777] {
                 fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
                 let shared = check(&path);
-                assert!(refusal(&shared).ends_with("d may be written by others"), "{mode:o}");
+                assert!(refusal(&shared).ends_with("d is writable by others"), "{mode:o}");
                 assert!(shared.remedy.starts_with("chmod go-w "));
             }
             fs::remove_dir(&path).unwrap();
@@ -240,7 +243,7 @@ mod tests {
             assert_eq!(check(&path).outcome, Outcome::Refused, "a link that leads nowhere");
             fs::remove_file(&path).unwrap();
         }
-        // Records may be kept behind a link, sockets may not.
+        // Records may lie behind a link, sockets may not.
         symlink(folder.path(), &path).unwrap();
         assert_eq!(state_dir(&path).outcome, Outcome::Ok);
         assert_eq!(run_dir(&path).outcome, Outcome::Refused);

@@ -1,9 +1,9 @@
-//! Which engines the gate can have here.
+//! Which engines of the gate work on this host.
 
 use super::Check;
 use crate::gate::{Engine, queue_support};
 
-/// `wanted` is the engine of the config, where there is one.
+/// Checks which engines work here. `wanted` is the engine of the config, where there is a config.
 pub(super) fn check(wanted: Option<Engine>) -> Check {
     const NAME: &str = "engines";
     match (queue_support(), wanted) {
@@ -12,15 +12,17 @@ pub(super) fn check(wanted: Option<Engine>) -> Check {
             let safe = if support.owned_tables {
                 ""
             } else {
-                ", whose rules a flush of nf_tables would take out"
+                ", whose rules a flush of nf_tables would remove"
             };
             Check::ok(NAME, format!("bpf, and nfqueue by {by}{safe}"))
         }
         (Err(e), Some(Engine::NfQueue)) => Check::refused(
             NAME,
-            format!("nfqueue cannot work here: {e:#}"),
-            "use gate.engine = \"bpf\", or a kernel and rules that allow it",
+            format!("nfqueue does not work here: {e:#}"),
+            "use gate.engine = \"bpf\", or a kernel and rules that allow nfqueue",
         ),
-        (Err(e), Some(Engine::Bpf) | None) => Check::ok(NAME, format!("bpf; not nfqueue: {e:#}")),
+        (Err(e), Some(Engine::Bpf) | None) => {
+            Check::ok(NAME, format!("bpf, but not nfqueue: {e:#}"))
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! What the guest begins with: its kernel, its initial RAM disk, its disks.
+//! The files that the guest begins with: its kernel, its initial RAM disk, its disks.
 
 use std::{io, path::Path};
 
@@ -16,9 +16,10 @@ pub(super) fn software(wanted: &config::Machine) -> Check {
         Ok(Found::Bare { knows_the_magic: false }) => Check::warning(
             NAME,
             format!(
-                "{kernel} has no entry point for PVH and does not look as if it was made for this machine"
+                "{kernel} has no PVH entry point and does not look as if it was made for this machine"
             ),
-            "if it was not, it crashes at once: give machine.kernel a bzImage or a vmlinux with CONFIG_PVH",
+            "a kernel that was not made for this machine crashes at once: name a bzImage in machine.kernel, or a vmlinux \
+             with CONFIG_PVH",
         ),
         Ok(Found::BzImage | Found::Pvh | Found::Bare { knows_the_magic: true }) => {
             Check::ok(NAME, format!("{kernel}"))
@@ -30,25 +31,26 @@ pub(super) fn software(wanted: &config::Machine) -> Check {
 fn remedy(error: &anyhow::Error) -> &'static str {
     match error.root_cause().downcast_ref::<io::Error>().map(io::Error::kind) {
         Some(io::ErrorKind::NotFound) => {
-            "machine.kernel and machine.initrd name files; a relative path is taken from the config's directory"
+            "correct machine.kernel or machine.initrd; a relative path counts from the config's directory"
         }
         Some(io::ErrorKind::PermissionDenied) => {
             "allow this user to read the files that machine.kernel and machine.initrd name"
         }
-        Some(_) | None => "change machine.kernel, machine.initrd or machine.memory_mib accordingly",
+        Some(_) | None => "change machine.kernel, machine.initrd or machine.memory_mib",
     }
 }
 
 /// Checks a disk that the guest reads.
 pub(super) fn disk(path: &Path) -> Check {
     const NAME: &str = "disk";
-    let remedy = "[[disk]] path names a raw image or a block device of whole sectors of 512 bytes, readable by this user";
+    let remedy = "in [[disk]], path must name a raw image or a block device of whole sectors of 512 bytes that this user \
+                  may read";
     match DiskShape::of(path, "", true) {
         Ok(shape) => match compressed_by(path) {
             Some(by) => Check::warning(
                 NAME,
                 format!("{} begins like a file compressed by {by}", shape.path),
-                "the guest gets its bytes as they are: unpack it first, unless the guest does that",
+                "the guest gets the file's bytes as they are: unpack the file first, unless the guest does that",
             ),
             None => Check::ok(NAME, format!("{}: {} bytes", shape.path, shape.bytes)),
         },

@@ -1,4 +1,4 @@
-//! The host apart from KVM, its memory and its links: privileges, kernel, CPUs, clock.
+//! The host, without KVM, its memory and its links: privileges, kernel, CPUs, clock.
 
 use std::{
     fs::{self, File},
@@ -9,7 +9,7 @@ use std::{
 use super::Check;
 use crate::{config::Placement, gate::HookKind};
 
-/// Capabilities that the gate and the tap take, by bit number.
+/// Capabilities that the gate and the tap need, by bit number.
 const CAPABILITIES: &[(u32, &str, &str)] = &[
     (12, "CAP_NET_ADMIN", "to make the tap and attach the gate"),
     (21, "CAP_SYS_ADMIN", "to mount the gate's bpffs"),
@@ -21,7 +21,7 @@ pub(super) fn capabilities() -> Check {
     let Some(effective) = own_capabilities() else {
         return Check::refused(NAME, "/proc/self/status has no CapEff", "mount /proc");
     };
-    // Before 5.8 there was no CAP_BPF; CAP_SYS_ADMIN has always covered it.
+    // Before 5.8 there was no CAP_BPF; CAP_SYS_ADMIN has always implied it.
     let has = |bit: u32| effective >> bit & 1 != 0;
     let missing: Vec<_> = CAPABILITIES
         .iter()
@@ -34,7 +34,7 @@ pub(super) fn capabilities() -> Check {
     Check::refused(
         NAME,
         format!("missing: {}", missing.join(", ")),
-        "run it as root (sudo), or from the systemd unit, which grants exactly these",
+        "run remus as root (sudo), or from the systemd unit, which grants exactly these capabilities",
     )
 }
 
@@ -47,9 +47,9 @@ pub(super) fn overhearing() -> Check {
         Some(effective) if effective >> CAP_NET_RAW & 1 != 0 => Check::ok(NAME, "CAP_NET_RAW"),
         Some(_) | None => Check::warning(
             NAME,
-            "CAP_NET_RAW is missing: what clients send between the death of a host and the takeover is lost, and comes again \
-             when their timers say so",
-            "run it as root (sudo), or from the systemd unit, which grants it",
+            "CAP_NET_RAW is missing: what clients send between the death of a host and the takeover is lost until they \
+             send it again",
+            "run remus as root (sudo), or from the systemd unit, which grants this capability",
         ),
     }
 }
@@ -72,18 +72,16 @@ pub(super) fn kernel_version() -> Check {
             let how = match HookKind::of_this_kernel() {
                 Ok(HookKind::Tcx) => "the gate attaches by TCX".to_owned(),
                 Ok(HookKind::Clsact) => "the gate attaches by clsact (TCX needs 6.6)".to_owned(),
-                Err(e) => format!("whether it has TCX cannot be asked ({e})"),
+                Err(e) => format!("whether this kernel has TCX is unknown ({e})"),
             };
             Check::ok(NAME, format!("{release}: {how}"))
         }
         Some(_) => Check::refused(
             NAME,
-            format!("{release} is older than what the gate was tried on"),
+            format!("{release} is older than any kernel that the gate was tested on"),
             "use Linux 6.1 or later",
         ),
-        None => {
-            Check::warning(NAME, format!("cannot read a version in {release:?}"), "mount /proc")
-        }
+        None => Check::warning(NAME, format!("{release:?} is not a kernel version"), "mount /proc"),
     }
 }
 
@@ -98,7 +96,7 @@ pub(super) fn btf() -> Check {
     if Path::new(PATH).exists() {
         return Check::ok(NAME, PATH);
     }
-    let remedy = "use a kernel with CONFIG_DEBUG_INFO_BTF=y (every large distribution's has it), and mount /sys";
+    let remedy = "use a kernel with CONFIG_DEBUG_INFO_BTF=y (the large distributions have one), and mount /sys";
     Check::refused(NAME, format!("{PATH} is not there"), remedy)
 }
 
@@ -127,10 +125,8 @@ pub(super) fn clocksource() -> Check {
         "" => Check::warning(NAME, format!("cannot read {path}"), "mount /sys"),
         slow => Check::warning(
             NAME,
-            format!(
-                "{slow}: reading the time takes a call of the kernel, and guests have no kvmclock"
-            ),
-            "find in the kernel log why tsc was given up",
+            format!("{slow}: to read the time takes a system call, and guests have no kvmclock"),
+            "look into the kernel log for why tsc was given up",
         ),
     }
 }
@@ -160,7 +156,7 @@ pub(super) fn placement(placement: &Placement) -> Check {
     }
     if placement.vcpu_cpus.iter().any(|cpu| placement.io_cpus.contains(cpu)) {
         let remedy =
-            "give the vCPUs a CPU of their own, or every checkpoint is copied on the guest's time";
+            "give the vCPUs a CPU of their own, or every checkpoint is copied in the guest's time";
         return Check::warning(NAME, "a CPU runs both a vCPU and the rest", remedy);
     }
     Check::ok(NAME, format!("CPUs {list} are allowed"))

@@ -1,4 +1,4 @@
-//! /dev/kvm: there, ours to open, and able to do what checkpoints take.
+//! /dev/kvm must be there, ours to open, and able to do what checkpoints need.
 
 use super::Check;
 use crate::machine;
@@ -15,7 +15,7 @@ pub(super) fn checks() -> Vec<Check> {
         Check::refused(
             "kvm capabilities",
             format!("missing: {}", host.missing.join(", ")),
-            "update this host's kernel (5.17 or later), or its hypervisor when it is a VM itself",
+            "update this host's kernel (5.17 or later), or the hypervisor if this host is a VM",
         )
     };
     vec![kvm, capabilities]
@@ -26,10 +26,10 @@ pub(super) fn vcpus(wanted: u32) -> Option<Check> {
     const NAME: &str = "vcpus";
     let most = machine::vcpus_max()?;
     Some(if wanted > most {
-        let remedy = format!("let machine.vcpus be {most} or less");
+        let remedy = format!("set machine.vcpus to {most} or less");
         Check::refused(
             NAME,
-            format!("{wanted} are wanted, this host's KVM gives a VM {most}"),
+            format!("the VM wants {wanted} vCPUs, and this host's KVM gives a VM at most {most}"),
             remedy,
         )
     } else {

@@ -1,5 +1,5 @@
-//! Whether a VM's memory is really there: what the host has available, what this process's cgroups and limits leave to it,
-//! and the pool of huge pages. One question for both roles, asked when a guest is to be made.
+//! Whether there is memory for a VM: what the host has available, what this process's cgroups and limits leave to it, and
+//! the pool of huge pages. Both roles ask the same question, when a guest is to be made.
 
 use std::fs;
 
@@ -10,10 +10,10 @@ use super::{
 use crate::os::{kib, meminfo};
 
 const MIB: u64 = 1 << 20;
-/// What a VM takes apart from its RAM and its gate: what is staged, slots, threads.
+/// What a VM takes besides its RAM and its gate: staging, slots, threads.
 const BESIDE_MIB: u64 = 64;
 
-/// What a VM asks for.
+/// What a VM needs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Needs {
     pub(crate) ram_mib: u32,
@@ -21,12 +21,12 @@ pub(crate) struct Needs {
     pub(crate) buffer_mib: u32,
 }
 
-/// What there is.
+/// The memory that there is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Room {
     /// The tightest limit.
     tightest: Limit,
-    /// Bytes that are free in the pool of pages of 2 MiB, from which RAM comes where it has enough.
+    /// The bytes that are free in the pool of pages of 2 MiB, from which RAM comes if they suffice.
     pool: u64,
 }
 
@@ -63,7 +63,7 @@ fn judge(needs: Needs, room: &Room) -> Check {
         format!("{} MiB of RAM", needs.ram_mib)
     };
     let found = format!(
-        "the VM takes {ram} and {} MiB beside it; {of} leaves {} MiB",
+        "the VM takes {ram} and {} MiB besides; {of} leaves {} MiB",
         needs.beside() / MIB,
         left / MIB
     );
@@ -72,7 +72,7 @@ fn judge(needs: Needs, room: &Room) -> Check {
         return Check::refused(NAME, found, remedy);
     }
     if left < wanted + needs.ram() {
-        let remedy = "checkpoints keep copies, at worst as much again as the guest's RAM: leave room for them";
+        let remedy = "leave room for the copies that checkpoints keep: at worst as much again as the guest's RAM";
         return Check::warning(NAME, found, remedy);
     }
     Check::ok(NAME, found)
@@ -82,9 +82,9 @@ fn judge(needs: Needs, room: &Room) -> Check {
 /// image holds now. The caller asks before it drops that image.
 ///
 /// # Errors
-/// When it cannot; says how much there is, for the primary's operator.
+/// When this host cannot; the error tells the primary's operator how much there is.
 pub(crate) fn admission(needs: Needs, given_back_mib: u32) -> Result<(), String> {
-    // A host that does not say what it has is not refused for that.
+    // A VM is not refused because the host does not say what it has.
     room().map_or(Ok(()), |room| admit(needs, &room, given_back_mib))
 }
 
@@ -92,12 +92,12 @@ fn admit(needs: Needs, room: &Room, given_back_mib: u32) -> Result<(), String> {
     let given_back = u64::from(given_back_mib) * MIB;
     let with = Room { pool: room.pool.saturating_add(given_back), tightest: room.tightest.clone() };
     let left = room.tightest.left.saturating_add(given_back);
-    // What is given back was the pool's, or was not.
+    // What is given back may have come from the pool.
     if room.tightest.left >= needs.of(&with) || left >= needs.of(room) {
         return Ok(());
     }
     Err(format!(
-        "the VM wants {} MiB, this host has {} MiB left for it ({}), of which its checkpoints and its gate take {}",
+        "the VM wants {} MiB, and this host has {} MiB left for it ({}), of which the VM's checkpoints and gate take {}",
         needs.ram_mib,
         left / MIB,
         room.tightest.of,
@@ -105,7 +105,7 @@ fn admit(needs: Needs, room: &Room, given_back_mib: u32) -> Result<(), String> {
     ))
 }
 
-/// Asks for all limits. `None` where the kernel does not say what is available.
+/// Asks for all limits. Returns `None` if the kernel does not say what is available.
 fn room() -> Option<Room> {
     let meminfo = meminfo();
     let available = kib(&meminfo, "MemAvailable:")?;
@@ -184,7 +184,7 @@ mod tests {
         let found = judge(NEEDS, &room(300, 0)).found;
         assert_eq!(
             found,
-            "the VM takes 256 MiB of RAM and 115 MiB beside it; this host leaves 300 MiB"
+            "the VM takes 256 MiB of RAM and 115 MiB besides; this host leaves 300 MiB"
         );
     }
 
@@ -205,8 +205,8 @@ mod tests {
         assert_eq!(admitted(BESIDE + 1, 256, 0), Ok(()));
         assert_eq!(
             admitted(300, 0, 0).unwrap_err(),
-            "the VM wants 256 MiB, this host has 300 MiB left for it (this host), of which its checkpoints and its gate \
-             take 115"
+            "the VM wants 256 MiB, and this host has 300 MiB left for it (this host), of which the VM's checkpoints and \
+             gate take 115"
         );
     }
 }

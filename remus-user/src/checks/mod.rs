@@ -1,10 +1,10 @@
 //! What must hold for a VM to run, to be protected and to be taken over: one list of questions.
 //!
-//! A check is data: what was looked at, how it stands, what to do. [`Outcome::Refused`] stops `run` and
-//! `backup` with exit code 3; [`Outcome::Warning`] is logged and goes on. Nothing here changes the machine.
+//! A check is data: what was looked at, how that stands, what to do. [`Outcome::Refused`] stops `run` and `backup` with
+//! exit code 3; an [`Outcome::Warning`] is logged and stops nothing. No check changes the machine.
 //!
-//! Deliberately absent: whether an existing tap carries our own gate. Only the gate's loader can tell, and it
-//! does so when the tap is adopted.
+//! Deliberately absent: whether an existing tap carries our own gate. Only the gate's loader can tell, when it adopts the
+//! tap.
 
 mod cgroup;
 mod console;
@@ -28,18 +28,18 @@ use crate::{
     gate::{Engine, Release},
 };
 
-/// How a check stands.
+/// The outcome of a check.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     Ok,
-    /// Works, but slower or less safe than it should.
+    /// What was looked at works, but slower or less safely than it should.
     Warning,
-    /// Cannot work.
+    /// What was looked at cannot work.
     Refused,
 }
 
-/// One thing that was looked at.
+/// One thing that was looked at, and its outcome.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Check {
     pub name: &'static str,
@@ -93,7 +93,7 @@ impl Report {
         self.checks.iter().filter(|c| c.outcome == Outcome::Refused)
     }
 
-    /// Logs what is worth knowing though it stops nothing.
+    /// Logs the warnings, which stop nothing.
     pub fn log_warnings(&self) {
         for check in self.checks.iter().filter(|c| c.outcome == Outcome::Warning) {
             tracing::warn!("{}: {}. {}", check.name, check.found, check.remedy);

@@ -1,4 +1,4 @@
-//! The links that a VM needs: a tap whose name is free or was ours, a bridge, an address to listen at.
+//! The network that a VM needs: a tap whose name is free or was ours, a bridge, an address to listen at.
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -44,20 +44,22 @@ fn judge_tap(name: &LinkName, found: Option<Link>, vm: Option<&VmName>) -> Check
     let alias = link.alias.as_deref().unwrap_or("");
     let ours = match vm {
         Some(vm) => alias == tap_alias(vm.as_str()),
-        // A backup knows the VM only later.
+        // A backup learns the VM's name only later.
         None => alias.starts_with(&tap_alias("")),
     };
     match link.kind {
         Kind::Tap { multi_queue: false, .. } if ours => Check::ok(
             NAME,
             format!(
-                "{name} is left from an earlier run; it is taken if its gate is still attached"
+                "{name} is left over from an earlier run; it is adopted if its gate is still attached"
             ),
         ),
         Kind::Tap { .. } => Check::refused(
             NAME,
             format!("{name} is somebody else's tap (alias \"{}\")", alias.escape_default()),
-            format!("choose another name, or delete it if nobody needs it: ip link delete {name}"),
+            format!(
+                "choose another name, or delete that tap if nobody needs it: ip link delete {name}"
+            ),
         ),
         Kind::Bridge { .. } | Kind::Other(_) => Check::refused(
             NAME,
@@ -77,10 +79,10 @@ fn judge_bridge(name: &LinkName, found: Option<Link>, mtu_bytes: Option<u16>) ->
         Kind::Bridge { spanning_tree: true } => Check::warning(
             NAME,
             format!(
-                "{name} runs the spanning tree protocol: a tap that joins is deaf for its forward delay"
+                "{name} runs the spanning tree protocol: a tap that joins it hears nothing for the forward delay"
             ),
             format!(
-                "switch it off, or a takeover waits for it: ip link set {name} type bridge stp_state 0"
+                "switch the protocol off, or a takeover waits for that delay: ip link set {name} type bridge stp_state 0"
             ),
         ),
         Kind::Bridge { .. } if !link.up => Check::warning(
@@ -95,8 +97,8 @@ fn judge_bridge(name: &LinkName, found: Option<Link>, mtu_bytes: Option<u16>) ->
             NAME,
             format!("{name} is a {}, not a bridge", link.kind),
             format!(
-                "name the bridge that {name} is a port of, or make one (ip link add br0 type bridge; ip link set br0 up) and \
-                 name that"
+                "name the bridge that {name} is a port of, or make a bridge (ip link add br0 type bridge; ip link set br0 up) \
+                 and name that"
             ),
         ),
     }
@@ -111,7 +113,7 @@ pub(super) fn judge_mtu(name: &LinkName, bridge: u32, wanted: u32) -> Option<Che
             NAME,
             format!("{name} carries packets of {bridge} bytes, less than net.mtu"),
             format!(
-                "raise the MTU of its ports and of the network behind them, or let net.mtu be {bridge}"
+                "raise the MTU of its ports and of the network behind them, or set net.mtu to {bridge}"
             ),
         ));
     }
@@ -119,12 +121,12 @@ pub(super) fn judge_mtu(name: &LinkName, bridge: u32, wanted: u32) -> Option<Che
         Check::warning(
             NAME,
             format!(
-                "{name} carries packets of {bridge} bytes, and goes down to {wanted}, the guest's, when its tap joins: longer \
-                 ones of everybody else on the bridge are dropped then"
+                "{name} carries packets of {bridge} bytes, and only of {wanted}, the guest's, once the tap joins: longer \
+                 packets of all others on the bridge are dropped then"
             ),
             format!(
-                "let net.mtu be {bridge}, or fix the bridge's (ip link set {name} mtu {bridge}) if nothing longer than \
-                 {wanted} is sent to the guest"
+                "set net.mtu to {bridge}, or fix the bridge's MTU (ip link set {name} mtu {bridge}) if nothing longer than \
+                 {wanted} bytes is sent to the guest"
             ),
         )
     })
@@ -145,7 +147,7 @@ pub(super) fn trigger(wanted: ReleaseTrigger, backup: SocketAddr) -> Option<Chec
                 NAME,
                 format!("no link leads to the backup: {e:#}"),
                 format!(
-                    "until one does, the controller alone releases: ip route get {}",
+                    "until a link does, only the controller releases: ip route get {}",
                     backup.ip()
                 ),
             ));
@@ -156,7 +158,7 @@ pub(super) fn trigger(wanted: ReleaseTrigger, backup: SocketAddr) -> Option<Chec
         Err(e) => Check::warning(
             NAME,
             format!("the kernel cannot take acks at {}: {e:#}", link.name),
-            "use Linux 6.6 or later; until then the controller alone releases",
+            "use Linux 6.6 or later; until then, only the controller releases",
         ),
     })
 }
@@ -221,7 +223,7 @@ mod tests {
         assert_eq!(judged(None).outcome, Outcome::Ok);
         let pulled_down = judged(Some(576));
         assert_eq!(pulled_down.outcome, Outcome::Warning);
-        assert!(pulled_down.found.contains("1500 bytes, and goes down to 576, the guest's"));
+        assert!(pulled_down.found.contains("1500 bytes, and only of 576, the guest's"));
         let narrow = judged(Some(9000));
         assert_eq!(narrow.outcome, Outcome::Warning);
         assert!(narrow.found.contains("1500 bytes") && narrow.remedy.contains("net.mtu"));

@@ -1,7 +1,7 @@
 //! Whether clients reach the guest through this host, now or after a takeover.
 //!
-//! Asked before a start, where no tap is there yet, and once a second after that. The judges are pure: what they judge
-//! is what rtnetlink lists.
+//! This is asked before a start, when there is no tap yet, and once a second from then on. The judges are pure: they judge
+//! what rtnetlink lists.
 
 use super::{Check, network};
 use crate::{
@@ -10,25 +10,25 @@ use crate::{
     net::{IfIndex, Kind, Link, Links, Mac},
 };
 
-/// What the VM is to have of this host's network.
+/// What the VM needs of this host's network.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     pub(crate) tap: LinkName,
     pub(crate) bridge: Option<LinkName>,
     /// The guest's own address.
     pub(crate) mac: Mac,
-    /// Where released frames leave, if not back out of the tap.
+    /// The interface by which released frames leave, if they do not come back out of the tap.
     pub(crate) uplink: Option<LinkName>,
 }
 
-/// What this host is to the guest when the question is asked.
+/// The part that this host plays for the guest when the question is asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Part {
-    /// It has nothing of the guest yet.
+    /// This host has nothing of the guest yet.
     Start,
-    /// It would run the guest; the tap is there, and connected to nothing.
+    /// This host would run the guest after a takeover; the tap is there, and connected to nothing.
     Waits,
-    /// It runs the guest.
+    /// This host runs the guest.
     Speaks,
 }
 
@@ -42,7 +42,7 @@ pub(crate) fn judge(
     let mut checks = vec![address(links, wanted)];
     let bridge = wanted.bridge.as_ref().map(|name| (name, by_name(links, name)));
     match (bridge, part) {
-        // Whether a bridge is there before a start is asked elsewhere, with its MTU and its spanning tree.
+        // Before a start, `network` asks for the bridge, with its MTU and its spanning tree.
         (Some((name, bridge)), Part::Waits | Part::Speaks) => {
             checks.push(bridge_is_up(name, bridge));
             checks.extend(bridge.map(|bridge| carrier(links, bridge, tap)));
@@ -79,7 +79,7 @@ pub(crate) fn carrier_before_start(bridge: &LinkName) -> Check {
     match Links::open().and_then(|links| links.all()) {
         Ok(links) => match by_name(&links, bridge) {
             Some(bridge) => carrier(&links, bridge, None),
-            // Refused by a check of its own.
+            // Another check refuses this.
             None => Check::ok("carrier", format!("{bridge} is not there yet")),
         },
         Err(e) => no_links(&e),
@@ -87,7 +87,7 @@ pub(crate) fn carrier_before_start(bridge: &LinkName) -> Check {
 }
 
 pub(crate) fn no_links(error: &anyhow::Error) -> Check {
-    Check::refused("links", format!("{error:#}"), "use a kernel with rtnetlink; see its log")
+    Check::refused("links", format!("{error:#}"), "use a kernel with rtnetlink; see the kernel log")
 }
 
 /// Checks whether netfilter lets bridged packets pass. An error counts as yes: a kernel without nf_tables drops nothing
@@ -101,11 +101,11 @@ pub(crate) fn forwarding() -> Check {
         Some(chain) => Check::warning(
             NAME,
             format!(
-                "netfilter drops what is forwarded ({chain}), and bridged packets pass by it \
+                "netfilter drops forwarded packets ({chain}), and bridged packets go through netfilter \
                  (net.bridge.bridge-nf-call-iptables = 1): clients may not reach the guest"
             ),
-            "accept them (iptables -I FORWARD -m physdev --physdev-is-bridged -j ACCEPT), or let bridges alone (sysctl \
-             net.bridge.bridge-nf-call-iptables=0)",
+            "accept bridged packets (iptables -I FORWARD -m physdev --physdev-is-bridged -j ACCEPT), or keep them out of \
+             netfilter (sysctl net.bridge.bridge-nf-call-iptables=0)",
         ),
     }
 }
@@ -148,16 +148,14 @@ fn carrier(links: &[Link], bridge: &Link, tap: Option<IfIndex>) -> Check {
         return Check::ok(NAME, format!("{} has no other ports", bridge.name));
     }
     match cables.find(|link| link.carrier) {
-        Some(link) => {
-            Check::ok(NAME, format!("{}, by which {} is reached", link.name, bridge.name))
-        }
+        Some(link) => Check::ok(NAME, format!("{} is reached by {}", bridge.name, link.name)),
         None => Check::refused(
             NAME,
             format!(
                 "no port of {} has carrier: nobody outside of this host reaches the guest",
                 bridge.name
             ),
-            "look at cable and switch, and at `ip link`",
+            "check the cable, the switch and `ip link`",
         ),
     }
 }
@@ -179,7 +177,7 @@ fn connection(tap: &Link, bridge: Option<(&LinkName, Option<&Link>)>) -> Check {
         Some((name, _)) if tap.held_back => Check::refused(
             NAME,
             format!(
-                "the spanning tree of {name} holds {} back: nothing reaches the guest until its forward delay is over",
+                "the spanning tree of {name} holds {} back: nothing reaches the guest until the forward delay is over",
                 tap.name
             ),
             format!(
@@ -202,7 +200,7 @@ fn address(links: &[Link], wanted: &Wanted) -> Check {
     let others = || links.iter().filter(|link| link.name != tap.as_str());
     if let Some(link) = others().find(|link| link.mac == Some(*mac)) {
         let found = format!(
-            "{mac} is the guest's address and that of {}, which keeps what is for the guest",
+            "{mac} is the guest's address and also that of {}, which takes what is for the guest",
             link.name
         );
         return Check::refused(NAME, found, remedy);
@@ -229,13 +227,13 @@ fn uplink(links: &[Link], wanted: &Wanted, name: &LinkName) -> Check {
         _ if name.as_str() == "lo" => refused("lo leads back to this host".to_owned(), another),
         None => refused(format!("{name} is not there"), another),
         Some(Link { kind: Kind::Bridge { .. }, .. }) => {
-            refused(format!("{name} is a bridge: frames would not pass its ports as one"), another)
+            refused(format!("{name} is a bridge, and frames leave it by several ports"), another)
         }
         Some(Link { up: false, .. }) => {
             refused(format!("{name} is down"), &format!("ip link set {name} up"))
         }
         Some(Link { carrier: false, .. }) => {
-            refused(format!("{name} has no carrier"), "look at cable and switch, and at `ip link`")
+            refused(format!("{name} has no carrier"), "check the cable, the switch and `ip link`")
         }
         Some(_) => Check::ok(NAME, name.to_string()),
     }

@@ -16,25 +16,25 @@ pub(super) struct Args {
     /// Address to listen on; preferably that of a dedicated link
     #[arg(long, value_name = "IP:PORT")]
     listen: SocketAddr,
-    /// Where VMs keep their sockets and pins
+    /// Directory of the VMs' sockets and pins
     #[arg(long, value_name = "DIR", default_value = RUN_DIR_DEFAULT)]
     run_dir: PathBuf,
-    /// Where records that must outlive a reboot are kept [default: /var/lib/remus, or RUN_DIR/state for another RUN_DIR]
+    /// Directory of records that must survive a reboot [default: /var/lib/remus; with --run-dir, RUN_DIR/state]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// The tap to use here [default: what the primary's config says]
+    /// Tap to use on this host [default: the one in the primary's config]
     #[arg(long, value_name = "NAME")]
     tap: Option<LinkName>,
-    /// The bridge that the tap joins here [default: what the primary's config says]
+    /// Bridge that the tap joins on this host [default: the one in the primary's config]
     #[arg(long, value_name = "NAME")]
     bridge: Option<LinkName>,
-    /// The directory with the disks that primaries name: the same file, at the same path [default: no disks]
+    /// Directory of the disks that primaries may name; a disk has the same path on both hosts [default: no disks]
     #[arg(long, value_name = "DIR")]
     disks: Option<PathBuf>,
-    /// CPUs for vCPU threads: one for all, or one each [default: anywhere]
+    /// CPUs for the vCPU threads: one for all of them, or one for each [default: any]
     #[arg(long, value_name = "CPU,...", value_delimiter = ',')]
     vcpu_cpus: Vec<u32>,
-    /// CPUs for all other threads [default: anywhere]
+    /// CPUs for all other threads [default: any]
     #[arg(long, value_name = "CPU,...", value_delimiter = ',')]
     io_cpus: Vec<u32>,
 }

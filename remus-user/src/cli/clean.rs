@@ -1,7 +1,8 @@
-//! `remus clean`: takes down what a VM that is gone has left here: its gate, pins and their mount, its tap, its directory.
+//! `remus clean`: removes what a VM that is gone left on this host: its gate, the pins and their mount, its tap, its
+//! directory.
 //!
-//! A host that crashed as a primary keeps all of that on purpose, so that nothing of the guest gets out. Whoever wants to
-//! have it gone would otherwise need several tools, in the right order: the tap goes first, so that at no moment it stands
+//! A host that crashed as a primary keeps all of that on purpose, so that nothing that the guest sent gets out. Without
+//! this verb an operator would need several tools, in the right order: the tap goes first, so that it never stands
 //! without its gate.
 
 use std::{
@@ -26,17 +27,17 @@ use crate::{
 #[derive(clap::Args)]
 #[command(after_help = super::EXIT_CODES)]
 pub(super) struct Args {
-    /// Where VMs keep their sockets and pins
+    /// Directory of the VMs' sockets and pins
     #[arg(long, value_name = "DIR", default_value = RUN_DIR_DEFAULT)]
     run_dir: PathBuf,
-    /// Where records that must outlive a reboot are kept [default: /var/lib/remus, or RUN_DIR/state for another RUN_DIR]
+    /// Directory of records that must survive a reboot [default: /var/lib/remus; with --run-dir, RUN_DIR/state]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Also remove the record of who spoke last for the VM. Only when it runs nowhere, or nowhere but on the other host: this
-    /// host would start it as if it had never run
+    /// Also remove the record of which host spoke last for the VM. Do so only if the VM runs on no host, or only on the other
+    /// one: without the record, this host starts the VM as if it had never run
     #[arg(long)]
     record: bool,
-    /// The VM
+    /// Name of the VM
     vm: VmName,
 }
 
@@ -54,12 +55,15 @@ fn clean(args: &Args) -> Result<()> {
     let is_left = fs::symlink_metadata(&directory).is_ok();
     if !is_left && taps.is_empty() && !record_file.exists() {
         nothing_below(run_dir, "VM")?;
-        bail!("there is nothing of VM {vm} here: no tap of it, no {}", directory.display());
+        bail!(
+            "VM {vm} has left nothing here: it has no tap, and there is no {}",
+            directory.display()
+        );
     }
     if let Holder::Process(pid) = holder(run_dir, vm)? {
         let by = pid.map_or_else(|| "a live process".to_owned(), |pid| format!("process {pid}"));
         bail!(
-            "{by} has VM {vm}: it runs it, or follows it for another host. Stop that process first"
+            "{by} has VM {vm}: that process runs the VM, or follows it for another host. Stop that process first"
         );
     }
     if is_left || !taps.is_empty() {
@@ -82,7 +86,7 @@ fn take_down(run_dir: &Path, vm: &VmName, links: &Links, taps: &[Link]) -> Resul
     for tap in taps {
         if let Some(user) = tap_user(&tap.name)? {
             bail!(
-                "tap {} of VM {vm} is open in {user}: the VM runs, below another run directory than {}?",
+                "tap {} of VM {vm} is open in {user}: does the VM run below another run directory than {}?",
                 tap.name,
                 run_dir.display()
             );
@@ -107,9 +111,9 @@ fn take_down(run_dir: &Path, vm: &VmName, links: &Links, taps: &[Link]) -> Resul
         Ok(Some(pinned)) => {
             let held = pinned.held()?.frames;
             pinned.remove()?;
-            say(&format!("its gate is removed; {held} frames that it held are thrown away"));
+            say(&format!("the gate is removed; the {held} frames that it held are discarded"));
         }
-        Err(e) => say(&format!("its gate cannot be read, and goes with its pins: {e:#}")),
+        Err(e) => say(&format!("the gate cannot be read, and is removed with its pins: {e:#}")),
     }
     if gate::sweep_pins(&pins)? {
         say(&format!("{} is unmounted and removed", pins.display()));
@@ -126,7 +130,7 @@ fn take_down(run_dir: &Path, vm: &VmName, links: &Links, taps: &[Link]) -> Resul
     drop(claimed);
     if directory.exists() {
         bail!(
-            "{} stays, since there is something in it that remus has not put there",
+            "{} stays, since it contains something that remus did not put there",
             directory.display()
         );
     }
@@ -164,21 +168,21 @@ fn forget_record(state_dir: &Path, file: &Path, vm: &VmName) -> Result<()> {
         Ok(Some(record)) => {
             let term = record.term;
             match record.standing {
-                Standing::Ended => format!("VM {vm} had ended, in term {term}"),
+                Standing::Ended => format!("VM {vm} ended in term {term}"),
                 Standing::Starting => {
-                    format!("a start of VM {vm} in term {term} had come to nothing")
+                    format!("a start of VM {vm} in term {term} came to nothing")
                 }
                 Standing::Unprotected => {
-                    format!("VM {vm} had run here without a backup, in term {term}")
+                    format!("VM {vm} ran here without a backup in term {term}")
                 }
                 Standing::Protected => format!(
-                    "VM {vm} had run here with a backup, in term {term}, which may have taken it over: look there before you \
+                    "VM {vm} ran here in term {term} with a backup, which may have taken it over: look there before you \
                      start it here"
                 ),
                 Standing::Backup => format!(
-                    "another host had spoken for VM {vm}, in term {term}: do not start it here while it runs there"
+                    "another host spoke for VM {vm} in term {term}: do not start it here while it runs there"
                 ),
-                Standing::Promoted => format!("this host had taken VM {vm} over, in term {term}"),
+                Standing::Promoted => format!("this host took VM {vm} over in term {term}"),
             }
         }
         Ok(None) | Err(_) => "it could not be read".to_owned(),
@@ -187,7 +191,7 @@ fn forget_record(state_dir: &Path, file: &Path, vm: &VmName) -> Result<()> {
     Store::at(state_dir)?.forget_reserved(vm);
     say(&format!("{} is removed; it said: {said}", file.display()));
     say(
-        "the next start here is a very first one, in term 1: a host that remembers a newer term refuses it, so remove the record \
+        "the next start here is a very first start, in term 1. A host that remembers a newer term refuses it, so remove the record \
          there too",
     );
     Ok(())

@@ -1,5 +1,5 @@
-//! `remus generate`: man pages and shell completions. Both are made of the command line that this very binary has, so
-//! neither can be of another version; a package calls it when it is built.
+//! `remus generate`: man pages and shell completions. Both are generated from the command line of this very binary, so
+//! neither can be out of date. A package runs this verb when it is built.
 
 use std::{fs, path::PathBuf};
 
@@ -17,9 +17,9 @@ pub(super) struct Args {
 
 #[derive(Subcommand)]
 enum What {
-    /// Write the man pages: one for remus and one for each of its verbs
+    /// Write the man pages: one for remus and one for each subcommand
     Man {
-        /// The directory, made if it is not there; files of these names in it are replaced
+        /// Directory to write to, created if it is missing; man pages that are there are replaced
         dir: PathBuf,
     },
     /// Print a completion script

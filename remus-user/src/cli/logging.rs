@@ -1,4 +1,4 @@
-//! Logs on stderr, which no thread waits for: see [`outlet`].
+//! The log goes to stderr, and no thread waits for that: see [`outlet`].
 
 use std::io::{self, IsTerminal, Write};
 
@@ -7,9 +7,9 @@ use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
 use crate::outlet;
 
-/// Starts logging with `filter`, else with RUST_LOG, else at info.
+/// Starts the log with `filter`; without one with RUST_LOG, and without that at level info.
 pub(super) fn start(filter: Option<&str>) -> Result<()> {
-    // First: a filter that is none is told of without waiting for anybody either.
+    // First, so that the error about a bad filter does not wait for a reader either.
     outlet::start_log().context("start the log")?;
     let from_environment = std::env::var("RUST_LOG").ok();
     let (text, source) = match (filter, &from_environment) {
@@ -18,21 +18,21 @@ pub(super) fn start(filter: Option<&str>) -> Result<()> {
         (None, Some(_) | None) => ("info", "the default"),
     };
     let filter = EnvFilter::try_new(text).with_context(|| {
-        format!("{source}: {text:?} is no filter: write a level (warn) or target=level,... (remus::net=debug)")
+        format!("{source}: {text:?} is not a log filter: write a level (warn) or target=level,... (remus::net=debug)")
     })?;
-    // Colours are for people who look on: a file or a journal gets plain text.
+    // Colours are for a terminal: a file or a journal gets plain text.
     let ansi = io::stderr().is_terminal();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(ansi)
         .with_writer(Events)
-        // Those would be printed to stderr by the thread that logs.
+        // The thread that logs would print its own errors to stderr, and wait.
         .log_internal_errors(false)
         .init();
     Ok(())
 }
 
-/// The log, to which the formatter hands each event in one write.
+/// The log as the formatter writes to it: each event in one write.
 #[derive(Clone, Copy)]
 struct Events;
 

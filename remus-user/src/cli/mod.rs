@@ -1,7 +1,7 @@
 //! The command line: one file per verb, one place where errors are printed and become exit codes.
 //!
-//! An error is printed once, as `remus: error: ` and its chain in one line; what to do is part of the message.
-//! Help, tables and JSON go to stdout, everything else to stderr, by way of the log's outlet: no reader that is slow or gone
+//! An error is printed once, as `remus: error: ` and its chain on one line; the message also says what to do. Help, tables
+//! and JSON go to stdout, everything else goes to stderr through the log's outlet, so that no reader that is slow or gone
 //! keeps a process from ending.
 
 mod backup;
@@ -38,7 +38,7 @@ Logs go to stderr; --log or RUST_LOG choose how much (error, warn, info, debug, 
 #[command(name = "remus", version, about = "Virtual machines that survive the death of their host")]
 #[command(after_help = EXIT_CODES, max_term_width = 110)]
 struct Cli {
-    /// What to log: a level, or target=level,... [default: RUST_LOG, else info]
+    /// Log filter: a level, or target=level,... [default: RUST_LOG if it is set, else info]
     #[arg(long, global = true, value_name = "FILTER")]
     log: Option<String>,
     #[command(subcommand)]
@@ -47,31 +47,31 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Run a VM here, protected by a backup
+    /// Run a VM on this host, protected by a backup
     Run(run::Args),
-    /// Keep VMs of other hosts ready to take over
+    /// Stand by to take over the VMs of other hosts
     Backup(backup::Args),
-    /// Show how VMs on this host stand
+    /// Show the state of the VMs on this host
     Status(status::Args),
     /// Let a VM go on whose backup is gone for good
     Unprotect(unprotect::Args),
-    /// Take down what a VM that is gone has left on this host
+    /// Remove what a VM that is gone left on this host
     Clean(clean::Args),
-    /// Drive a gate for another checkpointer; see and repair gates after a crash
+    /// Run a gate for another checkpointer; inspect and repair gates after a crash
     Gate(gate::Args),
-    /// Check that this machine can do what `run` and `backup` need
+    /// Check whether this machine has what `run` and `backup` need
     Preflight(preflight::Args),
-    /// Make man pages and shell completions, for a package
+    /// Generate man pages and shell completions, for packagers
     Generate(generate::Args),
 }
 
-/// Why a verb did not end well; each has its exit code.
+/// Why a verb failed; each reason has its exit code.
 enum Failure {
     Failed(anyhow::Error),
     Config(ConfigError),
-    /// `run` or `backup` was refused; nothing has been said about it yet.
+    /// `run` or `backup` was refused; the report is not printed yet.
     Preflight(Report),
-    /// `preflight` has printed its report, with so many refusals.
+    /// `preflight` has printed its report, which has this number of refusals.
     Refusals(usize),
 }
 
@@ -91,7 +91,7 @@ impl From<ConfigError> for Failure {
 pub fn main() -> ExitCode {
     // Prints by itself and exits 0 (help, version) or 2 (usage).
     let cli = Cli::parse();
-    // Before any other thread is there: those that come have it from this one.
+    // Before there is any other thread: new threads inherit this one's mask.
     if cli.verb.holds_a_guest()
         && let Err(e) = signals::settle()
     {
@@ -171,11 +171,11 @@ impl Failure {
 /// Returns what to tell an operator who looks below a run directory in which nothing is.
 ///
 /// # Errors
-/// When the directory is not there, unless it is the default one, which every boot begins without.
+/// When the directory does not exist, unless it is the default one, which no boot begins with.
 fn nothing_below(run_dir: &Path, what: &str) -> anyhow::Result<String> {
     let shown = run_dir.display();
     if run_dir.is_dir() {
-        return Ok(format!("no {what} is below {shown}"));
+        return Ok(format!("there is no {what} below {shown}"));
     }
     if run_dir == Path::new(RUN_DIR_DEFAULT) {
         return Ok(format!("there is no {shown}: no VM has run here since boot"));
@@ -185,10 +185,10 @@ fn nothing_below(run_dir: &Path, what: &str) -> anyhow::Result<String> {
     )
 }
 
-/// Writes to stdout, and waits for its reader; one that has gone (`| head`) is no error.
+/// Writes to stdout and waits for its reader. A reader that has gone (`| head`) is no error.
 fn print(text: &str) -> anyhow::Result<()> {
     use std::io::{ErrorKind, stdout};
-    // The descriptor itself: what is left in the buffer of `stdout` would be lost without a word at the end.
+    // To the descriptor itself: what is left in the buffer of `stdout` when the process ends is lost silently.
     let stdout = std::fs::File::from(stdout().as_fd().try_clone_to_owned().context("stdout")?);
     match outlet::write_patiently(&stdout, text.as_bytes()) {
         Err(e) if e.error.kind() != ErrorKind::BrokenPipe => {

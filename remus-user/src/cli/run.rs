@@ -14,13 +14,13 @@ use crate::{
 #[derive(clap::Args)]
 #[command(after_help = super::EXIT_CODES)]
 pub(super) struct Args {
-    /// The VM's config
+    /// Config of the VM
     #[arg(value_name = "CONFIG.toml", required_unless_present = "print_example")]
     config: Option<PathBuf>,
-    /// Make this terminal the guest's console: Ctrl-] leaves it, and the VM runs on
+    /// Make this terminal the guest's console; Ctrl-] leaves the console, and the VM runs on
     #[arg(long)]
     console: bool,
-    /// Print a config with every key and its meaning, and exit
+    /// Print an example config that explains every key, and exit
     #[arg(long, conflicts_with = "config")]
     print_example: bool,
 }

@@ -1,4 +1,4 @@
-//! `remus status`: how VMs on this host stand.
+//! `remus status`: shows the state of the VMs on this host.
 
 use std::path::PathBuf;
 
@@ -16,16 +16,16 @@ use crate::{
 #[derive(clap::Args)]
 #[command(after_help = super::EXIT_CODES)]
 pub(super) struct Args {
-    /// Where VMs keep their sockets
+    /// Directory of the VMs' sockets
     #[arg(long, value_name = "DIR", default_value = RUN_DIR_DEFAULT)]
     run_dir: PathBuf,
     /// Print JSON: one document per VM, one per line
     #[arg(long)]
     json: bool,
-    /// Compute statistics only from epochs after N, of the last 16384
+    /// Compute statistics only from epochs after N; the last 16384 are kept
     #[arg(long, value_name = "N", value_parser = epoch)]
     since_epoch: Option<Epoch>,
-    /// The VM [default: every VM here]
+    /// Name of the VM [default: every VM on this host]
     vm: Option<VmName>,
 }
 
@@ -40,7 +40,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         None => here()?,
     };
     if names.is_empty() {
-        say(&super::nothing_below(&args.run_dir, "VM that runs")?);
+        say(&super::nothing_below(&args.run_dir, "running VM")?);
         return Ok(());
     }
     let mut text = String::new();

@@ -1,10 +1,10 @@
-//! A TOML text in which errors can point: from a key to its line and column, and from a place to its key.
+//! A TOML text in which errors can point to a place: from a key to its line and column, and from a place to its key.
 
 use std::{fmt, ops::Range, path::Path, path::PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-/// An error in a config file: where, what, and what to do about it.
+/// An error in a config file: where it is, what it is, and what to do about it.
 ///
 /// Printed as `FILE:LINE:COLUMN: KEY: PROBLEM`, then the help on a line of its own.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -54,7 +54,7 @@ impl<'i> Document<'i> {
                 key: String::new(),
                 problem: format!("this is not TOML: {}", e.message()),
                 help:
-                    "texts stand in double quotes, lists in [ ], and a line holds one KEY = VALUE"
+                    "text stands in double quotes, a list in [ ], and each line has one KEY = VALUE"
                         .into(),
             }),
         }
@@ -82,7 +82,7 @@ impl<'i> Document<'i> {
     pub(super) fn keys(&self) -> Vec<(String, Range<usize>)> {
         let mut keys = Vec::new();
         walk(&self.root, "", &mut |path, key, _| keys.push((path.to_owned(), key)));
-        // In the order of the text, so that the first mistake is the one reported.
+        // In the order of the text, so that the first mistake is reported.
         keys.sort_by_key(|(_, span)| span.start);
         keys
     }
@@ -119,9 +119,8 @@ impl<'i> Document<'i> {
     }
 }
 
-/// Calls `seen(dotted path, span of the key, span of the value)` for every key; those of the nth table of an array are
-/// called `array[n].key`. A TOML parser bounds how
-/// deep tables nest, so the recursion is bounded too.
+/// Calls `seen(dotted path, span of the key, span of the value)` for every key; the keys of the nth table of an array are
+/// called `array[n].key`. The TOML parser bounds how deep tables nest, so the recursion is bounded too.
 fn walk<F>(table: &DeTable<'_>, prefix: &str, seen: &mut F)
 where
     F: FnMut(&str, Range<usize>, Range<usize>),

@@ -1,10 +1,10 @@
-//! The config file of a VM: TOML text in, a [`Config`] whose values are in range and fit each other out.
+//! The config file of a VM: turns TOML text into a [`Config`] whose values are in range and fit each other.
 //!
-//! Pure apart from [`Config::load`], which reads the one file. Whether the machine at hand can do what the
-//! config asks (the bridge is there, the kernel file is an ELF) is not judged here but by `preflight`.
+//! Everything here is pure but [`Config::load`], which reads the one file. Whether this host can do what the config asks
+//! (the bridge exists, the kernel's file is an ELF) is for `preflight` to judge.
 //!
-//! Unknown keys are errors, with the nearest known one named: a misspelt `lease_ms` must not silently be the
-//! default. Keys are never renamed quietly; [`EXAMPLE`] lists them all and a test holds it to that.
+//! An unknown key is an error that names the nearest known key: a misspelt `lease_ms` must not silently leave the default
+//! in force. Keys are never renamed quietly; [`EXAMPLE`] lists all of them, and a test checks that.
 
 mod backup;
 mod document;
@@ -44,8 +44,8 @@ pub fn state_dir_beside(run_dir: &Path) -> PathBuf {
         run_dir.join("state")
     }
 }
-/// The lease ends at least this long before the backup may promote: for clocks that drift, timer slack, and
-/// a flush that passed its check just before the end.
+/// The lease ends at least this long before the backup may promote. The margin is for clocks that drift, for timer slack,
+/// and for a flush that passed its check just before the end.
 pub const LEASE_MARGIN: Duration = Duration::from_millis(20);
 
 /// A VM that this host is to run.
@@ -57,7 +57,7 @@ pub struct Config {
     pub state_dir: PathBuf,
     pub machine: Machine,
     pub net: Net,
-    /// None of which the guest can write to.
+    /// The guest can write to none of these.
     pub disks: Vec<Disk>,
     pub console: Console,
     pub protection: Protection,
@@ -99,32 +99,32 @@ pub struct Net {
     pub bridge: Option<LinkName>,
     /// The guest's own address.
     pub mac: Mac,
-    /// Longest packet of the guest, of its tap and of everything behind that.
+    /// The longest packet of the guest, of its tap, and of everything behind that tap.
     pub mtu_bytes: u16,
 }
 
 /// A disk that is there at both hosts and that nobody writes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Disk {
-    /// Absolute, and the same at both hosts.
+    /// An absolute path, the same on both hosts.
     pub path: PathBuf,
     /// The serial number that the guest reads; may be empty.
     pub id: String,
 }
 
-/// Where what the guest says on its serial port goes.
+/// Where the guest's words on its serial port go.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Console {
-    /// A file that it is appended to; without one it goes to the log.
+    /// A file that they are appended to; without one they go to the log.
     pub log: Option<PathBuf>,
 }
 
 /// What the guest may do at its very first start, while no backup has been there yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Start {
-    /// It runs behind a shut gate until the first checkpoint is committed.
+    /// The guest runs behind a shut gate until the first checkpoint is committed.
     Protected,
-    /// It runs with an open gate until then; what it told clients is lost if the host dies first.
+    /// The guest runs with an open gate until then. If the host dies first, what the guest has told clients is lost.
     Unprotected,
 }
 
@@ -135,9 +135,9 @@ pub struct Protection {
     pub start: Start,
     /// When epochs end.
     pub tempo: Tempo,
-    /// What a pause may take: the pages that stay writable are as many as fit it.
+    /// How long a pause may take, which bounds the number of pages that stay writable.
     pub pause_max: Duration,
-    /// Un-acked epochs before the guest has to wait.
+    /// How many epochs may be unacknowledged before the guest has to wait.
     pub depth: usize,
     pub encoding: EncoderSettings,
     pub heartbeat: Duration,
@@ -153,16 +153,16 @@ pub enum ReleaseTrigger {
     /// The controller, when the ack on the bulk connection has woken it up.
     #[default]
     Controller,
-    /// The kernel too, at once, on the word of a datagram.
+    /// The kernel too, at once, when a datagram says so.
     Kernel,
 }
 
 /// CPUs by number. Empty means anywhere.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Placement {
-    /// One for all vCPU threads, or one each.
+    /// One CPU for all vCPU threads, or one for each.
     pub vcpu_cpus: Vec<u32>,
-    /// Of every other thread.
+    /// The CPUs of all other threads.
     pub io_cpus: Vec<u32>,
 }
 
@@ -187,8 +187,8 @@ impl Config {
     /// Reads and checks the file at `path`.
     ///
     /// # Errors
-    /// The first mistake in the order of the text; or that the file cannot be read, is no text, or is
-    /// larger than a config can be.
+    /// The first mistake in the order of the text; or that the file cannot be read, is not text, or is larger than a config
+    /// can be.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         const BYTES_MAX: u64 = 1 << 20;
         let unreadable = |problem: String, help: &str| ConfigError {
@@ -200,14 +200,14 @@ impl Config {
         };
         let cannot = |e: std::io::Error| {
             unreadable(
-                format!("cannot read it: {e}"),
+                format!("cannot read this file: {e}"),
                 "name a file that this user may read; `remus run --print-example` prints one to start from",
             )
         };
         let size = std::fs::metadata(path).map_err(cannot)?.len();
         if size > BYTES_MAX {
             return Err(unreadable(
-                format!("{size} bytes are too many for a config"),
+                format!("{size} bytes are too large for a config"),
                 "name the TOML file, not the kernel or a log",
             ));
         }

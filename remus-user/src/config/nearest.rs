@@ -1,4 +1,4 @@
-//! "Did you mean": the known word nearest to what was written.
+//! "Did you mean": finds the known word nearest to what was written.
 
 /// Returns the candidate at the least edit distance from `word`, if it is near enough to be a slip of the hand: at
 /// most a third of its letters, and never more than three.
@@ -6,7 +6,7 @@ pub(super) fn nearest<'a>(
     word: &str,
     candidates: impl Iterator<Item = &'a str>,
 ) -> Option<&'a str> {
-    // A key is short; a text of megabytes in its place is not worth comparing.
+    // A key is short, and to compare a text of megabytes with it is a waste of time.
     if word.len() > 64 {
         return None;
     }

@@ -1,4 +1,4 @@
-//! One claim a kind of mistake, with the whole message: these texts are what people meet first.
+//! One test for each kind of mistake, with the whole message: these texts are what people meet first.
 
 use proptest::prelude::*;
 
@@ -78,7 +78,7 @@ fn a_text_that_is_not_toml_says_where() {
     assert_eq!(
         message("memory_mib = 256", "memory_mib = "),
         "demo.toml:4:14: this is not TOML: string values must be quoted, expected literal string\n  help: \
-         texts stand in double quotes, lists in [ ], and a line holds one KEY = VALUE"
+         text stands in double quotes, a list in [ ], and each line has one KEY = VALUE"
     );
 }
 
@@ -102,13 +102,13 @@ fn a_misspelt_key_gets_the_right_one() {
 fn devices_that_no_checkpoint_can_have_are_refused_by_name() {
     assert_eq!(
         message("[net]", "[vsock]\n[net]"),
-        "demo.toml:7:2: vsock: there is no such key\n  help: there is no vsock: what it keeps in the host's kernel, no \
-         checkpoint could have"
+        "demo.toml:7:2: vsock: there is no such key\n  help: vsock is not supported: its state is in the host's kernel, \
+         where no checkpoint can capture it"
     );
     assert_eq!(
         message("tap = ", "vhost_net = true\ntap = "),
-        "demo.toml:8:1: net.vhost_net: there is no such key\n  help: there is no vhost: what it keeps in the host's \
-         kernel, no checkpoint could have"
+        "demo.toml:8:1: net.vhost_net: there is no such key\n  help: vhost is not supported: its state is in the host's \
+         kernel, where no checkpoint can capture it"
     );
 }
 
@@ -181,7 +181,7 @@ fn a_number_out_of_range_shows_the_range() {
     );
     assert_eq!(
         message("memory_mib = 256", "memory_mib = 257"),
-        "demo.toml:4:14: machine.memory_mib: 257 is odd\n  help: memory comes in pages of 2 MiB: write 258"
+        "demo.toml:4:14: machine.memory_mib: 257 is odd\n  help: memory is made of pages of 2 MiB: write 258"
     );
     assert!(message("memory_mib = 256", "memory_mib = -1").contains("-1 is out of range"));
     assert!(
@@ -237,7 +237,7 @@ fn a_lease_that_outlives_the_detector_is_refused() {
     assert_eq!(
         message("backup = ", "lease_ms = 90\nbackup = "),
         "demo.toml:12:12: protection.lease_ms: 90 ms is too long for detect_ms = 100\n  help: the old primary \
-         must be mute 20 ms before its backup speaks: lease_ms = 80 or less, or detect_ms = 110 or more"
+         must be mute 20 ms before its backup speaks: use lease_ms = 80 or less, or detect_ms = 110 or more"
     );
     // The relation is judged with defaults too; then there is no line of its own to point at.
     assert!(
@@ -251,7 +251,7 @@ fn detection_takes_three_heartbeats() {
     assert_eq!(
         message("backup = ", "heartbeat_ms = 50\nbackup = "),
         "demo.toml:11:2: protection.detect_ms: 100 ms is less than three heartbeats of 50 ms\n  help: one late \
-         heartbeat must not promote: detect_ms = 150 or more, or a shorter heartbeat_ms"
+         heartbeat must not cause a takeover: use detect_ms = 150 or more, or a shorter heartbeat_ms"
     );
 }
 
@@ -260,7 +260,7 @@ fn a_lease_is_at_least_two_heartbeats_long() {
     assert_eq!(
         message("backup = ", "heartbeat_ms = 33\nbackup = "),
         "demo.toml:11:2: protection.lease_ms: 60 ms is less than two heartbeats: heartbeat_ms = 33\n  help: one lost answer \
-         must not end the lease, or replies wait: heartbeat_ms = 30 or less, or lease_ms = 66 or more"
+         must not end the lease, or replies wait: use heartbeat_ms = 30 or less, or lease_ms = 66 or more"
     );
     let with = |line: &str| parse(&GOOD.replace("backup = ", &format!("{line}\nbackup = ")));
     assert!(with("heartbeat_ms = 33\nlease_ms = 66").is_ok());
@@ -311,12 +311,12 @@ fn names_macs_and_addresses_say_what_they_should_be() {
     );
     assert_eq!(
         message("10.99.0.2:7000", "backup.lan:7000"),
-        "demo.toml:12:10: protection.backup: \"backup.lan:7000\" is not IP:PORT\n  help: a number, not a name: \
+        "demo.toml:12:10: protection.backup: \"backup.lan:7000\" is not IP:PORT\n  help: write an address, not a name: \
          backup = \"10.99.0.2:7000\", or \"[fd00::2]:7000\""
     );
     assert!(message("tap = \"tap0\"", "tap = \"tap0\"\nbridge = \"tap0\"").contains("cannot both"));
     let mac = |mac: &str| message("52:54:00:77:00:0a", mac);
-    assert!(mac("00:00:00:00:00:00").contains("00:00:00:00:00:00 is no address, not a unicast"));
+    assert!(mac("00:00:00:00:00:00").contains("00:00:00:00:00:00 is all zeros, not a unicast"));
     assert!(mac("ff:ff:ff:ff:ff:ff").contains("is the broadcast address, not a unicast address"));
     assert!(message("10.99.0.2:7000", "0.0.0.0:7000").contains("is not a usable address"));
     assert!(message("\"tap0\"", "\"all\"").contains("net.tap: no link can be called all"));
@@ -338,7 +338,7 @@ fn disks_are_named_one_section_each_and_read_only() {
             "[[disk]]\npath = \"/a\"\nreadonly = true\n[[disk]]\npath = \"/b\"\nreadonly = false\n"
         ),
         "/etc/remus/demo.toml:18:12: disk[1].readonly: the guest could write to this disk, and disks are not \
-         replicated yet\n  help: set readonly = true; what the guest is to write it can keep in its memory, which is \
+         replicated yet\n  help: set readonly = true. The guest can keep what it writes in its memory, which is \
          replicated (an overlay over the disk, or a RAM disk)"
     );
     assert!(says("[[disk]]\npath = \"/a\"\n").contains("disk[0].readonly: the guest could write"));
@@ -348,7 +348,7 @@ fn disks_are_named_one_section_each_and_read_only() {
     );
     assert!(says("[[disk]]\nreadonly = true\n").contains("`path` is missing from [[disk]]"));
     let id = "[[disk]]\npath = \"/a\"\nreadonly = true\nid = \"twenty-one characters\"\n";
-    assert!(says(id).contains("at most 20 printable ASCII characters"));
+    assert!(says(id).contains("use at most 20 printable ASCII characters"));
     assert!(
         says(&"[[disk]]\npath = \"/a\"\nreadonly = true\n".repeat(5))
             .contains("5 disks are too many")
@@ -383,7 +383,10 @@ fn cpus_are_one_for_all_or_one_each() {
 #[test]
 fn a_file_that_is_not_there_is_an_error_that_names_it() {
     let error = Config::load(Path::new("/nonexistent/x.toml")).unwrap_err().to_string();
-    assert!(error.starts_with("/nonexistent/x.toml: cannot read it: No such file"), "{error}");
+    assert!(
+        error.starts_with("/nonexistent/x.toml: cannot read this file: No such file"),
+        "{error}"
+    );
 }
 
 proptest! {

@@ -1,17 +1,16 @@
-//! What tells switches and neighbours, after a takeover, that the guest is behind another port now.
+//! The announcements that tell switches and neighbours, after a takeover, that the guest is behind another port now.
 //!
-//! Pure: bytes in, bytes out. A [`Learner`] on the primary picks the guest's own addresses out of the frames
-//! that it sends; they travel to the backup as [`Identity`] bytes; [`frames`] turns them into announcements,
-//! which the backup writes into its tap *as if the guest had sent them*, so that they pass the gate like any
-//! other output.
+//! Everything here is pure: bytes in, bytes out. A [`Learner`] on the primary picks the guest's own addresses out of the
+//! frames that the guest sends. The addresses travel to the backup as the bytes of an [`Identity`]. [`frames`] turns them
+//! into announcements, which the backup writes into its tap *as if the guest had sent them*, so that they pass the gate
+//! like any other output.
 //!
 //! - RARP (as QEMU sends it): a broadcast from the guest's MAC, one a VLAN: switches learn the port.
 //! - Gratuitous ARP, as request and as reply, since neighbours differ in which they heed.
 //! - Unsolicited neighbour advertisement with the override flag, for IPv6.
 //!
-//! The guest is not trusted: every table is bounded, and an address counts only when the frame's source is
-//! also the sender that it names. A guest that lies here announces to its own segment what it could have
-//! announced itself.
+//! The guest is not trusted: every table is bounded, and an address counts only if the frame's source is also the sender
+//! that the frame names. A guest that lies here announces to its own segment what it could have announced itself.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -34,7 +33,7 @@ const FRAME_BYTES_MIN: usize = 60;
 #[derive(Clone, Debug)]
 pub struct Learner {
     identity: Identity,
-    /// What the last frame said, so that the usual frame costs one comparison.
+    /// The station of the last frame, so that the usual frame costs one comparison.
     last: Option<Station>,
     changed: bool,
 }
@@ -65,7 +64,7 @@ impl Learner {
                     self.changed |= self.identity.see_ipv6(station, ip);
                 }
             }
-            // Every other protocol names no address that its sender vouches for.
+            // No other protocol names an address that its sender vouches for.
             _ => {}
         }
     }
@@ -204,7 +203,7 @@ fn arp_sender(packet: &[u8], mac: Mac) -> Option<Ipv4Addr> {
         return None;
     }
     let ip = Ipv4Addr::from(<[u8; 4]>::try_from(&packet[14..18]).ok()?);
-    // 0.0.0.0 is a probe: the sender asks whether it may have the address, and does not have it yet.
+    // 0.0.0.0 is a probe: the sender asks whether it may have an address, and does not have one yet.
     let usable =
         !ip.is_unspecified() && !ip.is_multicast() && !ip.is_broadcast() && !ip.is_loopback();
     usable.then_some(ip)
@@ -229,7 +228,7 @@ fn neighbour_sender(packet: &[u8]) -> Option<Ipv6Addr> {
         ADVERTISEMENT => address(48),
         _ => return None,
     };
-    // An unspecified source is duplicate address detection: not the sender's address yet.
+    // An unspecified source is duplicate address detection: the address is not the sender's yet.
     let usable = !ip.is_unspecified() && !ip.is_multicast() && !ip.is_loopback();
     usable.then_some(ip)
 }

@@ -1,5 +1,5 @@
-//! A tap that is somebody else's: another VMM has it open, or will. Nothing of it is changed here; it is only
-//! asked whether a gate can be put in front of it.
+//! A tap that is somebody else's: another VMM has it open, or will open it. Nothing changes such a tap here; this only asks
+//! whether a gate can be put in front of it.
 
 use anyhow::{Result, bail};
 
@@ -12,7 +12,7 @@ use super::{
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ForeignTap {
     pub index: IfIndex,
-    /// Set up by an administrator. A gate is best put on it before that.
+    /// Whether an administrator has set the tap up. It is best to put a gate on the tap before that.
     pub up: bool,
 }
 
@@ -20,7 +20,7 @@ impl Links {
     /// Looks at the tap `name`.
     ///
     /// # Errors
-    /// When it is not there, is no tap, or is one whose frames a gate would stamp too late; with what to do.
+    /// When the link does not exist, is not a tap, or is one whose frames a gate would stamp too late; with what to do.
     pub fn foreign_tap(&self, name: &str) -> Result<ForeignTap> {
         let Some(link) = self.find(name)? else {
             bail!("there is no tap {name} here: make it first (ip tuntap add {name} mode tap)");
@@ -46,7 +46,7 @@ impl Links {
 /// When sysfs cannot be asked: then nobody knows.
 fn misfit(name: &str) -> Result<Option<String>> {
     let Some(flags) = sysfs::tun_flags(name)? else {
-        return Ok(Some(format!("{name} is no tap any more")));
+        return Ok(Some(format!("{name} is not a tap any more")));
     };
     if flags & libc::IFF_MULTI_QUEUE != 0 {
         return Ok(Some(format!(
@@ -55,7 +55,7 @@ fn misfit(name: &str) -> Result<Option<String>> {
     }
     if flags & libc::IFF_NAPI != 0 {
         return Ok(Some(format!(
-            "tap {name} was opened with IFF_NAPI: frames would reach the gate after they were sent. Open it without"
+            "tap {name} was opened with IFF_NAPI: frames would reach the gate after they were sent. Open it without IFF_NAPI"
         )));
     }
     Ok(sysfs::receive_packet_steering(name)?.map(|mask| {

@@ -1,7 +1,7 @@
 //! Who the guest is on its network: the stations and addresses that it has shown to be its own.
 //!
-//! Bounded tables in the order of first sight. A full table takes nothing more, so that a guest that invents
-//! addresses does not push out those it began with.
+//! The tables are bounded and in the order of first sight. A full table takes nothing more, so that a guest that invents
+//! addresses does not push out those that it began with.
 //!
 //! Bytes, as they travel to the backup (all numbers big-endian):
 //!
@@ -20,7 +20,7 @@ const STATIONS_MAX: usize = 16;
 const ADDRESSES_MAX: usize = 32;
 const VERSION: u8 = 1;
 
-/// An Ethernet station of the guest: its address, and the VLAN that it speaks in.
+/// An Ethernet station of the guest: its address, and the VLAN in which it sends.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Station {
     pub mac: Mac,

@@ -1,5 +1,5 @@
-//! Links by rtnetlink, through one socket that is opened ahead: joining a bridge or setting a tap up is on the
-//! failover path and takes one message each.
+//! Links by rtnetlink, through one socket that is opened ahead of time: to join a bridge or to set a tap up is on the
+//! failover path, and takes one message each.
 //!
 //! The calls block, and are for plain threads: inside a tokio runtime they panic, as any nested `block_on` does,
 //! and so does dropping a [`Links`] there.
@@ -37,11 +37,11 @@ pub struct Link {
     pub index: IfIndex,
     pub name: String,
     pub kind: Kind,
-    /// Set up by an administrator.
+    /// Whether an administrator has set the link up.
     pub up: bool,
-    /// Up, and with something at its far end: a cable to a host that is on, a process that has the tap open.
+    /// Whether the link is up with something at its far end: a cable to a host that is on, a process that has the tap open.
     pub carrier: bool,
-    /// A bridge's spanning tree keeps frames from passing by this port, for now or for good.
+    /// Whether a bridge's spanning tree keeps frames from passing by this port, for now or for good.
     pub held_back: bool,
     /// The bridge (or bond, ...) that the link is a port of.
     pub controller: Option<IfIndex>,
@@ -76,7 +76,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// One rtnetlink socket and what drives it.
+/// One rtnetlink socket, and the runtime that drives it.
 pub struct Links {
     pub(super) runtime: Runtime,
     pub(super) handle: rtnetlink::Handle,
@@ -96,7 +96,7 @@ impl Links {
         let (connection, handle, _) =
             rtnetlink::new_connection().context("open an rtnetlink socket")?;
         drop(guard);
-        // The task ends with the runtime; nobody waits for it.
+        // The task ends with the runtime, and nobody waits for that.
         drop(runtime.spawn(connection));
         Ok(Self { runtime, handle })
     }
@@ -179,7 +179,7 @@ impl Links {
             .with_context(|| format!("put link {link} into bridge {bridge}"))
     }
 
-    /// Takes `link` out of whatever bridge it is a port of. No error when it is in none.
+    /// Takes `link` out of the bridge that it is a port of, if there is one.
     ///
     /// # Errors
     /// When the link is gone, or the kernel refuses.
@@ -209,7 +209,7 @@ impl Links {
         self.change(m.build()).with_context(|| format!("set the address and MTU of link {link}"))
     }
 
-    /// Deletes `link`. No error when it is gone already.
+    /// Deletes `link`, if it still exists.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -281,7 +281,7 @@ fn describe(message: &LinkMessage) -> Link {
                 link.kind = kind(info);
                 link.held_back = is_held_back(info);
             }
-            // The kernel sends dozens of attributes, and more with each version.
+            // The kernel sends dozens of attributes, and each version more.
             _ => {}
         }
     }

@@ -8,7 +8,7 @@ pub struct Mac(pub [u8; 6]);
 
 impl Mac {
     pub const BROADCAST: Self = Self([0xff; 6]);
-    /// Nobody's.
+    /// The address that no station has.
     pub const ZERO: Self = Self([0; 6]);
 
     /// Returns whether this can be one station's own address: not a group, and not all zeros.

@@ -1,9 +1,9 @@
-//! The host's network as the gate needs it: links by rtnetlink ([`Links`]), the tap ([`Tap`]), what tells
-//! switches and neighbours where the guest is now ([`announce`], pure), and what comes for it before it is anywhere
+//! The host's network as the gate needs it: links by rtnetlink ([`Links`]), the tap ([`Tap`]), the announcements that tell
+//! switches and neighbours where the guest is now ([`announce`], pure), and the frames for a guest that no host runs yet
 //! ([`Overheard`]).
 //!
-//! Knows nothing of eBPF: whether an existing tap is guarded by our own gate is the caller's to say.
-//! Deliberately absent: addresses and routes (the guest has those, not the host), and making bridges.
+//! This module knows nothing of eBPF: the caller says whether our own gate guards an existing tap. Deliberately absent:
+//! addresses and routes (the guest has those, not the host), and making bridges.
 
 pub mod announce;
 mod foreign_tap;

@@ -1,18 +1,18 @@
 //! Frames for the guest that reach a host on which it does not run.
 //!
-//! When a host dies, the switch's port to it goes down, the switch forgets who was behind it, and what is for the guest
-//! goes out of all its ports: to the backup's host too, which has not taken over yet. There nobody would take them, and
-//! their senders would wait: TCP 200 ms and more for an answer, a second for a new connection. So a backup overhears the
-//! ports of the bridge that the guest is to be behind, and a promoted one gives the guest what came after the last sign
-//! of life of the primary.
+//! When a host dies, the switch's port to that host goes down, the switch forgets which stations were behind the port, and
+//! sends frames for the guest out of all its ports: also to the backup's host, which has not taken over yet. Nobody would
+//! take them there, and their senders would wait: TCP 200 ms and more for an answer, a second for a new connection. So a
+//! backup overhears the ports of the bridge that the guest will be behind, and a promoted backup gives the guest what came
+//! after the last sign of life of the primary.
 //!
-//! By packet sockets, one a port, which see a frame before the bridge does: to the bridge the guest is still behind the
-//! port from which such a frame comes, and it would drop it. A filter in the kernel passes what is for the guest's own
-//! address, and who asks for it (ARP, neighbour solicitation); nothing else wakes anybody or is copied, nothing is taken
-//! from its way, and what leaves by the port is not looked at.
+//! It uses a packet socket for each port, which sees a frame before the bridge does. To the bridge the guest is still behind
+//! the port from which such a frame comes, so the bridge would drop the frame. A filter in the kernel passes what is for the
+//! guest's own address, and questions for that address (ARP, neighbour solicitation). Nothing else is copied or wakes
+//! a thread, every frame goes on its way, and what leaves by the port is not looked at.
 //!
-//! Deliberately absent: frames with a VLAN tag, which a packet socket tells apart from the frame; and any trust: what
-//! comes out of here is judged as what comes out of a tap.
+//! Deliberately absent: frames with a VLAN tag, which a packet socket delivers apart from the frame; and any trust: what
+//! comes from here is judged like what comes out of a tap.
 
 use std::{
     io, mem,
@@ -24,13 +24,13 @@ use libc::{c_int, sock_filter};
 
 use super::{IfIndex, Mac, VNET_HEADER_BYTES};
 
-/// Bytes of frames, with what the kernel adds to each, that may wait on one port: some thousand small frames.
+/// The bytes that may wait on one port, with what the kernel adds to each frame: some thousand small frames.
 const BUFFER_BYTES: c_int = 1 << 20;
-/// Frames that are taken, of all ports: more than fit into the buffer of one.
+/// The number of frames that are taken from all ports: more than fit into the buffer of one.
 const FRAMES_MAX: usize = 4096;
-/// The longest frame that a socket may have for us: one that the kernel has put together for TCP.
+/// The longest frame that a socket may deliver: one that the kernel has put together for TCP.
 const FRAME_BYTES_MAX: usize = 65_536 + 64;
-/// What stands before each frame here: `struct virtio_net_hdr`, without the number of buffers.
+/// The header before each frame here: `struct virtio_net_hdr`, without the number of buffers.
 const HEADER_BYTES: usize = 10;
 
 /// The sockets, and what has come since they were last emptied.
@@ -39,7 +39,7 @@ pub struct Overheard {
     ports: Vec<IfIndex>,
     /// One for each port.
     sockets: Vec<OwnedFd>,
-    /// What the kernel is asked about each, made once.
+    /// The poll descriptors of the sockets, made once.
     polls: Vec<libc::pollfd>,
 }
 
@@ -47,7 +47,7 @@ impl Overheard {
     /// Listens at these links, in the calling thread's network namespace, for frames to `guest`.
     ///
     /// # Errors
-    /// When the kernel gives no such socket: it takes CAP_NET_RAW, and links that are there.
+    /// When the kernel gives no such socket, which needs CAP_NET_RAW and links that exist.
     pub fn listen(ports: &[IfIndex], guest: Mac) -> io::Result<Self> {
         let filter = filter(guest);
         let sockets: Vec<_> =
@@ -65,10 +65,10 @@ impl Overheard {
         self.ports == ports
     }
 
-    /// Drops what has come so far: whoever it was for has it.
+    /// Drops the frames that have come so far: the running guest has got them.
     pub fn forget(&mut self) {
         for port in self.ready() {
-            // Not without end: somebody may send as fast as this reads.
+            // Bounded, since a sender may be as fast as this reads.
             let mut left = FRAMES_MAX;
             while left > 0 && receive(port, &mut [0; HEADER_BYTES]).is_some() {
                 left -= 1;
@@ -76,7 +76,7 @@ impl Overheard {
         }
     }
 
-    /// Takes what has come, port by port, each behind a virtio-net header as a tap puts one before it.
+    /// Takes the frames that have come, port by port, each behind a virtio-net header as a tap would have it.
     pub fn take(&mut self) -> Vec<Box<[u8]>> {
         let mut buffer = vec![0; HEADER_BYTES + FRAME_BYTES_MAX];
         let mut frames = Vec::new();
@@ -84,7 +84,7 @@ impl Overheard {
             while let Some(length) = receive(port, &mut buffer)
                 && frames.len() < FRAMES_MAX
             {
-                // One that is longer is not whole.
+                // A frame that is longer is not whole.
                 if let Some((header, frame)) =
                     buffer.get(..length).and_then(|read| read.split_at_checked(HEADER_BYTES))
                 {
@@ -109,7 +109,7 @@ impl Overheard {
 /// Reads the next header and frame, as far as `buffer` takes it, and returns its length; `None` when none is there.
 fn receive(port: &OwnedFd, buffer: &mut [u8]) -> Option<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
-    // Errors are of one frame (a kind that has no header: EINVAL) or of the link (gone or down), and are told once.
+    // An error concerns one frame (of a kind without a header: EINVAL) or the link (gone or down), and comes once.
     for _ in 0..FRAMES_MAX {
         // SAFETY: the kernel writes at most as many bytes as the buffer has.
         let read = unsafe {
@@ -167,8 +167,8 @@ fn done(returned: c_int) -> io::Result<c_int> {
     if returned < 0 { Err(io::Error::last_os_error()) } else { Ok(returned) }
 }
 
-/// Passes, of frames without a VLAN tag that are not the guest's own: what is for its address, ARP for everybody, and
-/// what is for a solicited-node multicast address (RFC 4291, 2.7.1).
+/// Makes the filter. Of the frames without a VLAN tag that the guest has not sent itself it passes those for the guest's
+/// address, ARP for everybody, and those for a solicited-node multicast address (RFC 4291, 2.7.1).
 fn filter(guest: Mac) -> [sock_filter; 19] {
     const LOAD: u32 = libc::BPF_LD | libc::BPF_ABS;
     const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
@@ -185,7 +185,7 @@ fn filter(guest: Mac) -> [sock_filter; 19] {
     };
     let word = |at| op(LOAD | libc::BPF_W, at);
     let half = |at| op(LOAD | libc::BPF_H, at);
-    // `n`: where this instruction stands, since jumps count from the next.
+    // `n` is the position of this instruction, since jumps count from the next one.
     let equal = |n: u8, k: u32, yes: u8, no: u8| {
         let jump = op(EQUAL, k);
         sock_filter { jt: yes - n - 1, jf: no - n - 1, ..jump }
@@ -193,7 +193,7 @@ fn filter(guest: Mac) -> [sock_filter; 19] {
     [
         word(TAG_PRESENT),
         equal(1, 0, 2, DROP),
-        // Its own, by way of everybody: who sends so is not who is to hear it.
+        // A broadcast that the guest itself has sent.
         word(6),
         equal(3, high, 4, 6),
         half(10),

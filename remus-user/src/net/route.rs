@@ -19,7 +19,7 @@ impl Links {
     /// When no route leads there, or the link is gone meanwhile.
     pub fn towards(&self, address: SocketAddr) -> Result<Link> {
         let index = match address {
-            // An address that is of one link only names it.
+            // An address that is local to one link names that link.
             SocketAddr::V6(v6) if v6.scope_id() != 0 => v6.scope_id(),
             SocketAddr::V4(_) | SocketAddr::V6(_) => self
                 .outgoing(address.ip())

@@ -11,7 +11,7 @@ use crate::os::{Sysfs, owned};
 /// Returns the link's `rps_cpus` where any CPU is set in it.
 ///
 /// # Errors
-/// When sysfs cannot be asked: then nobody knows, which is not the same as off.
+/// When sysfs cannot be asked: unknown is not the same as off.
 pub(super) fn receive_packet_steering(name: &str) -> Result<Option<String>> {
     let sysfs = Sysfs::open().context("open a sysfs of this network namespace")?;
     let path = format!("class/net/{name}/queues/rx-0/rps_cpus");
@@ -25,7 +25,7 @@ pub(super) fn receive_packet_steering(name: &str) -> Result<Option<String>> {
     Ok(mask.chars().any(|c| !matches!(c, '0' | ',')).then(|| mask.to_owned()))
 }
 
-/// Switches receive packet steering off, as it is where no CPU is set in `rps_cpus`.
+/// Switches receive packet steering off by clearing `rps_cpus`.
 ///
 /// # Errors
 /// When sysfs refuses.
@@ -54,7 +54,7 @@ pub(super) fn tun_flags(name: &str) -> Result<Option<c_int>> {
     Ok(Some(flags))
 }
 
-/// Switches generic receive offload off: it merges frames, and the gate's slots take single ones.
+/// Switches generic receive offload off, which merges frames, while the gate's slots take single ones.
 pub(super) fn gro_off(name: &str) -> io::Result<()> {
     const ETHTOOL_SGRO: u32 = 0x2c;
     #[repr(C)]

@@ -1,13 +1,13 @@
 //! The tap whose other end is the guest's network card.
 //!
-//! Made down and in no bridge: the caller attaches the gate, and only then calls [`Tap::persist`], [`Links::join`]
-//! and [`Links::up`]. At no moment can a frame pass ungated. A persistent tap outlives the process that made it, with
-//! its gate still attached: a killed controller must leave a shut door, not a missing one. Until it has a gate it is
-//! not persistent: a process that is killed in between leaves nothing, rather than a tap that nobody knows for its own.
+//! The tap is made down and in no bridge: the caller attaches the gate, and only then calls [`Tap::persist`],
+//! [`Links::join`] and [`Links::up`]. At no moment can a frame pass ungated. A persistent tap outlives the process that made
+//! it, with its gate still attached: a killed controller must leave a shut door, not a missing one. A tap without a gate is
+//! not persistent: a process that is killed in between leaves nothing, rather than a tap that no process knows as its own.
 //!
-//! Refused, since the gate's ring of slots takes one producer and trusts that a frame is stamped when
-//! `write()` returns: several queues, and receive packet steering (RPS) on a tap that was there before. A new one begins
-//! without RPS, whatever `net.core.rps_default_mask` says. NAPI mode is switched off by attaching without its flag.
+//! The gate's ring of slots takes one producer and trusts that a frame is stamped when `write()` returns. So these are
+//! refused: several queues, and receive packet steering (RPS) on a tap that existed before. A new tap begins without RPS,
+//! whatever `net.core.rps_default_mask` says. NAPI mode is switched off by attaching without its flag.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -38,22 +38,22 @@ pub struct TapSpec<'a> {
     /// The guest's own address; the tap gets [`Mac::host_side`] of it.
     pub guest_mac: Mac,
     pub mtu_bytes: u32,
-    /// The VM's name, kept in the link's alias for people to read.
+    /// The VM's name, which goes into the link's alias for people to read.
     pub vm: &'a str,
 }
 
-/// An attached tap: down, in no bridge, and mute until its gate is attached and it is set up.
+/// An attached tap: down, in no bridge, and mute until its gate is attached and the tap is set up.
 #[derive(Debug)]
 pub struct Tap {
-    /// Non-blocking. Every frame has [`VNET_HEADER_BYTES`] before it.
+    /// The tap's descriptor, non-blocking. Every frame has [`VNET_HEADER_BYTES`] before it.
     pub fd: OwnedFd,
     pub index: IfIndex,
-    /// It was there before (the caller knew it for its own).
+    /// Whether the tap existed before, and the caller knew it as its own.
     pub adopted: bool,
 }
 
 impl Tap {
-    /// From now on the tap outlives its descriptor. Attach the gate first.
+    /// Makes the tap outlive its descriptor. Attach the gate first.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -93,18 +93,18 @@ impl Links {
         }
         let adopted = before.is_some();
         let file = attach(spec.name, adopted)?;
-        let link = self.find(spec.name)?.context("the tap is gone again")?;
+        let link = self.find(spec.name)?.context("the tap has been deleted meanwhile")?;
         if before.is_some_and(|b| b.index != link.index) {
             bail!("tap {} was replaced by another while it was being adopted", spec.name);
         }
         let index = link.index;
         if adopted {
-            // Down before out: no frame of a stale carrier may find an unbridged, ungated way.
+            // Down first, then out of the bridge: no frame of a stale carrier may find an unbridged, ungated way.
             self.down(index)?;
             self.leave(index)?;
         }
         if !adopted {
-            // What new links get by net.core.rps_default_mask. Of a tap that was there somebody has said so, and would again.
+            // New links get this by net.core.rps_default_mask. On a tap that existed before, somebody has set it on purpose.
             sysfs::steer_nothing(spec.name)
                 .with_context(|| format!("switch receive packet steering of {} off", spec.name))?;
         }
@@ -114,8 +114,8 @@ impl Links {
 
     fn configure(&self, file: &File, index: IfIndex, spec: &TapSpec<'_>) -> Result<()> {
         let name = spec.name;
-        // Nothing that is unfinished may reach the guest (0: no offload) before its driver has asked for it: the
-        // network device sets the tap to what the driver takes.
+        // Nothing unfinished may reach the guest before its driver has asked for that (0 is no offload): the network
+        // device sets the tap to what the driver takes.
         tun_ioctl(file, libc::TUNSETOFFLOAD, 0)
             .with_context(|| format!("switch offloads of {name} off"))?;
         let mut header = c_int::try_from(VNET_HEADER_BYTES).expect("twelve");
@@ -162,8 +162,8 @@ fn check_adoptable(link: &Link) -> Result<()> {
     match &link.kind {
         Kind::Tap { multi_queue: false, .. } => Ok(()),
         Kind::Tap { multi_queue: true, .. } => Err(anyhow!(
-            "tap {} has several queues ({}): the gate guards one. Use a single-queue tap, or leave it to remus to \
-             make one",
+            "tap {} has several queues ({}), and the gate guards one. Use a single-queue tap, or let remus make the \
+            tap",
             link.name,
             whose(link)
         )),
@@ -213,14 +213,16 @@ fn holder(name: &str) -> Option<(u32, String)> {
 
 /// Opens /dev/net/tun and attaches to the tap `name`: an existing one, or else a new one and no other.
 fn attach(name: &str, existing: bool) -> Result<File> {
-    // Refuses to attach to what somebody made since we looked.
+    // With this flag the call refuses a tap that was made since this process looked.
     const IFF_TUN_EXCL: c_int = 0x8000;
     let file = OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
         .open("/dev/net/tun")
-        .context("open /dev/net/tun (is the tun driver there, and may this user use it?)")?;
+        .context(
+            "open /dev/net/tun (is the tun driver loaded, and may this user open the device?)",
+        )?;
     let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     if !existing {
         flags |= IFF_TUN_EXCL;
@@ -237,7 +239,7 @@ fn attach(name: &str, existing: bool) -> Result<File> {
     let why = match error.raw_os_error() {
         Some(libc::EBUSY) => match holder(name) {
             Some((pid, command)) => format!("tap {name} is open in process {pid} ({command})"),
-            None => format!("tap {name} is in use, or was just made by somebody else"),
+            None => format!("tap {name} is in use, or another process has just made it"),
         },
         Some(libc::EPERM) => format!("make or open tap {name}: this needs CAP_NET_ADMIN"),
         Some(_) | None => format!("make or open tap {name}"),

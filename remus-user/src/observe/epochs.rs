@@ -1,9 +1,9 @@
 //! The last [`REMEMBERED`] epochs, one slot each: what each cost, for percentiles over a stretch of time that
 //! the reader chooses.
 //!
-//! One thread seals; it and others complete the slot (bytes, commit, lag) with plain atomic stores. Readers
-//! take what they find: a slot is published by its stamp, which is zero while the slot is being reused, so a
-//! reader either sees one epoch's numbers or skips the slot.
+//! One thread seals; that thread and others complete the slot (bytes, commit, lag) with plain atomic stores. Readers take
+//! what they find. A slot is published by its stamp, which is zero while the slot is being reused, so a reader either sees
+//! one epoch's numbers or skips the slot.
 
 use std::sync::atomic::{
     AtomicU32, AtomicU64,
@@ -15,7 +15,7 @@ use remus_abi::{Epoch, Stamp, Term};
 
 use super::{histogram::exact, status::Distribution};
 
-/// Six minutes at 40 epochs a second; a power of two.
+/// The number of epochs: six minutes of them at 40 a second, and a power of two.
 pub(super) const REMEMBERED: usize = 1 << 14;
 
 /// What the parts of a pause took, in microseconds. They add up to the whole.
@@ -24,8 +24,8 @@ pub struct PauseParts(pub [u32; Self::COUNT]);
 
 impl PauseParts {
     pub const COUNT: usize = 6;
-    /// Until the vCPUs have left the guest; until all state is captured, that of the gate and the devices included;
-    /// reading the dirty log; copying; protecting what cooled; letting the guest go on.
+    /// The parts, in order: until the vCPUs have left the guest; until all state is captured, that of the gate and the
+    /// devices included; reading the dirty log; copying; protecting what cooled; letting the guest go on.
     pub const NAMES: [&'static str; Self::COUNT] =
         ["kick", "state", "log", "copy", "clear", "resume"];
 
@@ -34,13 +34,13 @@ impl PauseParts {
     }
 }
 
-/// Zero, in every field, means "not yet": what is zero by nature is stored as it is, for it counts nothing.
+/// In every field zero means "not yet". A value that is zero by itself is stored as zero, since it counts nothing.
 #[derive(Default)]
 struct Slot {
     stamp: AtomicU64,
     parts_us: [AtomicU32; PauseParts::COUNT],
     dirty_pages: AtomicU32,
-    /// One more than the time.
+    /// The time plus one, since zero means "not yet".
     commit_us: AtomicU32,
 }
 
@@ -55,7 +55,7 @@ pub(super) struct Stretch {
     /// Medians.
     pub(super) parts_us: [u64; PauseParts::COUNT],
     pub(super) dirty_pages: Distribution,
-    /// Over those that are committed.
+    /// Over the epochs that are committed.
     pub(super) commit_us: Distribution,
 }
 
@@ -64,10 +64,10 @@ impl EpochRing {
         Self { slots: (0..REMEMBERED).map(|_| Slot::default()).collect() }
     }
 
-    /// One thread only: a second writer would mix two epochs in one slot.
+    /// Begins the slot of an epoch. Only one thread may call this: a second writer would mix two epochs in one slot.
     pub(super) fn seal(&self, stamp: Stamp, parts: &PauseParts, dirty_pages: u32) {
         let slot = self.slot(stamp);
-        // Readers that see any store below also see that the slot is nobody's.
+        // Readers that see any store below also see that the slot belongs to no epoch.
         slot.stamp.store(0, Relaxed);
         fence(Release);
         for (word, us) in slot.parts_us.iter().zip(parts.0) {
@@ -86,7 +86,7 @@ impl EpochRing {
         }
     }
 
-    /// Over the remembered epochs of `term` after `since`.
+    /// Returns the distributions over the remembered epochs of `term` after `since`.
     pub(super) fn stretch(&self, term: Term, since: Epoch) -> Stretch {
         let (mut pauses, mut pages, mut commits) = (Vec::new(), Vec::new(), Vec::new());
         let mut parts: [Vec<u32>; PauseParts::COUNT] = Default::default();

@@ -1,9 +1,10 @@
-//! How a running VM is seen from outside: counters that the engine writes ([`Shared`]), the document made of
-//! them ([`status::Status`]), the socket that answers with it ([`StatusSocket`], [`query`]), and the directory
-//! that belongs to one instance of a VM ([`VmDir`]).
+//! What a running VM shows to the outside: counters that the engine writes ([`Shared`]), the document made of them
+//! ([`status::Status`]), the socket that answers with the document ([`StatusSocket`], [`query`]), and the directory that
+//! belongs to one instance of a VM ([`VmDir`]).
 //!
-//! The engine thread never waits for a reader: all that it writes in an epoch are plain atomics. The socket also takes an
-//! operator's [`Order`] and hands it on. Deliberately absent: anything that follows one, or decides by these numbers.
+//! The engine thread never waits for a reader: everything that it writes in an epoch is a plain atomic. The socket also
+//! takes an operator's [`Order`] and hands it on. Deliberately absent: anything that follows an order. No part of the
+//! program decides by these numbers.
 
 mod by_name;
 mod epochs;

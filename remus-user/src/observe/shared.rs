@@ -1,10 +1,10 @@
 //! What the threads of one VM write and the status socket reads.
 //!
-//! The calls made in every epoch (`sealed`, `sent`, `committed`, `released`, `gate`) are a few atomic stores:
-//! no lock, no allocation. The calls for rare turns (`stand`, `took_over`) take a short lock.
+//! The calls that are made in every epoch (`sealed`, `sent`, `committed`, `released`, `gate`) are a few atomic stores,
+//! without lock or allocation. The calls that are rare (`stand`, `took_over`) take a short lock.
 //!
-//! Invariant, in every document: `released <= acked <= captured < open`, since within a term each of them only
-//! grows and they are read in that order; and what is of another term than `open` counts as none.
+//! Invariant of every document: `released <= acked <= captured < open`. It holds since within a term each of the four only
+//! grows and they are read in that order, and since a stamp of another term than that of `open` is shown as 0.
 
 use std::{
     sync::{
@@ -37,13 +37,13 @@ use crate::{
     outlet,
 };
 
-/// See the module. Made once a VM; threads hold it in an [`Arc`].
+/// See the module. There is one for each VM; threads hold it in an [`Arc`].
 pub struct Shared {
     vm: VmName,
     role: Role,
-    standing: Mutex<Standing>,
+    state: Mutex<ProtectionState>,
     failover: Mutex<Option<Failover>>,
-    /// [`Stamp`]s; the term in `open` is the current one.
+    /// This and the next three are [`Stamp`]s; the term in `open` is the current one.
     open: AtomicU64,
     captured: AtomicU64,
     acked: AtomicU64,
@@ -60,7 +60,7 @@ pub struct Shared {
     /// Passed on, left out.
     inbound: [AtomicU64; 2],
     gate_mode: AtomicU64,
-    /// Frames, bytes, capacity in bytes.
+    /// Frames held, their bytes, the capacity in bytes.
     gate_fill: [AtomicU64; 3],
     /// Count, p50, p90, p99, max in microseconds.
     gate_residence: [AtomicU64; 5],
@@ -69,8 +69,8 @@ pub struct Shared {
     lead_us: Histogram,
 }
 
-/// How the VM stands, since when, and how long it was protected before that.
-struct Standing {
+/// The VM's protection, since when it has that, and how long the VM was protected before.
+struct ProtectionState {
     protection: Protection,
     reason: String,
     since: Moment,
@@ -83,23 +83,23 @@ pub struct GateReading {
     pub mode: Mode,
     /// Frames held now.
     pub waiting: u64,
-    /// What they take of the buffer.
+    /// Bytes of the buffer that these frames take.
     pub waiting_bytes: u64,
     pub capacity_bytes: u64,
-    /// Of released frames, in microseconds.
+    /// How long released frames had waited, in microseconds.
     pub residence_us: Distribution,
     pub counters: Counters,
     pub acks: AckCounters,
 }
 
 impl Shared {
-    /// Makes a VM that waits for its backup, in term `term`, epoch 1 open.
+    /// Makes the state of a VM that waits for its backup, in term `term`, with epoch 1 open.
     pub fn new(vm: &VmName, role: Role, term: Term) -> Arc<Self> {
         let zero = || AtomicU64::new(0);
         Arc::new(Self {
             vm: vm.clone(),
             role,
-            standing: Mutex::new(Standing {
+            state: Mutex::new(ProtectionState {
                 protection: Protection::Waiting,
                 reason: String::new(),
                 since: boot_now(),
@@ -129,24 +129,24 @@ impl Shared {
         })
     }
 
-    /// Says how the VM stands now. `reason` is for people: empty when all is well.
+    /// Sets the VM's protection. `reason` is for people, and empty when all is well.
     pub fn stand(&self, protection: Protection, reason: &str) {
-        let mut standing = lock(&self.standing);
+        let mut state = lock(&self.state);
         let now = boot_now();
-        standing.protected_before = standing.protected(now);
-        standing.since = now;
-        standing.protection = protection;
-        reason.clone_into(&mut standing.reason);
+        state.protected_before = state.protected(now);
+        state.since = now;
+        state.protection = protection;
+        reason.clone_into(&mut state.reason);
     }
 
-    /// Begins a term: epoch 1 is open, nothing of it captured, and checkpoints count from 0.
+    /// Begins a term: epoch 1 is open, nothing is captured, and checkpoints count from 0.
     pub fn begin_term(&self, term: Term) {
         self.checkpoints.store(0, Relaxed);
         self.open.store(Stamp::new(term, Epoch::FIRST).bits(), Release);
     }
 
-    /// The engine sealed `stamp`: the guest stood still for as long as `parts` are together, `dirty_pages` are captured,
-    /// the next epoch is open. The engine thread only.
+    /// Notes that the engine sealed `stamp`: the guest stood still for the sum of `parts`, `dirty_pages` are captured, the
+    /// next epoch is open. Only the engine thread may call this.
     pub fn sealed(&self, stamp: Stamp, parts: &PauseParts, dirty_pages: u32) {
         let pause_us = parts.sum_us();
         self.ring.seal(stamp, parts, dirty_pages);
@@ -159,13 +159,13 @@ impl Shared {
         self.captured.store(stamp.bits(), Release);
     }
 
-    /// Bytes of a checkpoint as sent, and as they would be if every dirty page were sent whole.
+    /// Adds the bytes of a checkpoint as sent, and as they would be if every dirty page were sent whole.
     pub fn sent(&self, bytes_sent: u64, bytes_raw: u64) {
         self.bytes_sent.fetch_add(bytes_sent, Relaxed);
         self.bytes_raw.fetch_add(bytes_raw, Relaxed);
     }
 
-    /// The backup committed `stamp`, `commit_us` after its seal. Once an epoch.
+    /// Notes that the backup committed `stamp`, `commit_us` after its seal. Called once for each epoch.
     pub fn committed(&self, stamp: Stamp, commit_us: u32) {
         self.ring.commit(stamp, commit_us);
         self.commit_us.record(commit_us);
@@ -173,13 +173,13 @@ impl Shared {
         self.acked.store(stamp.bits(), Release);
     }
 
-    /// The output of `stamp` and of all epochs before it has left, `lag_us` after its seal.
+    /// Notes that the output of `stamp` and of all earlier epochs has left, `lag_us` after the seal of `stamp`.
     pub fn released(&self, stamp: Stamp, lag_us: u32) {
         self.lag_us.store(lag_us.into(), Relaxed);
         self.released.store(stamp.bits(), Release);
     }
 
-    /// The backup's side: `stamp` is committed to the image here.
+    /// Notes, on a backup, that `stamp` is committed to the image here.
     pub fn applied(&self, stamp: Stamp) {
         self.checkpoints.fetch_add(1, Relaxed);
         self.open.store(Stamp::new(stamp.term(), stamp.epoch().next()).bits(), Release);
@@ -187,7 +187,7 @@ impl Shared {
         self.acked.store(stamp.bits(), Release);
     }
 
-    /// The newest reading of the gate.
+    /// Takes a reading of the gate.
     pub fn gate(&self, reading: &GateReading) {
         self.gate_mode.store(reading.mode as u64, Relaxed);
         let fill = [reading.waiting, reading.waiting_bytes, reading.capacity_bytes];
@@ -202,7 +202,7 @@ impl Shared {
         self.ack_counters.store(&reading.acks);
     }
 
-    /// What the guest was given, for its backup to keep.
+    /// Sets the counters of frames that the guest was given, and that its backup keeps.
     pub fn relayed(&self, counters: Inbound) {
         let Inbound { passed_on, left_out } = counters;
         for (to, from) in self.inbound.iter().zip([passed_on, left_out]) {
@@ -210,12 +210,12 @@ impl Shared {
         }
     }
 
-    /// The kernel released on the word of a datagram, so long before the controller was about to.
+    /// Notes that the kernel released on the word of a datagram, `lead_us` before the controller would have.
     pub fn kernel_lead(&self, lead_us: u32) {
         self.lead_us.record(lead_us);
     }
 
-    /// This backup has taken over. May be told again as more of it is known.
+    /// Notes that this backup has taken over. May be called again as more is known of the takeover.
     pub fn took_over(&self, failover: Failover) {
         *lock(&self.failover) = Some(failover);
     }
@@ -238,12 +238,12 @@ impl Shared {
                 dirty_pages: self.dirty_pages.distribution(),
             },
         };
-        let standing = lock(&self.standing);
-        let protected = standing.protected(boot_now());
+        let state = lock(&self.state);
+        let protected = state.protected(boot_now());
         Status {
             vm: self.vm.to_string(),
             role: self.role,
-            protection: standing.protection,
+            protection: state.protection,
             term: open.term().get(),
             epochs: Epochs {
                 open: epoch(open),
@@ -269,7 +269,7 @@ impl Shared {
             trigger: self.trigger_status(),
             lost: lost(),
             failover: *lock(&self.failover),
-            reason: standing.reason.clone(),
+            reason: state.reason.clone(),
         }
     }
 
@@ -288,7 +288,7 @@ impl Shared {
         let read = |word: &AtomicU64| word.load(Relaxed);
         let modes = [(Mode::Hold, "hold"), (Mode::Open, "open")];
         let now = self.gate_mode.load(Relaxed);
-        // As the gate itself takes it: whatever is not a known mode is closed.
+        // As the gate itself does, this takes every unknown mode for closed.
         let mode = modes.iter().find(|(mode, _)| *mode as u64 == now).map_or("closed", |m| m.1);
         let [waiting, waiting_bytes, capacity_bytes] = self.gate_fill.each_ref().map(read);
         let [count, p50, p90, p99, max] = self.gate_residence.each_ref().map(read);
@@ -308,7 +308,7 @@ fn lost() -> Lost {
     Lost { log_lines, console_bytes }
 }
 
-impl Standing {
+impl ProtectionState {
     fn protected(&self, now: Moment) -> Duration {
         match self.protection {
             Protection::Protected => self.protected_before + now.since(self.since),
@@ -324,7 +324,7 @@ impl Standing {
     }
 }
 
-/// Plain values are behind these locks: whoever panicked with one held left nothing half done.
+/// Locks, also after a panic: these locks guard plain values, which no panic leaves half changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,9 @@
 //! The status socket: RUN_DIR/VM/status.sock, mode 0600 in a directory of mode 0700.
 //!
-//! One line in (`status`, `status since EPOCH`, or an [`Order`]), one JSON document out, closed. An order is answered with
-//! `{"done": "..."}`, one that is refused and a line that is not understood with `{"error": "..."}`. Limits: a request of 128 bytes, two seconds for the whole
-//! exchange, 16 clients at once; whoever exceeds them is disconnected.
+//! A client sends one line (`status`, `status since EPOCH`, or an [`Order`]), gets one JSON document, and is disconnected.
+//! The answer to an order that was followed is `{"done": "..."}`. The answer to an order that is refused, and to a line that
+//! is not understood, is `{"error": "..."}`. A client that exceeds a limit is disconnected: 128 bytes for the request, two
+//! seconds for the whole exchange, 16 clients at once.
 
 use std::{
     fs,
@@ -40,7 +41,7 @@ const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(2);
 const CLIENTS_MAX: usize = 16;
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
-/// A bound status socket; its file goes when it is dropped.
+/// A bound status socket. Its file is removed when it is dropped.
 #[derive(Debug)]
 pub struct StatusSocket {
     listener: UnixListener,
@@ -48,7 +49,7 @@ pub struct StatusSocket {
 }
 
 impl StatusSocket {
-    /// Binds in `directory`, in place of what an earlier instance left: the claim says that it is dead.
+    /// Binds in `directory`, in place of the socket that an earlier instance left: the claim proves that instance dead.
     ///
     /// # Errors
     /// When the file system refuses.
@@ -63,7 +64,7 @@ impl StatusSocket {
         let bind = || -> io::Result<UnixListener> {
             let listener =
                 UnixListener::bind(below(&open_directory(directory.path())?, STATUS_SOCKET))?;
-            // Until here the directory's mode kept others out.
+            // Up to here the directory's mode has kept others out.
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
             listener.set_nonblocking(true)?;
             Ok(listener)
@@ -72,10 +73,10 @@ impl StatusSocket {
         Ok(Self { listener, path })
     }
 
-    /// Answers from `shared` until it is dropped; an operator's order goes to `follow`. Run it as a task of its own.
+    /// Answers from `shared` until the future is dropped; an operator's order goes to `follow`. Run it as a task of its own.
     ///
     /// # Errors
-    /// When the listener cannot be given to this runtime.
+    /// When this runtime does not take the listener.
     pub async fn serve(
         self,
         shared: Arc<Shared>,
@@ -89,7 +90,7 @@ impl StatusSocket {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(e) => {
-                    // No descriptor is free: they come back, and asking at once would spin.
+                    // No descriptor is free. One will be, and to ask at once would spin.
                     tracing::warn!("accept on the status socket: {e}");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
@@ -168,10 +169,10 @@ fn parse(line: &[u8]) -> Result<Request, String> {
     }
 }
 
-/// Asks the VM `vm` under `run_dir` how it stands. Blocks for at most some seconds.
+/// Asks the VM `vm` under `run_dir` for its status. Blocks for a few seconds at most.
 ///
 /// # Errors
-/// When no such VM runs, this user may not ask, its process does not answer, or the answer is not understood.
+/// When no such VM runs, this user may not ask, the VM's process does not answer, or the answer is not a status.
 pub fn query(run_dir: &Path, vm: &VmName, since: Option<Epoch>) -> Result<Status> {
     let directory = run_dir.join(vm.as_str());
     let line = match since {
@@ -183,7 +184,10 @@ pub fn query(run_dir: &Path, vm: &VmName, since: Option<Epoch>) -> Result<Status
         Err(e) => bail!("{}", unanswered(run_dir, vm, &e)),
     };
     serde_json::from_str(&answer).with_context(|| {
-        format!("VM {vm} gave no status but {:?}", answer.get(..80).unwrap_or(&answer))
+        format!(
+            "VM {vm} did not answer with a status, but with {:?}",
+            answer.get(..80).unwrap_or(&answer)
+        )
     })
 }
 
@@ -217,8 +221,8 @@ fn exchange(directory: &Path, line: &str) -> io::Result<String> {
     Ok(answer)
 }
 
-/// Connects, and sets a limit on every wait beforehand: where nobody accepts, the kernel lets the hundredth caller wait for
-/// a place.
+/// Connects, with a limit on every wait from the beginning: where no process accepts, the kernel lets the hundredth caller
+/// wait for a place.
 fn connect(path: &Path) -> io::Result<UnixStream> {
     // SAFETY: plain socket(2); the result is checked.
     let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
@@ -255,20 +259,18 @@ fn unanswered(run_dir: &Path, vm: &VmName, error: &io::Error) -> String {
             format!("VM {vm} does not run: it left its status socket behind when it died")
         }
         io::ErrorKind::PermissionDenied => {
-            format!(
-                "this user may not see how VM {vm} stands, only the one that runs it may: try sudo"
-            )
+            format!("only the user that runs VM {vm} may see its status: try sudo")
         }
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => match holder(run_dir, vm) {
             Ok(Holder::Process(Some(pid))) if is_stopped(pid) => format!(
                 "VM {vm} does not answer: its process {pid} is stopped (kill -CONT {pid} lets it go on)"
             ),
             Ok(Holder::Process(Some(pid))) => format!(
-                "VM {vm} does not answer: its process {pid} lives, and has not said anything for {} s",
+                "VM {vm} does not answer: its process {pid} is alive, and has sent nothing for {} s",
                 EXCHANGE_TIMEOUT.as_secs()
             ),
             Ok(Holder::Process(None) | Holder::Nobody) | Err(_) => format!(
-                "VM {vm} does not answer: nothing was said for {} s",
+                "VM {vm} does not answer: it has sent nothing for {} s",
                 EXCHANGE_TIMEOUT.as_secs()
             ),
         },

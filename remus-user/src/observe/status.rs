@@ -1,8 +1,8 @@
 //! The status document: what `remus status --json` prints, field by field.
 //!
-//! The unix socket `RUN_DIR/VM/status.sock` (mode 0600) takes one line, `status` or `status since EPOCH`,
-//! answers with one JSON document of this shape, and closes. With `since`, the distributions are taken over
-//! the epochs after EPOCH alone (of those still remembered, at least the last 4096).
+//! The unix socket `RUN_DIR/VM/status.sock` (mode 0600) takes one line, `status` or `status since EPOCH`, answers with one
+//! JSON document of this shape, and closes. With `since`, the distributions are only over the epochs after EPOCH, as far as
+//! they are remembered (the last 16384 are).
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ pub enum Role {
     Backup,
 }
 
-/// How a VM stands: the words of docs/protocol.md.
+/// Whether a VM is protected, in the words of docs/protocol.md.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protection {
@@ -27,7 +27,7 @@ pub enum Protection {
     /// The first whole checkpoint is on its way.
     Syncing,
     Protected,
-    /// Checkpoints are committed, and clients are not served, or would not be after a takeover: the reason says why.
+    /// Checkpoints are committed, but clients are not served, or would not be after a takeover. The reason says why.
     Impaired,
     /// No acks: the gate is shut, the guest runs until the pipeline is full.
     Stalled,
@@ -35,7 +35,7 @@ pub enum Protection {
     Unprotected,
     /// A backup that took over: unprotected, in a term of its own.
     Promoted,
-    /// The gate guards no more: the guest is paused until it does, or the backup takes over.
+    /// The gate no longer guards: the guest is paused until it does again, or until the backup takes over.
     #[serde(rename = "gate-lost")]
     GateLost,
     /// The guest ended on purpose, or another host speaks for it now.
@@ -52,14 +52,14 @@ pub struct Status {
     pub epochs: Epochs,
     /// Checkpoints committed in this term.
     pub checkpoints: u64,
-    /// Milliseconds spent protected.
+    /// How long the VM has been protected, in milliseconds.
     pub protected_ms: u64,
     /// Milliseconds from the seal of an epoch to the release of its output, newest committed epoch.
     pub lag_ms: f64,
     pub pause_us: Distribution,
     /// Where a pause goes: the median of each part. See [`PauseParts`](super::PauseParts).
     pub pause_parts_us: BTreeMap<String, u64>,
-    /// From the seal to the commit ack.
+    /// From the seal of an epoch to its commit ack.
     pub commit_us: Distribution,
     pub dirty_pages: Distribution,
     /// Checkpoint bytes as sent, and as they would be if every dirty page were sent whole.
@@ -93,11 +93,11 @@ pub struct Distribution {
     pub max: u64,
 }
 
-/// Frames that the guest was given while it had a backup, which keeps those of epochs that are not committed.
+/// Frames that the guest was given while it had a backup; the backup keeps those of epochs that are not committed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Inbound {
     pub passed_on: u64,
-    /// More than an epoch has room for, or than the link took.
+    /// Frames that an epoch had no room for, or that the link did not take.
     pub left_out: u64,
 }
 
@@ -108,7 +108,7 @@ pub struct Gate {
     pub mode: String,
     /// Frames held now.
     pub waiting: u64,
-    /// What they take of the buffer, and the buffer, in bytes.
+    /// Bytes of the buffer that these frames take, and of the whole buffer.
     pub waiting_bytes: u64,
     pub capacity_bytes: u64,
     /// How long released frames had waited in the gate, in microseconds. A sample: the gate times one in sixteen.
@@ -123,14 +123,15 @@ pub struct Gate {
 pub struct Trigger {
     /// The sum of the counters that are alarms: datagrams that name the session and are not its backup's, or make no sense.
     pub refused: u64,
-    /// From the kernel's release to when the controller was about to, microseconds: what each datagram won.
+    /// How long before the controller the kernel released, in microseconds: what each datagram won.
     pub lead_us: Distribution,
     /// A key for each, by its name.
     #[serde(flatten, with = "by_name")]
     pub counters: AckCounters,
 }
 
-/// What the process that answers has lost because nobody took it in time, or a file refused it. All its VMs share the log.
+/// What the process that answers has lost because no reader took it in time, or a file refused it. All its VMs share the
+/// log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Lost {
     /// Lines of its log.
@@ -142,18 +143,19 @@ pub struct Lost {
 /// A takeover, in CLOCK_BOOTTIME nanoseconds of the backup host.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Failover {
-    /// Last word from the primary.
+    /// When the primary was last heard.
     pub last_heard_ns: u64,
-    /// The decision to promote (suspicion, and the lease is over).
+    /// When the backup decided to promote: it suspects the primary, and the lease is over.
     pub decided_ns: u64,
-    /// First instruction of the guest here.
+    /// When the guest executed its first instruction here.
     pub running_ns: u64,
-    /// The gate is open in the new term and the network was told.
+    /// When the gate was open in the new term, and the network had been told.
     pub open_ns: u64,
     /// The checkpoint that the guest goes on from.
     pub epoch: u64,
-    /// Frames that the guest had been given after it, and was given again here.
+    /// Frames that the guest had been given after that checkpoint, and was given again here.
     pub given_again: u64,
-    /// Frames that came for it after the primary's last sign of life, before it ran here, and that it was given then.
+    /// Frames that came for the guest between the primary's last sign of life and the guest's first instruction here, and
+    /// that it was given then.
     pub overheard: u64,
 }

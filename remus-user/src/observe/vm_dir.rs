@@ -1,8 +1,8 @@
 //! RUN_DIR/VM: the directory of one running instance of a VM, mode 0700, held by a lock for as long as the
 //! process lives.
 //!
-//! The lock (flock on the file `lock`) and not the socket tells whether another instance lives: the kernel
-//! takes it back from a process that dies in whatever way, and two that start at once cannot both have it.
+//! The lock (flock on the file `lock`) and not the socket tells whether another instance lives: the kernel takes the lock
+//! from a process that dies, in whatever way, and of two processes that start at once only one gets it.
 
 use std::{
     fmt,
@@ -22,13 +22,13 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::names::VmName;
 
 const LOCK: &str = "lock";
-/// The status socket's file in it.
+/// The name of the status socket in the directory.
 pub(super) const STATUS_SOCKET: &str = "status.sock";
-/// Longer than it takes to look who has a lock.
+/// Longer than another process takes to look who has a lock.
 const LOOK_PAUSE: Duration = Duration::from_millis(3);
 
-/// The claimed directory of this instance. Dropping it gives it up, and removes it if nothing else is in it;
-/// a process that dies gives it up too, and leaves it.
+/// The claimed directory of this instance. Dropping this gives the directory up, and removes it if nothing else is in it.
+/// A process that dies gives the directory up too, and leaves it.
 #[derive(Debug)]
 pub struct VmDir {
     path: PathBuf,
@@ -43,7 +43,7 @@ impl VmDir {
     /// Another live process has this VM; or a directory on the way is not safe (not ours, or writable by
     /// others) or cannot be made.
     pub fn claim(run_dir: &Path, vm: &VmName) -> Result<Self> {
-        // Whoever gives a directory up removes it, perhaps between two of our steps: then we make it again.
+        // A process that gives a directory up removes it, perhaps between two of our steps: then we make it again.
         const ATTEMPTS: u32 = 10;
         let path = run_dir.join(vm.as_str());
         let file = path.join(LOCK);
@@ -65,7 +65,7 @@ impl VmDir {
             };
             match lock.try_lock() {
                 Ok(()) => {}
-                // Somebody may only be looking ([`holder`]): that is over at once.
+                // Another process may only be looking ([`holder`]), which is over at once.
                 Err(fs::TryLockError::WouldBlock) if attempt + 1 < ATTEMPTS => {
                     thread::sleep(LOOK_PAUSE);
                     continue;
@@ -75,14 +75,14 @@ impl VmDir {
                     return Err(e).with_context(|| format!("lock {}", file.display()));
                 }
             }
-            // A lock on a file that is no longer there keeps nobody out.
+            // A lock on a file that has been removed keeps nobody out.
             if !same_file(&lock, &file) {
                 continue;
             }
             note_pid(&mut lock).with_context(|| format!("write {}", file.display()))?;
             return Ok(Self { path, _lock: lock });
         }
-        bail!("{} keeps vanishing: does something clean up there?", path.display())
+        bail!("{} keeps vanishing: does another program clean up there?", path.display())
     }
 
     pub fn path(&self) -> &Path {
@@ -92,7 +92,7 @@ impl VmDir {
 
 impl Drop for VmDir {
     fn drop(&mut self) {
-        // Removed while still locked, so that nobody else's lock file can be the one that goes.
+        // The file is removed while it is locked, so that it cannot be another process's lock that goes.
         let removed =
             fs::remove_file(self.path.join(LOCK)).and_then(|()| fs::remove_dir(&self.path));
         match removed {
@@ -104,11 +104,11 @@ impl Drop for VmDir {
     }
 }
 
-/// Who holds a directory, at the moment of the question.
+/// Who holds a directory at the moment of the question.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Holder {
     Nobody,
-    /// A live process, by the number that it knows itself by; `None` when it has not written it yet.
+    /// A live process, by its own number; `None` when the process has not written that yet.
     Process(Option<u32>),
 }
 
@@ -142,7 +142,7 @@ fn noted_pid(lock: &File) -> Option<u32> {
 fn taken(lock: &File, vm: &VmName) -> anyhow::Error {
     let pid = noted_pid(lock).map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
     anyhow!(
-        "VM {vm} already runs here (process {pid}): stop that one first, or give this one another name or run_dir"
+        "VM {vm} already runs here (process {pid}): stop that process first, or give this VM another name or run_dir"
     )
 }
 
@@ -182,7 +182,7 @@ pub fn running(run_dir: &Path) -> Result<Vec<VmName>> {
     Ok(names)
 }
 
-/// Opens a directory for paths below it: a socket's address has 108 bytes, a path may have more, and
+/// Opens a directory for paths below it. A socket's address has 108 bytes and a path may have more, but
 /// `/proc/self/fd/N/NAME` always fits.
 pub(super) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     use std::os::unix::ffi::OsStrExt;
@@ -201,7 +201,7 @@ pub(super) fn below(directory: &OwnedFd, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))
 }
 
-/// Why a directory must not hold what is this user's alone: another user could put a socket or a symlink of his own into it.
+/// Why a directory must not hold what belongs to this user alone: another user could put a socket or a symlink into it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unsafe {
     NotADirectory,
@@ -210,7 +210,7 @@ pub enum Unsafe {
 }
 
 impl Unsafe {
-    /// Judges what is known of a directory: it must be ours or root's, and nobody else may write it.
+    /// Judges a directory: it must belong to this user or root, and nobody else may write to it.
     pub fn find(directory: &Metadata) -> Option<Self> {
         // SAFETY: geteuid(2) takes nothing and cannot fail.
         let ours = unsafe { libc::geteuid() };
@@ -232,14 +232,14 @@ impl fmt::Display for Unsafe {
         match self {
             Self::NotADirectory => f.write_str("is not a directory"),
             Self::OfAnother { uid, ours } => {
-                write!(f, "belongs to uid {uid}, not to us (uid {ours})")
+                write!(f, "belongs to uid {uid}, not to this user (uid {ours})")
             }
-            Self::WritableByOthers => f.write_str("may be written by others"),
+            Self::WritableByOthers => f.write_str("is writable by others"),
         }
     }
 }
 
-/// Makes `path` where it is missing.
+/// Makes `path` if it is missing, and checks that it is safe.
 fn make_safe(path: &Path, mode: u32) -> Result<()> {
     let shown = path.display();
     DirBuilder::new()

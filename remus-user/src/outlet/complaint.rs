@@ -1,4 +1,4 @@
-//! How often a file that goes on failing is complained of.
+//! Limits how often the log complains of a file that keeps failing.
 
 use std::time::Duration;
 
@@ -6,11 +6,11 @@ use crate::names::Moment;
 
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// Losses that were not told yet. The first is told at once, the others together, every [`PERIOD`] at most.
+/// Losses that were not reported yet. The first is reported at once, the others together, once a [`PERIOD`] at most.
 #[derive(Default)]
 pub(super) struct Complaint {
     bytes: u64,
-    /// Why the newest of them were lost.
+    /// The reason of the newest loss.
     why: String,
     told: Option<Moment>,
 }

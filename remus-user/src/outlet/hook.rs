@@ -1,4 +1,4 @@
-//! What is said of a panic.
+//! Reports panics.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::{self, PanicHookInfo};
@@ -6,8 +6,8 @@ use std::thread;
 
 use super::say;
 
-/// From here on panics are told by way of the log. The standard library's own hook writes to stderr itself: a thread
-/// that panics beside a reader that has stalled would never end, and with it the guest that its end is to stop.
+/// Reports panics through the log from here on. The standard library's own hook writes to stderr itself: while the reader
+/// of stderr has stalled, a thread that panics would never end, and so would not stop the guest.
 pub(crate) fn report_panics() {
     panic::set_hook(Box::new(|panic| say(&describe(panic))));
 }

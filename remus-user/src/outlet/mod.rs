@@ -30,9 +30,9 @@ use self::pump::Pump;
 pub(crate) use self::pump::write_patiently;
 use self::room::Room;
 
-/// Bytes that wait for a file.
+/// The number of bytes that may wait for a file.
 pub(crate) const CAPACITY: usize = 256 << 10;
-/// How long the end of an outlet, or of the process, waits for a file that does not take what is left.
+/// How long an outlet that ends, or the process, waits for a file that does not take what is left.
 pub(crate) const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// Lines of log, and bytes of consoles, that this process has lost.
@@ -46,14 +46,14 @@ pub(crate) fn lost() -> (u64, u64) {
 /// What an outlet carries, which decides what is lost as a whole.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
-    /// Lines. A loss is told in the file itself, once it takes something again.
+    /// Lines. A loss is reported in the file itself, once the file takes something again.
     Log,
-    /// Bytes. A loss is told in the log.
+    /// Bytes. A loss is reported in the log.
     Console,
 }
 
 impl Kind {
-    /// Returns how many units `bytes` are: lines of a log, bytes of a console.
+    /// Returns the number of units in `bytes`: lines of a log, bytes of a console.
     fn measure(self, bytes: &[u8]) -> u64 {
         match self {
             Self::Log => bytes.split_inclusive(|byte| *byte == b'\n').count() as u64,
@@ -107,8 +107,7 @@ impl Outlet {
         Ok(Self { kind, shared })
     }
 
-    /// Takes `bytes`: those of a log all or not at all, those of a console as many as there is room for. Never waits
-    /// for the file.
+    /// Takes `bytes`: a log takes all of them or none, a console as many as there is room for. Never waits for the file.
     pub(crate) fn put(&self, bytes: &[u8]) {
         let mut state = self.shared.lock();
         let was_empty = state.room.is_empty();
@@ -120,7 +119,7 @@ impl Outlet {
         self.kind.count_lost(lost);
     }
 
-    /// Waits until all that was put before is dealt with, for as long as `patience` at most.
+    /// Waits until everything that was put is dealt with, but no longer than `patience`.
     pub(crate) fn wait(&self, patience: Duration) {
         let state = self.shared.lock();
         let until = state.dealt_with + state.room.len() + state.room.under_way();
@@ -128,7 +127,7 @@ impl Outlet {
             .shared
             .changed
             .wait_timeout_while(state, patience, |state| state.dealt_with < until);
-        // Over either way.
+        // Done, or out of patience: either way the wait is over.
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 }
@@ -162,7 +161,7 @@ impl Shared {
         }
     }
 
-    // What is under the lock is whole at any time.
+    // The value under the lock is whole at any time.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

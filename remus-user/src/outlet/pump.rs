@@ -7,16 +7,16 @@ use std::os::fd::{AsFd, AsRawFd};
 use super::{Kind, complaint::Complaint};
 use crate::os::boot_now;
 
-/// Writes into an outlet's file, and keeps account of what that refuses.
+/// Writes into an outlet's file, and counts what the file refuses.
 pub(super) struct Pump {
     kind: Kind,
     name: String,
     file: File,
-    /// Of the log: lines that are missing at this place in the file.
+    /// For the log: the number of lines that are missing at this place in the file.
     missing: u64,
-    /// Of the log: the file has refused the rest of a line after its beginning.
+    /// For the log: whether the file took the beginning of a line and refused the rest.
     is_torn: bool,
-    /// Of a console.
+    /// For a console.
     complaint: Complaint,
 }
 
@@ -26,7 +26,7 @@ impl Pump {
         Self { kind, name: name.to_owned(), file, missing: 0, is_torn: false, complaint }
     }
 
-    /// Writes `bytes`. `missing` units that found no room belong behind them.
+    /// Writes `bytes`. After them, `missing` units found no room.
     pub(super) fn write(&mut self, bytes: &[u8], missing: u64) {
         match self.kind {
             Kind::Log => self.write_lines(bytes, missing),
@@ -34,12 +34,12 @@ impl Pump {
         }
     }
 
-    /// Each line is a write of its own, so that other writers of the same pipe come between lines and not into them.
+    /// Writes each line by itself, so that other writers of the same pipe come between lines and not into them.
     fn write_lines(&mut self, bytes: &[u8], missing: u64) {
         for line in bytes.split_inclusive(|byte| *byte == b'\n') {
             let gap = self.missing;
             if gap > 0 {
-                // Nothing that tells of the loss counts as a loss of its own.
+                // A notice that is lost is not counted as another loss.
                 let notice = format!("remus: {gap} lines of the log are missing here\n");
                 if self.write_line(notice.as_bytes()) {
                     self.missing = 0;
@@ -50,13 +50,13 @@ impl Pump {
                 Kind::Log.count_lost(1);
             }
         }
-        // Those were counted when they found no room.
+        // These were counted when they found no room.
         self.missing += missing;
     }
 
     /// Returns whether the file has the line.
     fn write_line(&mut self, line: &[u8]) -> bool {
-        // The end that a torn line is owed comes before anything else.
+        // A torn line is ended before anything else is written.
         if self.is_torn && write_patiently(&self.file, b"\n").is_ok() {
             self.is_torn = false;
         }
@@ -94,8 +94,8 @@ pub(crate) struct Unwritten {
     pub(crate) error: io::Error,
 }
 
-/// Writes all of `bytes`, and waits for the file as long as that takes, also where somebody else who shares it has made
-/// it non-blocking.
+/// Writes all of `bytes`, and waits for the file as long as that takes, even if another process that shares the file has
+/// made it non-blocking.
 ///
 /// # Errors
 /// When the file refuses.

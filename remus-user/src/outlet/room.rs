@@ -6,9 +6,9 @@ use super::{CAPACITY, Kind};
 pub(super) struct Room {
     kind: Kind,
     waiting: Vec<u8>,
-    /// Bytes that were taken out and are not dealt with yet.
+    /// The number of bytes that were taken out and are not dealt with yet.
     under_way: u64,
-    /// Units that found no room behind what waits.
+    /// The number of units that found no room after what waits.
     missing: u64,
 }
 
@@ -30,7 +30,7 @@ impl Room {
         self.under_way
     }
 
-    /// Takes what there is room for. Returns the number of units that are lost.
+    /// Takes what there is room for, and returns the number of units that are lost.
     pub(super) fn put(&mut self, bytes: &[u8]) -> u64 {
         let room = CAPACITY - self.waiting.len();
         let kept = match self.kind {
@@ -43,8 +43,7 @@ impl Room {
         lost
     }
 
-    /// Moves what waits into `taken`, whose buffer is used again. Returns the number of units that are missing behind
-    /// it.
+    /// Moves what waits into `taken`, whose buffer is used again. Returns the number of units that are missing after that.
     pub(super) fn take(&mut self, taken: &mut Vec<u8>) -> u64 {
         taken.clear();
         std::mem::swap(&mut self.waiting, taken);

@@ -1,6 +1,7 @@
-//! The answers of the line protocol, to text: `ok` and named values, or `error CODE` and words for people.
+//! The answers of the line protocol as text: `ok` and named values, or `error CODE` and words for people.
 //!
-//! One line each, whatever is in it. Names are part of the protocol: more may come, none changes its meaning.
+//! Each answer is one line, whatever it contains. Names are part of the protocol: more may be added, and none changes its
+//! meaning.
 
 use std::fmt;
 
@@ -13,29 +14,28 @@ use crate::replication::Refused;
 pub(super) enum Answer {
     /// The request was followed.
     Ok(Vec<(&'static str, String)>),
-    /// It was not, and nothing has changed.
+    /// The request was not followed, and nothing has changed.
     Error { code: Code, text: String },
 }
 
-/// Why a request was not followed, for programs.
+/// Why a request was not followed, in a form for programs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Code {
-    /// No request, or a number that cannot be.
+    /// The line is not a request, or a number is out of range.
     Syntax,
-    /// A line longer than a request can be; the connection ends.
+    /// The line is longer than a request can be; the connection ends.
     TooLong,
-    /// More clients than are served; the connection ends.
+    /// No more clients are served; the connection ends.
     Busy,
-    /// The epoch that is to be sealed is not held.
+    /// The gate does not hold, so there is no epoch to seal.
     NotHolding,
     /// The epoch that is to be committed is not below the open one.
     NotSealed,
     /// A later epoch is committed already.
     GoingBack,
-    /// The gate was started without a lease, so there is none to renew; or the gate is to open and its lease is over.
+    /// The gate was started without a lease, so there is none to renew; or the gate is to open, and its lease is over.
     Lease,
-    /// The gate is not in front of its tap any more, or the tap is open in a way in which it cannot be guarded:
-    /// pause the guest.
+    /// The gate is not in front of its tap any more, or the tap is open in a way that cannot be guarded: pause the guest.
     GateLost,
     /// Released frames are still on their way: ask again.
     Pending,
@@ -73,7 +73,7 @@ impl From<Refused> for Answer {
 }
 
 impl fmt::Display for Answer {
-    /// Without the line's end.
+    /// Writes the answer without the line's end.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ok(values) => {

@@ -1,8 +1,8 @@
-//! The one who has the gate: follows requests, one at a time, and looks after it in between.
+//! The keeper owns the gate: it follows requests, one at a time, and looks after the gate in between.
 //!
-//! Order, and why: before a request is followed the kernel is asked whether the gate is still in front of the tap.
-//! A gate that is not lets frames pass, so nothing that a checkpointer could take for protection is answered with
-//! `ok` any more; it learns of the loss at its next seal, and pauses the guest.
+//! Order, and why: before a request is followed, the kernel is asked whether the gate is still in front of the tap. A gate
+//! that is not lets frames pass. So no request that a checkpointer could take for protection is answered with `ok` any
+//! more; the checkpointer learns of the loss at its next seal, and pauses the guest.
 
 use std::{
     io,
@@ -31,25 +31,25 @@ use crate::{
     wire::Moment,
 };
 
-/// How long `open` waits for what is held to be out, so that nothing overtakes it.
+/// How long `open` waits until what is held is out, so that nothing overtakes that.
 const OPEN_PATIENCE: Duration = Duration::from_millis(500);
-/// Between two readings of the counters for alarms.
+/// The time between two readings of the counters for alarms.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
-/// Between two flushes of frames that are on their way.
+/// The time between two flushes of frames that are on their way.
 pub(super) const FLUSH_PAUSE: Duration = Duration::from_millis(1);
 
 /// Whether releases need a lease.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Lease {
-    /// No: the checkpointer has a fence of its own.
+    /// They need none: the checkpointer has a fence of its own.
     None,
-    /// Yes, and it may be asked for up to `max` at once. `until_ns` of CLOCK_BOOTTIME.
+    /// They need one, which is renewed by up to `max` at a time. `until_ns` is in CLOCK_BOOTTIME.
     Renewed { max: Duration, until_ns: u64 },
 }
 
 enum Standing {
     InFront,
-    /// Frames may be passing by the gate; why.
+    /// Frames may be passing by the gate; the text says why.
     Lost(String),
 }
 
@@ -59,7 +59,7 @@ pub(super) struct Keeper {
     brain: Standalone,
     lease: Lease,
     standing: Standing,
-    /// Something that is committed has not left yet.
+    /// Whether something that is committed has not left yet.
     flushing: bool,
     /// What the gate has counted, for its alarms, and when that was last read.
     tally: Tally<Counter, { Counter::COUNT }>,
@@ -67,7 +67,7 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// `brain` agrees with what `gate` does now.
+    /// Takes a gate, and a `brain` that agrees with what the gate does now.
     pub(super) fn new(mut gate: Gate, brain: Standalone, lease: Lease) -> Self {
         if lease == Lease::None {
             gate.renew_lease(&brain.without_lease());
@@ -78,7 +78,7 @@ impl Keeper {
             brain,
             lease,
             standing: Standing::InFront,
-            // What an earlier controller was told to release and could not.
+            // An earlier controller may have been told to release frames that it could not release.
             flushing: true,
             tally: Tally::new("stats"),
             counted_at: Moment(0),
@@ -150,7 +150,7 @@ impl Keeper {
     /// Releases what is committed, as far as it goes.
     pub(super) fn flush(&mut self) {
         match self.gate.flush() {
-            // While there is anything in an open gate new frames queue up behind it.
+            // While an open gate holds frames, new ones queue up behind them.
             Ok(Flushed::All) => {
                 self.flushing = self.gate.mode() == Mode::Open && self.gate.held() > 0;
             }
@@ -160,36 +160,36 @@ impl Keeper {
         }
     }
 
-    /// Shuts the gate and leaves it where it is.
+    /// Ends; the gate is shut and stays where it is.
     pub(super) fn end_closed(mut self) {
         self.gate.close();
         info!(
-            "the gate on {} is closed and stays, with {} frames; `remus gate run` takes it up again, `remus gate \
-             remove` takes it off",
+            "the gate on {} is closed and stays, with {} frames; `remus gate run` takes it over, `remus gate remove` \
+             removes it",
             self.gate.tap().name,
             self.gate.held()
         );
     }
 
-    /// Leaves the gate as it is.
+    /// Ends; the gate stays as it is.
     pub(super) fn end_kept(self) {
         info!(
             "the gate on {} stays as it is ({}), with {} frames: nothing is released until `remus gate run` takes it \
-             up again",
+             over",
             self.gate.tap().name,
             mode_name(self.gate.mode()),
             self.gate.held()
         );
     }
 
-    /// Takes the gate off the tap.
+    /// Ends; the gate is taken off the tap.
     ///
     /// # Errors
     /// When a pin cannot be removed.
     pub(super) fn end_removed(self) -> Result<()> {
         let held = self.gate.held();
         if held > 0 {
-            warn!("{held} held frames are thrown away with the gate");
+            warn!("{held} held frames are discarded with the gate");
         }
         let tap = self.gate.tap().name.clone();
         self.gate.remove()?;
@@ -290,7 +290,7 @@ impl Keeper {
 
     fn renew_lease(&mut self, length: Duration) -> Result<Answer, Answer> {
         let Lease::Renewed { max, until_ns } = &mut self.lease else {
-            let text = "this gate was started without --lease-ms: it has no lease";
+            let text = "there is no lease: this gate was started without --lease-ms";
             return Err(Answer::error(Code::Lease, text));
         };
         if length > *max {
@@ -344,14 +344,14 @@ impl Keeper {
         Ok(Answer::Ok(counters.iter().map(|(c, n)| (c.name(), n.to_string())).collect()))
     }
 
-    /// Whether the gate is where it was, and as it was left.
+    /// Checks that the gate is where it was, and as it was left.
     fn look(&mut self) {
         match self.standing {
             Standing::InFront => {
                 if let Err(e) = self.gate.verify() {
                     self.lose(format!("{e:#}"));
                 } else if self.gate.mode() == Mode::Closed && self.brain.mode() != Mode::Closed {
-                    warn!("the gate on {} was closed by somebody else", self.gate.tap().name);
+                    warn!("another process has closed the gate on {}", self.gate.tap().name);
                     self.brain.handle_close();
                 }
             }
@@ -366,7 +366,7 @@ impl Keeper {
         }
     }
 
-    /// For good: what is on the tap now, and what has passed, nobody knows.
+    /// Gives the gate up for good: nobody knows what is on the tap now, and what has passed.
     fn lose(&mut self, why: String) {
         error!("the gate on {} is lost, frames may pass: {why}", self.gate.tap().name);
         self.gate.close();

@@ -1,11 +1,11 @@
-//! A gate alone, on any tap, for somebody else's checkpointer: `remus gate run`.
+//! A gate alone, on any tap, for another checkpointer: `remus gate run`.
 //!
-//! The checkpointer pauses its guest, takes checkpoints and keeps them as it likes. Over a unix socket it says
-//! when an epoch ends and when its checkpoint is kept, and the gate does to the guest's output what it does for our
-//! own VMs. docs/gate.md has the protocol.
+//! The checkpointer pauses its guest, takes checkpoints and keeps them as it likes. Over a unix socket it says when an
+//! epoch ends and when the epoch's checkpoint is kept. The gate then treats the guest's output as it treats that of our own
+//! VMs. docs/gate.md has the protocol.
 //!
-//! One task owns the gate and follows one request after the other, so that requests of several clients have an
-//! order; tasks for clients only deliver. [`request`] and [`answer`] are pure, and so is the brain
+//! One task owns the gate and follows one request after another, so that the requests of several clients have an order;
+//! the tasks for clients only deliver requests. [`request`] and [`answer`] are pure, and so is the brain
 //! (`replication::Standalone`).
 //!
 //! Deliberately absent: any judgement on whether a checkpoint is kept, on silence, or on who may speak for the
@@ -44,34 +44,34 @@ use crate::{
 
 /// The socket's name in the gate's own directory.
 pub const SOCKET: &str = "gate.sock";
-/// How often the kernel is asked whether the gate is in front of its tap, when no request asks.
+/// How often the kernel is asked whether the gate is in front of its tap while no request comes.
 const TICK: Duration = Duration::from_millis(20);
 /// Requests that wait for the gate's task; each client has at most one.
 const WAITING_MAX: usize = 16;
 
-/// What becomes of the gate when its controller is told to end.
+/// What to do with the gate when its controller is told to end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum AtExit {
-    /// Shut it and leave it on the tap: nothing gets out until somebody takes it up
+    /// Shut it and leave it on the tap: nothing gets out until another controller takes it over
     Close,
-    /// Leave it as it is: it goes on holding, for a controller that comes at once
+    /// Leave it as it is: it goes on holding frames, for a controller that follows at once
     Keep,
-    /// Take it off the tap: frames pass
+    /// Take it off the tap: frames pass from then on
     Remove,
 }
 
-/// What `remus gate run` was asked for, checked.
+/// The options of `remus gate run`, checked.
 #[derive(Clone, Debug)]
 pub struct StandaloneOptions {
     pub run_dir: PathBuf,
     /// The gate's directory below `run_dir`.
     pub name: VmName,
     pub tap: LinkName,
-    /// `None`: [`SOCKET`] in the gate's directory.
+    /// The socket for requests; `None` for [`SOCKET`] in the gate's directory.
     pub socket: Option<PathBuf>,
-    /// Of a gate that is made here; one that is taken over keeps its own.
+    /// For a gate that is made here; a gate that is taken over keeps its own settings.
     pub settings: Settings,
-    /// The longest lease that may be asked for; `None`: releases need none.
+    /// The longest lease that may be asked for; `None` when releases need no lease.
     pub lease_max: Option<Duration>,
     pub at_exit: AtExit,
 }
@@ -86,7 +86,7 @@ pub fn run(options: &StandaloneOptions) -> Result<()> {
     let socket = options.socket.clone().unwrap_or_else(|| directory.path().join(SOCKET));
     let runtime = Builder::new_current_thread().enable_all().build().context("start tokio")?;
     let keeper = runtime.block_on(async {
-        // Before the socket: whoever can reach us can also end us as we were asked to end.
+        // Before the socket: whoever can reach this process can then also end it in order.
         let ends = Ends::new()?;
         let (requests_in, requests) = mpsc::channel(WAITING_MAX);
         let bound = Socket::bind(&socket)?;
@@ -94,7 +94,7 @@ pub fn run(options: &StandaloneOptions) -> Result<()> {
         tokio::spawn(bound.serve(requests_in));
         keep(keeper, requests, ends).await
     })?;
-    // The socket goes first: nobody is told anything about a gate that is going.
+    // The socket goes first, so that nobody is told anything about a gate that is going away.
     drop(runtime);
     match options.at_exit {
         AtExit::Close => keeper.end_closed(),
@@ -113,7 +113,7 @@ async fn keep(
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let bell = bell_of(&keeper)?;
-    // Those who are told when the gate fills: one a client at most.
+    // The clients that wait for the gate to fill: each waits once at most.
     let mut waiting: Vec<Asked> = Vec::new();
     loop {
         let mut filling = false;
@@ -124,7 +124,7 @@ async fn keep(
                     waiting.retain(|asked| !asked.reply.is_closed());
                     waiting.push(asked);
                 }
-                // A client that has gone meanwhile has still said it.
+                // What a client has asked for counts even if the client has gone meanwhile.
                 request => { asked.reply.send(keeper.handle(request)).ok(); }
             },
             rung = bell.readable() => {
@@ -134,7 +134,7 @@ async fn keep(
             _ = tick.tick() => keeper.tick(),
             () = sleep(FLUSH_PAUSE), if keeper.is_flushing() => keeper.flush(),
         }
-        // A gate that is lost is no longer worth waiting for.
+        // A gate that is lost will not fill any more.
         if filling || !waiting.is_empty() && keeper.is_filling() {
             for Asked { request, reply } in waiting.drain(..) {
                 reply.send(keeper.handle(request)).ok();

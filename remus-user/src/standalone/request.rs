@@ -1,13 +1,13 @@
-//! The requests of the line protocol, from bytes: pure, and bounded whatever a client sends.
+//! Reads the requests of the line protocol from bytes: pure, and bounded whatever a client sends.
 //!
-//! A request is one line of at most [`LINE_BYTES_MAX`] bytes, its end included: a word and at most one number,
-//! separated by blanks. Numbers are decimal digits and nothing else. See docs/gate.md.
+//! A request is one line of at most [`LINE_BYTES_MAX`] bytes, its end included: a word and at most one number, separated
+//! by blanks. Numbers are decimal digits and nothing else. See docs/gate.md.
 
 use std::time::Duration;
 
 use remus_abi::Epoch;
 
-/// Bytes of a line, with its end.
+/// The longest line in bytes, with its end.
 pub(super) const LINE_BYTES_MAX: usize = 64;
 /// The longest lease that can be asked for.
 pub(super) const LEASE_MS_MAX: u64 = 60_000;
@@ -21,11 +21,11 @@ pub(super) enum Request {
     Seal,
     /// The checkpoint that ends this epoch is kept: release.
     Commit(Epoch),
-    /// Release all, and let pass what comes.
+    /// Release everything, and let new frames pass.
     Open,
-    /// Drop what comes, release nothing.
+    /// Drop new frames, and release nothing.
     Close,
-    /// Throw away what is held and not committed: the guest goes on from its committed checkpoint.
+    /// Discard what is held and not committed: the guest goes on from its committed checkpoint.
     Discard,
     /// Allow releases for so long from now.
     Lease(Duration),
@@ -35,7 +35,7 @@ pub(super) enum Request {
     Wait,
 }
 
-/// Why a line is no request; the text is for people.
+/// Why a line is not a request; the text is for people.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Malformed(pub(super) String);
 

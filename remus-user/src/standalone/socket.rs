@@ -1,8 +1,8 @@
-//! The socket of the line protocol: lines in, one answer each, in order.
+//! The socket of the line protocol: each line gets one answer, in order.
 //!
-//! Every client has a task of its own that reads one line, hands the request over and waits for the answer before
-//! it reads the next: what a client can make us keep is one line. A line that its client did not end is not
-//! followed, however much it looks like a request: whoever dies in the middle of `commit 17` has not said
+//! Every client has a task of its own, which reads one line, hands the request over and waits for the answer before it
+//! reads the next line: a client can make this process keep no more than one line. A line that its client did not end is
+//! not followed, however much it looks like a request: a client that dies in the middle of `commit 17` has not said
 //! `commit 1`.
 
 use std::{
@@ -33,9 +33,9 @@ use super::{
     request::{LINE_BYTES_MAX, Request, parse},
 };
 
-/// Clients at once: a checkpointer, its tools, and an operator who looks.
+/// How many clients are served at once: a checkpointer, its tools, and an operator who looks.
 const CLIENTS_MAX: usize = 16;
-/// A client that does not take its answer for so long is disconnected.
+/// A client that does not take its answer for this long is disconnected.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A request, and where its answer goes.
@@ -44,29 +44,29 @@ pub(super) struct Asked {
     pub(super) reply: oneshot::Sender<Answer>,
 }
 
-/// A bound socket, mode 0600; its file goes when it is dropped.
+/// A bound socket, mode 0600. Its file is removed when it is dropped.
 pub(super) struct Socket {
     listener: UnixListener,
     path: PathBuf,
 }
 
 impl Socket {
-    /// Binds at `path`, in place of a socket that nobody listens at any more. Call it inside the runtime.
+    /// Binds at `path`, in place of a socket at which no process listens any more. Call it inside the runtime.
     ///
     /// # Errors
-    /// When somebody listens there, when the file is no socket, or the file system refuses.
+    /// When another process listens there, when the file is not a socket, or the file system refuses.
     pub(super) fn bind(path: &Path) -> Result<Self> {
         let shown = path.display();
         make_room(path).with_context(|| format!("take the socket {shown}"))?;
         let bind = || -> Result<UnixListener> {
-            // A socket's address has 108 bytes, a path may have more: name it from its directory.
+            // A socket's address has 108 bytes and a path may have more: so the socket is named from its directory.
             let name =
                 path.file_name().context("it names no file")?.to_str().context("not UTF-8")?;
             let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
             let directory = File::open(parent.unwrap_or(Path::new(".")))?;
             let short = format!("/proc/self/fd/{}/{name}", directory.as_raw_fd());
             let listener = UnixListener::bind(&short)?;
-            // Whoever connects before this is asked who he is, as everybody is.
+            // A client that connects before this is checked like every other.
             fs::set_permissions(path, Permissions::from_mode(0o600))?;
             Ok(listener)
         };
@@ -74,14 +74,14 @@ impl Socket {
         Ok(Self { listener, path: path.to_owned() })
     }
 
-    /// Hands requests over until it is dropped, or nobody takes them any more. Run it as a task of its own.
+    /// Hands requests over until the future is dropped, or nobody takes requests any more. Run it as a task of its own.
     pub(super) async fn serve(self, requests: mpsc::Sender<Asked>) {
         let places = Arc::new(Semaphore::new(CLIENTS_MAX));
         while !requests.is_closed() {
             let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(e) => {
-                    // No descriptor is free: they come back, and asking at once would spin.
+                    // No descriptor is free. One will be, and to ask at once would spin.
                     warn!("accept on {}: {e}", self.path.display());
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
@@ -91,8 +91,11 @@ impl Socket {
                 continue;
             }
             let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                let full = Answer::error(Code::Busy, format!("{CLIENTS_MAX} clients are served"));
-                // Small enough for any socket's buffer; a client that is not there does not miss it.
+                let full = Answer::error(
+                    Code::Busy,
+                    format!("{CLIENTS_MAX} clients are connected already"),
+                );
+                // The answer fits any socket's buffer, and a client that has gone does not miss it.
                 stream.try_write(format!("{full}\n").as_bytes()).ok();
                 continue;
             };
@@ -115,18 +118,18 @@ impl Drop for Socket {
     }
 }
 
-/// Root and the user that we are may drive the gate.
+/// Returns whether the client may run the gate: root may, and this process's own user.
 fn is_allowed(stream: &UnixStream) -> bool {
     // SAFETY: geteuid(2) takes nothing and cannot fail.
     let ours = unsafe { libc::geteuid() };
     match stream.peer_cred() {
         Ok(peer) if peer.uid() == 0 || peer.uid() == ours => true,
         Ok(peer) => {
-            warn!("uid {} may not drive this gate", peer.uid());
+            warn!("a client was refused: uid {} may not control this gate", peer.uid());
             false
         }
         Err(e) => {
-            debug!("a client of which nobody knows who it is: {e}");
+            debug!("a client was refused, since its user is unknown: {e}");
             false
         }
     }
@@ -149,7 +152,7 @@ async fn converse(mut stream: UnixStream, requests: &mpsc::Sender<Asked>) -> io:
                             () = hung_up(&mut read) => None,
                         }
                     } else {
-                        // Also to a client that will ask no more: it has ended its side, and listens.
+                        // Also for a client that has ended its side and only listens.
                         asked.await
                     };
                     match answer {
@@ -159,7 +162,7 @@ async fn converse(mut stream: UnixStream, requests: &mpsc::Sender<Asked>) -> io:
                 }
                 Err(malformed) => (malformed.into(), false),
             },
-            // Where the next request begins nobody knows.
+            // Nobody knows where the next request begins.
             Line::TooLong => {
                 let text = format!("a request has at most {LINE_BYTES_MAX} bytes");
                 (Answer::error(Code::TooLong, text), true)
@@ -173,7 +176,7 @@ async fn converse(mut stream: UnixStream, requests: &mpsc::Sender<Asked>) -> io:
     }
 }
 
-/// `None` when nobody answers any more: the process is ending.
+/// Hands a request over, and returns the answer; `None` when the process is ending and nobody answers.
 async fn ask(request: Request, requests: &mpsc::Sender<Asked>) -> Option<Answer> {
     let (reply, answer) = oneshot::channel();
     requests.send(Asked { request, reply }).await.ok()?;
@@ -189,7 +192,7 @@ async fn hung_up(read: &mut BufReader<ReadHalf<'_>>) {
 }
 
 enum Line<'a> {
-    /// Without its end.
+    /// A line, without its end.
     Whole(&'a [u8]),
     TooLong,
     /// The client has hung up, perhaps in the middle of a line.
@@ -208,15 +211,15 @@ async fn next_line<'a>(
     })
 }
 
-/// Removes the socket of somebody who has died.
+/// Removes the socket of a process that has died.
 fn make_room(path: &Path) -> Result<()> {
     let found = match fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         found => found?,
     };
-    ensure!(found.file_type().is_socket(), "it is there, and is no socket");
+    ensure!(found.file_type().is_socket(), "there is a file that is not a socket");
     match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => bail!("somebody listens there"),
+        Ok(_) => bail!("another process listens there"),
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Ok(fs::remove_file(path)?),
         Err(e) => Err(e.into()),
     }

@@ -1,4 +1,4 @@
-//! The start: an earlier controller's gate is taken over with what it holds, or a new one is put on the tap.
+//! The start: the gate of an earlier controller is taken over with what it holds, or a new gate is put on the tap.
 
 use std::path::Path;
 
@@ -37,12 +37,12 @@ pub(super) fn keeper(options: &StandaloneOptions, directory: &VmDir) -> Result<K
     }
     if Gate::guards(name) {
         bail!(
-            "{name} has a gate already, of another name or run directory: `remus gate list` finds it, --name takes it \
-             up, `remus gate remove` takes it off"
+            "{name} already has a gate, with another name or run directory: `remus gate list` finds it, --name takes it \
+             over, `remus gate remove` removes it"
         );
     }
     if found.up {
-        warn!("{name} was up before its gate was there: what its guest said until now is out");
+        warn!("{name} was up before it had a gate: what its guest has sent until now is out");
     }
     let (brain, fenced) = Standalone::begin();
     let mut gate = Gate::install(tap, &pins, &options.settings)?;
@@ -51,7 +51,7 @@ pub(super) fn keeper(options: &StandaloneOptions, directory: &VmDir) -> Result<K
     Ok(Keeper::new(gate, brain, lease(0)))
 }
 
-/// An earlier controller's gate, and where that one was.
+/// The gate of an earlier controller, and how far that controller had come.
 struct Taken {
     gate: Gate,
     brain: Standalone,
@@ -66,26 +66,26 @@ fn take_over(options: &StandaloneOptions, tap: &Tap, pins: &Path) -> Result<Opti
     match pinned.attachment(Some(&tap.name))? {
         Attachment::First if on_this_tap => {}
         Attachment::Behind(why) if on_this_tap => {
-            bail!("{why}: take that off, or this gate (`remus gate remove`)")
+            bail!("{why}: remove that, or this gate (`remus gate remove`)")
         }
         Attachment::Gone => {
             let held = pinned.held()?;
             warn!(
-                "the tap that this gate was on is gone, and with it the way out for {} frames that it held",
+                "the tap of this gate is gone, and with it the way out for the {} frames that the gate held",
                 held.frames
             );
             return Ok(None);
         }
         Attachment::First | Attachment::Behind(_) | Attachment::Elsewhere => bail!(
-            "the gate of this name is on another tap (link {}, perhaps of another network namespace): give this one \
-             another --name, or take that one off with `remus gate remove`",
+            "the gate of this name is on another tap (link {}, perhaps in another network namespace): give this gate \
+             another --name, or remove that one with `remus gate remove`",
             view.tap_index
         ),
     }
     if options.lease_max.is_some() && view.lease_until_ns == u64::MAX {
         bail!(
             "the gate on {} was made without a lease, and a lease never gets shorter: start without --lease-ms, or \
-             take the gate off first (`remus gate remove`)",
+             remove the gate first (`remus gate remove`)",
             tap.name
         );
     }
@@ -100,7 +100,7 @@ fn take_over(options: &StandaloneOptions, tap: &Tap, pins: &Path) -> Result<Opti
         .inspect_err(|_| pinned.close())
         .with_context(|| {
             format!(
-                "the gate on {} cannot be trusted and was closed; take it off with `remus gate remove`",
+                "the gate on {} cannot be trusted and was closed; remove it with `remus gate remove`",
                 tap.name
             )
         })?;
@@ -117,7 +117,7 @@ fn take_over(options: &StandaloneOptions, tap: &Tap, pins: &Path) -> Result<Opti
     let same_way = (*release == Release::ReEntry) == (view.uplink_index == 0);
     if view.capacity_bytes != u64::from(*buffer_mib) << 20 || !same_way {
         warn!(
-            "it keeps the buffer and the way out that it was made with, until `remus gate remove` takes it off the tap"
+            "the gate keeps the buffer and the way out that it was made with, until `remus gate remove` removes it"
         );
     }
     let gate = adopt(tap, pins)?;

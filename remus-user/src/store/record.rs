@@ -1,10 +1,10 @@
 //! The newest term that this host has heard of for a VM, and how the VM stood here, across restarts.
 //!
-//! Starting a VM is a change of role. A host that crashed as a primary and comes back must not start its
-//! guest as if nothing had happened: a backup may have taken over. What tells it so is this record, written
-//! before anything that depends on it becomes visible outside:
-//! - `Starting` before a backup is asked: until one of the next two is written, the start has left no trace, and the
-//!   next one is the same start again,
+//! Starting a VM is a change of role. A host that crashed as a primary and comes back must not start its guest as if
+//! nothing had happened: a backup may have taken over. This record tells the host so. It is written before anything that
+//! depends on it becomes visible outside:
+//! - `Starting` before a backup is asked: until one of the next two is written the start has left no trace, and the next
+//!   start is the same start again,
 //! - `Unprotected` before a gate first opens without a backup,
 //! - `Protected` before the first frame is held, so that a restart knows of the backup,
 //! - the new term before a promoted gate first opens in it.
@@ -12,7 +12,7 @@
 //! The last three also note, in the same write, that this host has spoken in the term: a gate lets no frame out before that
 //! is on disk.
 //!
-//! One small JSON file a VM, replaced whole: written aside, synced, renamed, directory synced.
+//! The record is one small JSON file for each VM and is replaced whole: written aside, synced, renamed, directory synced.
 
 use std::{
     ffi::CString,
@@ -33,7 +33,7 @@ pub struct Store {
     dir: PathBuf,
 }
 
-/// This process alone acts on the record of a VM, until this is dropped.
+/// While this is held, this process alone acts on the record of a VM.
 #[derive(Debug)]
 #[must_use = "the record is given up when this is dropped"]
 pub struct Claim {
@@ -50,13 +50,14 @@ impl Store {
         Ok(Self { dir: dir.to_owned() })
     }
 
-    /// Claims the record of `vm`. Two processes that read the same record would both act on it, each as this host.
+    /// Claims the record of `vm`. Without a claim, two processes that read the same record would both act on it as this
+    /// host.
     ///
     /// # Errors
-    /// When another process has it, or the lock's file cannot be made.
+    /// When another process has the record, or the lock's file cannot be made.
     pub fn claim(&self, vm: &VmName) -> Result<Claim> {
         let path = self.dir.join(format!("{vm}.lock"));
-        // For reading alone: whoever writes keeps a file system from being remounted read-only.
+        // Opened only for reading: a file that is open for writing keeps its file system from being remounted read-only.
         let lock = File::options()
             .read(true)
             .mode(0o600)
@@ -66,8 +67,8 @@ impl Store {
         match lock.try_lock() {
             Ok(()) => Ok(Claim { _lock: lock }),
             Err(TryLockError::WouldBlock) => bail!(
-                "another process of this host has VM {vm}, below another run directory: it holds {}. Stop that one first, or \
-                 give this one another name or state_dir",
+                "another process of this host has VM {vm}, below another run directory: it holds {}. Stop that process first, or \
+                give this VM another name or state_dir",
                 path.display()
             ),
             Err(TryLockError::Error(e)) => {
@@ -89,19 +90,20 @@ impl Store {
         decode(&text).with_context(|| damaged(&path)).map(Some)
     }
 
-    /// Writes the record of `vm`; it is on disk when this returns.
+    /// Writes the record of `vm`, which is on disk when this returns.
     ///
     /// # Errors
-    /// When it may not be on disk; the old record is then still whole.
+    /// When the record may not be on disk; the old record is then still whole.
     pub fn write(&self, vm: &VmName, record: &Record) -> Result<()> {
         self.replace(&self.path(vm), &encode(record)?)
     }
 
     /// Keeps `record` on disk beside the record of `vm`, so that [`Store::take_reserved`] needs no room and little time to
-    /// put it in force: writes it where it is not there, with its directory. Cheap when it is, to be called each second.
+    /// put it in force. Writes it, and its directory, if it is missing. The call is cheap when it is there, and is made
+    /// each second.
     ///
     /// # Errors
-    /// When it may not be on disk, or could not be put in force; says what is in the way.
+    /// When the record may not be on disk, or could not be put in force; the error says what is in the way.
     pub fn keep_reserved(&self, vm: &VmName, record: &Record) -> Result<()> {
         let (path, text) = (self.reserved(vm), encode(record)?);
         let shown = self.dir.display();
@@ -119,16 +121,16 @@ impl Store {
             .with_context(|| format!("the state directory {shown} cannot be written"))
     }
 
-    /// Puts `record`, which was reserved, in force; it is on disk when this returns. Writes it anew, and its directory,
-    /// where the reserved one is gone.
+    /// Puts `record`, which was reserved, in force; the record is on disk when this returns. Writes it anew, with its
+    /// directory, if the reserved one is gone.
     ///
     /// # Errors
-    /// When it may not be on disk; to be tried again.
+    /// When the record may not be on disk; the caller tries again.
     pub fn take_reserved(&self, vm: &VmName, record: &Record) -> Result<()> {
         let (reserved, path) = (self.reserved(vm), self.path(vm));
         if fs::read(&reserved).is_ok_and(|found| encode(record).is_ok_and(|text| found == text)) {
             let put = || -> io::Result<()> {
-                // Whoever keeps it reserved may have written all of it just now, and not synced it yet.
+                // The thread that keeps it reserved may have written all of it just now, and not synced it yet.
                 File::open(&reserved)?.sync_all()?;
                 fs::rename(&reserved, &path)?;
                 File::open(&self.dir)?.sync_all()
@@ -140,9 +142,9 @@ impl Store {
         self.write(vm, record)
     }
 
-    /// Gives up what was reserved. No error where there is nothing.
+    /// Gives up what was reserved, if anything was.
     pub fn forget_reserved(&self, vm: &VmName) {
-        // What stays is overwritten by the next reservation, and read by nobody.
+        // What stays is overwritten by the next reservation, and nobody reads it.
         fs::remove_file(self.reserved(vm)).ok();
     }
 
@@ -150,7 +152,7 @@ impl Store {
     /// takes no other backup beside one that may hold a checkpoint of its term, and must know that one again.
     ///
     /// # Errors
-    /// When it cannot be read, or not be written the first time.
+    /// When the number cannot be read, or cannot be written the first time.
     pub fn instance(&self, fresh: impl FnOnce() -> Instance) -> Result<Instance> {
         let path = self.dir.join("instance");
         match fs::read_to_string(&path) {
@@ -177,7 +179,7 @@ impl Store {
         replace().with_context(|| format!("write {}", path.display()))
     }
 
-    /// Writes a file whole; it is on disk when this returns.
+    /// Writes a file whole; the file is on disk when this returns.
     fn put(&self, path: &Path, text: &[u8]) -> Result<()> {
         let write = || -> io::Result<()> {
             let mut file = File::create(path)?;
@@ -199,15 +201,16 @@ impl Store {
 
 fn damaged_instance(path: &Path) -> String {
     format!(
-        "{} is damaged: primaries know this host by the number in it. Remove it, and this host gets a new number; a primary \
-         that was protected by it takes it for another backup then, and must be restarted",
+        "{} is damaged: primaries know this host by the number in that file. Remove the file, and this host gets a new \
+         number; a primary that was protected by this host then takes it for another backup, and must be restarted",
         path.display()
     )
 }
 
 fn damaged(path: &Path) -> String {
     format!(
-        "{} is damaged: it tells which host speaks for the VM. Make sure that no other host runs it, then remove the file",
+        "{} is damaged: the file tells which host speaks for the VM. Make sure that no other host runs the VM, then remove \
+         the file",
         path.display()
     )
 }

@@ -1,7 +1,7 @@
 //! `remus gate close`: the emergency brake.
 //!
-//! Allowed while a controller lives: shutting is safe whoever does it, and an operator who sees a guest talk that
-//! must not has no time to look for its controller. That one learns of it and may open the gate again.
+//! It is allowed while a controller lives: shutting a gate is safe whoever does it, and an operator who sees a guest talk
+//! that must not talk has no time to look for its controller. The controller notices, and may open the gate again.
 
 use anyhow::Result;
 
@@ -15,7 +15,7 @@ use crate::{
 pub(super) struct Args {
     #[command(flatten)]
     place: Where,
-    /// The gate's name, or the tap that it is on
+    /// Name of the gate, or of the tap that it is on
     #[arg(value_name = "NAME|TAP")]
     gate: String,
 }

@@ -1,7 +1,7 @@
 //! `remus gate`: a gate without our VMM, and gates that were left behind.
 //!
-//! `run` drives one for somebody else's checkpointer. The others are for an operator: they find gates by their
-//! pins below the run directory, whoever made them (`remus run`, `remus backup`, `remus gate run`), alive or dead.
+//! `run` runs a gate for another checkpointer. The other verbs are for an operator: they find gates by their pins below
+//! the run directory, whatever made them (`remus run`, `remus backup`, `remus gate run`), and whether it lives or not.
 
 mod close;
 mod list;
@@ -25,22 +25,22 @@ pub(super) struct Args {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Drive a gate on any tap for somebody else's checkpointer
+    /// Run a gate on any tap for another checkpointer
     Run(run::Args),
     /// List the gates on this host, with or without a controller
     List(list::Args),
     /// Show everything about one gate
     Show(show::Args),
-    /// Shut a gate: nothing of its guest gets out
+    /// Shut a gate: nothing that its guest sends gets out
     Close(close::Args),
-    /// Take a gate that nobody controls off its tap
+    /// Remove a gate that has no controller from its tap
     Remove(remove::Args),
 }
 
 /// Where gates are looked for.
 #[derive(clap::Args)]
 struct Where {
-    /// Where VMs and gates keep their sockets and pins
+    /// Directory of the sockets and pins of VMs and gates
     #[arg(long, value_name = "DIR", default_value = RUN_DIR_DEFAULT)]
     run_dir: PathBuf,
 }

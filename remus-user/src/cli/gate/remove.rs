@@ -1,4 +1,4 @@
-//! `remus gate remove`: takes a gate that nobody controls off its tap.
+//! `remus gate remove`: takes a gate that has no controller off its tap.
 
 use std::fs;
 
@@ -16,10 +16,10 @@ use crate::{
 pub(super) struct Args {
     #[command(flatten)]
     place: Where,
-    /// Remove it even if it holds frames, which are thrown away
+    /// Remove the gate even if it holds frames; they are discarded
     #[arg(long)]
     force: bool,
-    /// The gate's name, or the tap that it is on
+    /// Name of the gate, or of the tap that it is on
     #[arg(value_name = "NAME|TAP")]
     gate: String,
 }
@@ -28,13 +28,13 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let run_dir = &args.place.run_dir;
     let (place, pinned) = find(run_dir, &args.gate)?;
     let name = place.name.as_str();
-    // Nobody can become its controller from here on.
+    // From here on no process can become its controller.
     let directory = VmDir::claim(run_dir, &place.name)?;
     let held = pinned.held()?;
     if held.frames > 0 && !args.force {
         bail!(
             "gate {name} holds {} frames ({} bytes, {} frames of committed epochs): `remus gate run` takes it over with \
-             them; --force throws them away",
+             these frames; --force discards them",
             held.frames,
             held.bytes,
             held.committed
@@ -47,7 +47,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         Some(_) | None => None,
     };
     pinned.remove()?;
-    // Left by a controller that was killed; with the directory claimed it is nobody's.
+    // A controller that was killed has left it. No process has the directory, since this one has claimed it.
     fs::remove_file(directory.path().join(SOCKET)).ok();
     match tap {
         Some(tap) => {
@@ -56,7 +56,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
         None => say(&format!("gate {name} is removed")),
     }
     if held.frames > 0 {
-        say(&format!("{} held frames were thrown away", held.frames));
+        say(&format!("{} held frames were discarded", held.frames));
     }
     Ok(())
 }

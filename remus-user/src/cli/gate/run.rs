@@ -1,4 +1,4 @@
-//! `remus gate run`: a gate for somebody else's checkpointer.
+//! `remus gate run`: a gate for another checkpointer.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -17,33 +17,33 @@ use crate::{
 #[derive(clap::Args)]
 #[command(after_help = crate::cli::EXIT_CODES)]
 pub(super) struct Args {
-    /// The guest's tap, in this network namespace: made by you, or open in another VMM
+    /// The guest's tap in this network namespace; you have made it, or another VMM has it open
     #[arg(long)]
     tap: LinkName,
-    /// What the gate is called here [default: the tap's name]
+    /// Name of the gate on this host [default: the tap's name]
     #[arg(long)]
     name: Option<VmName>,
     #[command(flatten)]
     place: Where,
-    /// Where requests are taken [default: RUN_DIR/NAME/gate.sock]
+    /// Socket that takes requests [default: RUN_DIR/NAME/gate.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// MiB of frames that can be held, a power of two
+    /// Size of the buffer for held frames in MiB, a power of two
     #[arg(long, value_name = "MIB", default_value_t = BUFFER_MIB_DEFAULT, value_parser = buffer_mib)]
     buffer_mib: u32,
-    /// Release straight out of this interface, instead of back into the tap: faster, past bridge and firewall
+    /// Release frames directly out of this interface instead of back into the tap: faster, but past bridge and firewall
     #[arg(long, value_name = "LINK")]
     release_uplink: Option<LinkName>,
-    /// Release only under a lease, of at most MS milliseconds at once, which the checkpointer renews
+    /// Release frames only under a lease, which the checkpointer renews by at most MS milliseconds at a time
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=60_000))]
     lease_ms: Option<u64>,
-    /// What becomes of the gate at SIGTERM or SIGINT
+    /// What to do with the gate on SIGTERM or SIGINT
     #[arg(long, value_enum, default_value_t = AtExit::Close)]
     at_exit: AtExit,
 }
 
 fn buffer_mib(text: &str) -> Result<u32, String> {
-    let mib = text.parse().map_err(|_| "it is no number".to_owned())?;
+    let mib = text.parse().map_err(|_| "not a number".to_owned())?;
     let settings = Settings { buffer_mib: mib, ..Settings::default() };
     settings.validate().map_err(|e| e.to_string())?;
     Ok(mib)

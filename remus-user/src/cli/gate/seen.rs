@@ -17,7 +17,7 @@ use crate::{
     standalone::mode_name,
 };
 
-/// A directory below the run directory that has, or had, a gate's pins.
+/// A directory below the run directory with the pins of a gate, or without them when they are gone.
 pub(super) struct Place {
     pub(super) name: VmName,
     pub(super) pins: PathBuf,
@@ -31,7 +31,7 @@ pub(super) struct Seen {
     pub(super) tap: Option<String>,
     /// Whether the gate is in front of it: first, behind, elsewhere, gone.
     pub(super) attached: &'static str,
-    /// The interface that released frames leave by; `None`: they go back into the tap.
+    /// The interface that released frames leave by; `None` when they go back into the tap.
     pub(super) uplink: Option<String>,
     pub(super) mode: &'static str,
     pub(super) term: u32,
@@ -45,16 +45,16 @@ pub(super) struct Seen {
 pub(super) struct Held {
     pub(super) frames: u64,
     pub(super) bytes: u64,
-    /// Bytes that fit.
+    /// The size of the buffer.
     pub(super) capacity: u64,
-    /// Of committed epochs: on their way out, if there is a controller.
+    /// Frames of committed epochs: they are on their way out if there is a controller.
     pub(super) committed: u64,
 }
 
 /// A live process that has the gate.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub(super) struct Controller {
-    /// `None` when it has not said.
+    /// `None` when the process has not written its number.
     pub(super) pid: Option<u32>,
 }
 
@@ -107,7 +107,7 @@ pub(super) fn find(run_dir: &Path, wanted: &str) -> Result<(Place, Pinned)> {
         bail!("several gates are on {wanted}: name one of {}", names.join(", "));
     }
     if on_tap.is_empty() {
-        // A run directory that is not there is a mistake of its own.
+        // A run directory that does not exist is another mistake.
         nothing_below(run_dir, "gate")?;
     }
     on_tap.pop().with_context(|| {
@@ -118,7 +118,7 @@ pub(super) fn find(run_dir: &Path, wanted: &str) -> Result<(Place, Pinned)> {
 /// Says what has become of a gate whose directory has no pins.
 pub(super) fn lost(place: &Place) -> String {
     format!(
-        "{} has no pins: its bpffs went with the mount namespace that it was in, and nothing holds the tap's frames",
+        "{} has no pins: its bpffs is gone with its mount namespace, and nothing holds the tap's frames",
         place.pins.display()
     )
 }
@@ -138,7 +138,7 @@ impl Seen {
         let held = pinned.held()?;
         Ok(Self {
             name: place.name.as_str().to_owned(),
-            // An interface of that number that does not have the gate is another one.
+            // An interface with that number that does not have the gate is another interface.
             tap: here.filter(|_| attachment.is_on_tap()),
             attached: match attachment {
                 Attachment::First => "first",

@@ -1,4 +1,4 @@
-//! `remus gate show`: all about one gate.
+//! `remus gate show`: shows everything about one gate.
 
 use std::fmt::Write as _;
 
@@ -22,7 +22,7 @@ pub(super) struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// The gate's name, or the tap that it is on
+    /// Name of the gate, or of the tap that it is on
     #[arg(value_name = "NAME|TAP")]
     gate: String,
 }

@@ -49,22 +49,22 @@ impl Check<'_, '_> {
             return Err(self.wrong(
                 &key("path"),
                 format!("{path:?} is not an absolute path"),
-                "begin it with a slash: the backup must find the same disk at the same path",
+                "begin the path with a slash: the backup must find the same disk at the same path",
             ));
         }
         if path.len() > DISK_PATH_MAX {
             return Err(self.wrong(
                 &key("path"),
                 format!("{} bytes are too long", path.len()),
-                format!("at most {DISK_PATH_MAX}"),
+                format!("a path has at most {DISK_PATH_MAX} bytes"),
             ));
         }
         if raw.readonly != Some(true) {
             return Err(self.wrong(
                 &key("readonly"),
                 "the guest could write to this disk, and disks are not replicated yet".to_owned(),
-                "set readonly = true; what the guest is to write it can keep in its memory, which is replicated (an \
-                 overlay over the disk, or a RAM disk)",
+                "set readonly = true. The guest can keep what it writes in its memory, which is replicated (an overlay over \
+                 the disk, or a RAM disk)",
             ));
         }
         let id = raw.id.clone().unwrap_or_default();
@@ -72,7 +72,7 @@ impl Check<'_, '_> {
             return Err(self.wrong(
                 &key("id"),
                 format!("{id:?} cannot be a disk's serial number"),
-                format!("at most {DISK_ID_MAX} printable ASCII characters without blanks"),
+                format!("use at most {DISK_ID_MAX} printable ASCII characters without blanks"),
             ));
         }
         Ok(Disk { path: path.into(), id })
@@ -86,7 +86,7 @@ impl Check<'_, '_> {
             return Err(self.wrong(
                 "console.log",
                 format!("{log:?} is not an absolute path"),
-                "begin it with a slash: log = \"/var/log/remus/demo.console\"",
+                "begin the path with a slash: log = \"/var/log/remus/demo.console\"",
             ));
         }
         Ok(Console { log: Some(PathBuf::from(log)) })

@@ -1,4 +1,4 @@
-//! `[gate]`: who holds frames, how many, and who lets them go.
+//! `[gate]`: what holds frames, how many, and what releases them.
 
 use remus_abi::gate::{BUFFER_MIB_DEFAULT, BUFFER_MIB_MAX};
 use serde::Deserialize;
@@ -50,7 +50,7 @@ impl Check<'_, '_> {
             Some("nfqueue") => {
                 return Err(self.wrong(
                     key,
-                    "netfilter's queue releases frames where they were held, not by an uplink"
+                    "the engine nfqueue releases frames where it held them, and not by an uplink"
                         .to_owned(),
                     "leave out gate.release.uplink, or use engine = \"bpf\"",
                 ));

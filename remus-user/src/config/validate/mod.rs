@@ -1,5 +1,5 @@
-//! From TOML to a [`Config`]: first that every key is known and none is missing, then types, then ranges and
-//! how values fit each other.
+//! Turns TOML into a [`Config`]: checks first that every key is known and none is missing, then types, then ranges and how
+//! values fit each other.
 
 mod devices;
 mod gate;
@@ -125,7 +125,7 @@ pub(super) fn config(file: &Path, text: &str) -> Result<Config, ConfigError> {
     let document = Document::parse(file, text)?;
     check_keys(&document)?;
     let raw: Raw = toml::from_str(text).map_err(|e| {
-        // Only types are left to be wrong.
+        // From here on only types can be wrong.
         let problem = types::in_words(e.message());
         match e.span() {
             Some(span) => {
@@ -178,7 +178,7 @@ fn suggestion(key: &str) -> String {
     let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
     if let Some(absent) = ["vsock", "vhost"].iter().find(|device| name.starts_with(**device)) {
         return format!(
-            "there is no {absent}: what it keeps in the host's kernel, no checkpoint could have"
+            "{absent} is not supported: its state is in the host's kernel, where no checkpoint can capture it"
         );
     }
     let section_of = |k: &'static str| k.rsplit_once('.').map_or("", |(s, _)| s);
@@ -192,7 +192,7 @@ fn suggestion(key: &str) -> String {
     if let Some((right, line, _)) = KEYS.iter().find(|(k, ..)| name_of(k) == name) {
         return match section_of(right) {
             "" if line.starts_with('[') => format!("`{name}` is a section of its own: {line}"),
-            "" => format!("`{name}` stands above the first [section]"),
+            "" => format!("`{name}` belongs above the first [section]"),
             s => format!("`{name}` belongs in the section {}", heading_of(s)),
         };
     }
@@ -255,7 +255,7 @@ impl Check<'_, '_> {
             return Err(self.wrong(
                 key,
                 format!("{path:?} is not an absolute path"),
-                format!("begin it with a slash: {key} = \"/run/remus\""),
+                format!("begin the path with a slash: {key} = \"/run/remus\""),
             ));
         }
         Ok(path.into())
@@ -267,7 +267,7 @@ impl Check<'_, '_> {
             return Err(self.wrong(
                 "machine.memory_mib",
                 format!("{memory_mib} is odd"),
-                format!("memory comes in pages of 2 MiB: write {}", memory_mib + 1),
+                format!("memory is made of pages of 2 MiB: write {}", memory_mib + 1),
             ));
         }
         let vcpus = self.number("machine.vcpus", raw.vcpus.unwrap_or(1), 1, 64)?;
@@ -320,8 +320,8 @@ impl Check<'_, '_> {
         })?;
         if !mac.is_unicast() {
             let (is, help) = match mac {
-                Mac::BROADCAST => ("the broadcast address", "name an address of the guest's own"),
-                Mac::ZERO => ("no address", "name an address of the guest's own"),
+                Mac::BROADCAST => ("the broadcast address", "give the guest an address of its own"),
+                Mac::ZERO => ("all zeros", "give the guest an address of its own"),
                 _ => ("a multicast address", "the first byte must be even"),
             };
             return Err(self.wrong(

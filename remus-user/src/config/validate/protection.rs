@@ -43,7 +43,7 @@ impl Check<'_, '_> {
             self.wrong(
                 "protection.backup",
                 format!("{:?} is not IP:PORT", raw.backup),
-                "a number, not a name: backup = \"10.99.0.2:7000\", or \"[fd00::2]:7000\"",
+                "write an address, not a name: backup = \"10.99.0.2:7000\", or \"[fd00::2]:7000\"",
             )
         })?;
         if backup.port() == 0 || backup.ip().is_unspecified() || backup.ip().is_multicast() {
@@ -80,7 +80,7 @@ impl Check<'_, '_> {
                 "protection.detect_ms",
                 format!("{detect_ms} ms is less than three heartbeats of {heartbeat_ms} ms"),
                 format!(
-                    "one late heartbeat must not promote: detect_ms = {} or more, or a shorter heartbeat_ms",
+                    "one late heartbeat must not cause a takeover: use detect_ms = {} or more, or a shorter heartbeat_ms",
                     3 * heartbeat_ms
                 ),
             ));
@@ -91,8 +91,8 @@ impl Check<'_, '_> {
                 "protection.lease_ms",
                 format!("{lease_ms} ms is too long for detect_ms = {detect_ms}"),
                 format!(
-                    "the old primary must be mute {} ms before its backup speaks: lease_ms = {lease_max} or \
-                     less, or detect_ms = {} or more",
+                    "the old primary must be mute {} ms before its backup speaks: use lease_ms = {lease_max} or \
+                    less, or detect_ms = {} or more",
                     margin_ms(),
                     lease_ms + margin_ms()
                 ),
@@ -103,8 +103,8 @@ impl Check<'_, '_> {
                 "protection.lease_ms",
                 format!("{lease_ms} ms is less than two heartbeats: heartbeat_ms = {heartbeat_ms}"),
                 format!(
-                    "one lost answer must not end the lease, or replies wait: heartbeat_ms = {} or less, or lease_ms = {} \
-                     or more",
+                    "one lost answer must not end the lease, or replies wait: use heartbeat_ms = {} or less, or lease_ms = {} \
+                    or more",
                     lease_ms / 2,
                     2 * heartbeat_ms
                 ),
@@ -146,7 +146,7 @@ impl Check<'_, '_> {
             return Err(self.wrong(
                 "protection.idle_ms",
                 format!("{idle_ms} ms is less than epoch_ms = {epoch_ms}"),
-                format!("an idle guest is not stopped more often than one that works: {epoch_ms} or more"),
+                format!("an idle guest is not stopped more often than one that works: use {epoch_ms} or more"),
             ));
         }
         let delay_us = raw.output_delay_us.unwrap_or(0);
@@ -161,7 +161,10 @@ impl Check<'_, '_> {
                 format!(
                     "{rate_max} checkpoints a second are fewer than one each epoch_ms = {epoch_ms}"
                 ),
-                format!("rate_max = {} or more, or a longer epoch_ms", 1000_u32.div_ceil(epoch_ms)),
+                format!(
+                    "use rate_max = {} or more, or a longer epoch_ms",
+                    1000_u32.div_ceil(epoch_ms)
+                ),
             ));
         }
         Ok(Tempo {
@@ -185,7 +188,7 @@ impl Check<'_, '_> {
                 return Err(self.wrong(
                     "protection.compression",
                     format!("unknown compression {other:?}"),
-                    "\"none\"; \"lz4\" or \"zstd\" for a link that is slower than they are",
+                    "use \"none\"; or \"lz4\" or \"zstd\" for a link that is slower than these compress",
                 ));
             }
         };

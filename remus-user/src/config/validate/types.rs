@@ -1,6 +1,6 @@
-//! What serde says of a value of the wrong type, in the words of a config file.
+//! Translates what serde says of a value of the wrong type into the words of a config file.
 
-/// Turns "invalid type: string \"256M\", expected i64" into words that say nothing of this program's types. A message of
+/// Turns "invalid type: string \"256M\", expected i64" into words that do not name this program's types. A message of
 /// another form stays as it is.
 pub(super) fn in_words(message: &str) -> String {
     let Some((found, expected)) = message
@@ -25,7 +25,7 @@ fn wanted(expected: &str) -> &str {
 }
 
 fn given(found: &str) -> String {
-    // The value stands between back quotes, but for a text, which has its own.
+    // The value stands between back quotes, except for text, which has quotes of its own.
     let value = |kind: &str| found.strip_prefix(kind).map(|value| value.trim_matches('`'));
     if let Some(text) = value("string ") {
         return format!("the text {text}");

@@ -135,7 +135,7 @@ fn a_directory_that_others_may_write_is_refused() {
     fs::create_dir(&run_dir.0).unwrap();
     fs::set_permissions(&run_dir.0, fs::Permissions::from_mode(0o777)).unwrap();
     let error = VmDir::claim(&run_dir.0, &demo()).unwrap_err().to_string();
-    assert!(error.contains("may be written by others"), "{error}");
+    assert!(error.contains("is writable by others"), "{error}");
 }
 
 #[test]
