@@ -88,15 +88,12 @@ fn take(
     if control.word(Control::Mode) != HOLD || !try_lock() {
         return AckCounter::LeftToController;
     }
-    // Asked again under the lock: once `turn` has had it, the session that was read before is over.
-    if trigger.word(Trigger::Session) == 0 {
-        unlock();
-        return AckCounter::LeftToController;
-    }
     // SAFETY: a helper without arguments.
     let now_ns = unsafe { bpf_ktime_get_boot_ns() };
     let known = Known { open: control.open(), committed: control.committed(), now_ns };
     let outcome = match genuine.judge(known) {
+        // Asked again under the lock: once `turn` has had it, the session that was read before is over.
+        Ok(()) if trigger.word(Trigger::Session) == 0 => AckCounter::LeftToController,
         Ok(()) => {
             let until = genuine.sent_ns.saturating_add(trigger.word(Trigger::LeaseNs));
             if until > acked.word(Acked::LeaseUntil) {

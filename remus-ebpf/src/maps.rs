@@ -65,9 +65,7 @@ impl ControlWords {
     /// The stamp up to which output of its term may be outside now. The one answer that both locks ask for.
     #[inline(always)]
     pub fn releasable(self) -> Stamp {
-        let mode = self.word(Control::Mode);
-        let committed = if mode == HOLD { self.committed() } else { Stamp::NONE };
-        remus_abi::releasable(mode, self.open(), committed)
+        remus_abi::releasable(self.word(Control::Mode), || self.open(), || self.committed())
     }
 
     /// Which frames of earlier terms leave in this one.
@@ -222,9 +220,14 @@ pub fn note_residence(bucket: u32) {
 
 #[inline(always)]
 pub fn count(which: Counter) {
+    add(which, 1);
+}
+
+#[inline(always)]
+pub fn add(which: Counter, frames: u64) {
     if let Some(counter) = COUNTERS.get_ptr_mut(which as u32) {
         // SAFETY: this CPU's own copy of a live map value.
-        unsafe { *counter = (*counter).wrapping_add(1) }
+        unsafe { *counter = (*counter).wrapping_add(frames) }
     }
 }
 

@@ -14,12 +14,10 @@ use remus_abi::{
 
 use crate::{
     flush::{life_of, set_life},
-    maps::{AckedWords, ControlWords, RingWords, count, slot, try_lock, unlock},
+    maps::{AckedWords, ControlWords, RingWords, add, slot, try_lock, unlock},
 };
 
-/// Slots that one run looks at. Each costs the verifier some 2,000 instructions of the million that it walks.
-const BATCH: u32 = FLUSH_BATCH / 4;
-const DISCARD: u32 = Turn::Discard as u32;
+const KEEP: u32 = Turn::Keep as u32;
 const DISCARD_ALL: u32 = Turn::DiscardAll as u32;
 
 #[inline(always)]
@@ -46,12 +44,16 @@ pub fn run(ctx: &TcContext) -> FlushResult {
 #[inline(always)]
 fn pass_over(control: ControlWords, ring: RingWords, how: u32) -> FlushResult {
     let capacity = control.word(Control::Units);
-    let (head, next) = (ring.word(Ring::Head), ring.word(Ring::Next));
+    let next = ring.word(Ring::Next);
+    // Which way to go is told by two numbers: the loop, of which the verifier walks every round, asks for nothing else.
+    let stop = if how == KEEP { next } else { ring.word(Ring::Head) };
+    let under_way = if how == DISCARD_ALL { 0 } else { next };
     let mut tail = ring.word(Ring::Tail);
     let mut tail_unit = ring.word(Ring::TailUnit);
+    let mut freed = 0;
     let mut result = FlushResult::More;
-    for _ in 0..BATCH {
-        if tail >= head {
+    for _ in 0..FLUSH_BATCH {
+        if tail >= stop {
             result = FlushResult::Done;
             break;
         }
@@ -59,20 +61,16 @@ fn pass_over(control: ControlWords, ring: RingWords, how: u32) -> FlushResult {
             result = FlushResult::Broken;
             break;
         };
-        // SAFETY: a live map value in [tail, head): `hold` has filled it.
+        // SAFETY: a live map value below the head: `hold` has filled it.
         let (life, len) = unsafe { (life_of(slot), (*slot).len) };
         if !life.is(SlotState::Free) {
-            if how != DISCARD && how != DISCARD_ALL && tail >= next {
-                result = FlushResult::Done;
-                break;
-            }
-            if how != DISCARD_ALL && tail < next {
+            if tail < under_way {
                 result = FlushResult::InFlight;
                 break;
             }
             // SAFETY: as above. A second lock that proves the same frame now frees the slot as well.
             unsafe { set_life(slot, life.become_state(SlotState::Free)) };
-            count(Counter::Discarded);
+            freed += 1;
         }
         tail += 1;
         tail_unit += u64::from(units(len));
@@ -82,5 +80,6 @@ fn pass_over(control: ControlWords, ring: RingWords, how: u32) -> FlushResult {
     if next < tail {
         ring.set(Ring::Next, tail);
     }
+    add(Counter::Discarded, freed);
     result
 }

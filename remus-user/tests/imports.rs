@@ -30,7 +30,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("machine", &["checkpoint", "names", "os", "outlet"]),
     ("gate", &["names", "os", "replication", "wire"]),
     ("link", &["checkpoint", "wire"]),
-    ("store", &["names", "replication"]),
+    ("store", &["names", "os", "replication", "wire"]),
     ("net", &["os"]),
     ("observe", &["names", "os", "outlet"]),
     // What the operator wants, in the words of the rooms before.
@@ -56,7 +56,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "wire",
         ],
     ),
-    ("supervisor", &["engine", "gate", "link", "net", "os", "wire"]),
+    ("supervisor", &["engine", "gate", "link", "net", "os", "replication", "wire"]),
     // The roles, and what an operator touches.
     ("terminal", &["machine", "outlet"]),
     (

@@ -431,6 +431,8 @@ fn a_gate_that_is_lost_is_put_back_though_its_rules_have_an_owner() {
     assert_eq!(gate.verify().unwrap_err().remedy(), Remedy::NewGate);
     let mut back = gate.again().expect("put the gate back");
     assert!(gate.verify().is_err(), "the old one is of no use");
+    // It still stamps, with its own count of turns.
+    drop(gate);
     back.verify().expect("well");
     back.hold();
     wire.send(&ip(0));

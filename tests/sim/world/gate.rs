@@ -133,7 +133,7 @@ impl Gate {
 
     fn releasable(&self) -> Stamp {
         let ControlWords { open, committed, .. } = self.words();
-        releasable(self.words[Control::Mode as usize], open, committed)
+        releasable(self.words[Control::Mode as usize], || open, || committed)
     }
 
     /// Whether a flush finds anything to do, whatever the lease says.

@@ -55,7 +55,7 @@ const VERDICT_STEP: u32 = 8192;
 
 /// Whatever this stamp covers may leave now, by the words and the clock; `None` when nothing may.
 fn releasable_now(words: &ControlWords) -> Option<Stamp> {
-    let upto = releasable(words.mode as u64, words.open, words.committed);
+    let upto = releasable(words.mode as u64, || words.open, || words.committed);
     let may = match words.mode {
         Mode::Closed => false,
         Mode::Hold => upto < words.open && boot_now().0 <= words.lease_until_ns,

@@ -161,7 +161,7 @@ impl Pinned {
         // What is committed leaves as soon as the gate is taken up, even if it is closed now; what an open gate holds
         // leaves before anything passes.
         let mode = if view.mode == Mode::Open { Mode::Open } else { Mode::Hold };
-        let leaving = releasable(mode as u64, view.open, view.committed);
+        let leaving = releasable(mode as u64, || view.open, || view.committed);
         let (head, tail) = (self.ring.get(Ring::Head as usize), self.ring.get(Ring::Tail as usize));
         let slots = u64::from(self.slots.len());
         let mut held = InSlots::default();
