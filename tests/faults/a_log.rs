@@ -337,7 +337,7 @@ fn a_consoles_log_that_is_no_file_is_refused_by_preflight_and_run_alike() {
                     run(&pair, &[path(&pair.programs.remus), verb, path(&file)]).await;
                 assert_eq!(code, Some(3), "{verb} {}: {said}", log.display());
                 assert!(said.contains("console") && said.contains(why), "{verb}: {said}");
-                assert!(said.contains("leave it out"), "{said}");
+                assert!(said.contains("leave the key out"), "{said}");
             }
         }
     });

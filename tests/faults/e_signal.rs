@@ -174,7 +174,7 @@ fn keys_at_a_terminal_that_is_the_guests_console_no_more_stop_nothing() {
         let client = pair.client(1).await;
         pty.type_in(&[LEAVE]).unwrap();
         let (mut shown, until) = (String::new(), Instant::now() + patience());
-        while !shown.contains("the console is left") {
+        while !shown.contains("the console is closed") {
             assert!(Instant::now() < until, "{shown}");
             shown += &pty.shown();
             sleep(Duration::from_millis(5)).await;

@@ -125,7 +125,7 @@ fn netfilter_that_drops_bridged_packets_by_its_policy_is_told() {
              echo 1 > {switch}"
         );
         pair.on(&pair.topology.primary, &harm).await;
-        let told = "netfilter drops what is forwarded (table filter, chain FORWARD)";
+        let told = "netfilter drops forwarded packets (table filter, chain FORWARD)";
         says(&mut primary, Protection::Protected, told).await;
         pair.on(&pair.topology.primary, "nft delete table ip filter").await;
         says_nothing(&pair, &mut primary).await;

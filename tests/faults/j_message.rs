@@ -47,7 +47,7 @@ fn a_user_that_may_not_look_is_not_told_that_nothing_runs() {
             );
             let (code, said) = pair.remus(&pair.topology.primary, &["sh", "-c", &shell], &[]).await;
             assert_eq!(code, 1, "{said}");
-            assert!(said.contains("this user may not see how VM demo stands"), "{said}");
+            assert!(said.contains("only the user that runs VM demo may see its status"), "{said}");
             assert!(!said.contains("no VM"), "{said}");
         }
     });
@@ -103,7 +103,7 @@ fn a_run_directory_that_is_not_there_is_a_mistake_and_not_an_answer() {
         let empty = pair.folder.path();
         let words = ["status", "--run-dir", path(empty)];
         let (code, said) = pair.remus(&pair.topology.primary, &[], &words).await;
-        assert_eq!((code, said.contains("no VM that runs is below")), (0, true), "{said}");
+        assert_eq!((code, said.contains("there is no running VM below")), (0, true), "{said}");
     });
 }
 
@@ -277,11 +277,7 @@ fn what_a_dead_vm_left_is_taken_down_by_one_verb_and_what_lives_is_left_alone() 
             }
             assert!(!record.exists());
             let (code, said) = clean(&pair, host, &run_dir, &["--record"]).await;
-            assert_eq!(
-                (code, said.contains("there is nothing of VM demo here")),
-                (1, true),
-                "{said}"
-            );
+            assert_eq!((code, said.contains("VM demo has left nothing here")), (1, true), "{said}");
             // The other half of it lives.
             backup.wait_for(Protection::Promoted, patience()).await.unwrap();
             lost_nothing(client, 1).await;
@@ -353,14 +349,20 @@ fn what_is_no_vms_or_half_gone_is_cleaned_no_further_than_it_may_be() {
 }
 
 /// `remus` as a daemon on a host, with its status socket.
-struct Started {
+pub(super) struct Started {
     process: Process,
     socket: PathBuf,
     log: PathBuf,
 }
 
 impl Started {
-    fn new(pair: &Pair, host: &Host, run_dir: &Path, name: &str, words: &[&str]) -> Self {
+    pub(super) fn new(
+        pair: &Pair,
+        host: &Host,
+        run_dir: &Path,
+        name: &str,
+        words: &[&str],
+    ) -> Self {
         let mut command = Command::new(&pair.programs.remus);
         command.args(words);
         let log = pair.log(name);
@@ -368,7 +370,7 @@ impl Started {
         Self { process, socket: run_dir.join(VM).join("status.sock"), log }
     }
 
-    async fn is(&mut self, wanted: Protection) {
+    pub(super) async fn is(&mut self, wanted: Protection) {
         let until = Instant::now() + patience();
         loop {
             let found: Result<Status, _> = status(&self.socket, None).await;

@@ -13,9 +13,10 @@ use rig::{
     pair::{Pair, ended, lost_nothing, patience, replies_more, says, with_hosts},
     peer::{ask, backup_listens, hello},
     remus::{Daemon, VM, backup_run_dir, primary_run_dir},
+    topology::{BACKUP, BRIDGE, PRIMARY},
 };
 
-use super::d_start::WrongHost;
+use super::{d_start::WrongHost, j_message::Started};
 
 fn record(state: &Path) -> String {
     fs::read_to_string(state.join("demo.json")).unwrap()
@@ -151,5 +152,46 @@ fn a_vm_made_anew_under_an_old_name_is_refused_where_the_old_one_is_known() {
         let _backup = pair.start_backup();
         let mut primary = pair.start_primary(&[]);
         primary.wait_for(Protection::Protected, patience()).await.unwrap();
+    });
+}
+
+#[test]
+fn a_host_that_was_taken_over_from_follows_the_one_that_took_over() {
+    with_hosts(async |pair| {
+        let (alpha, beta) = (&pair.topology.primary, &pair.topology.backup);
+        let path = |path: &Path| path.to_str().unwrap().to_owned();
+        let alphas = path(&primary_run_dir(pair.folder.path()));
+        let betas = path(&backup_run_dir(pair.folder.path()));
+        let (mut primary, mut backup) = pair.protected().await;
+        primary.process.kill().unwrap();
+        backup.wait_for(Protection::Promoted, patience()).await.unwrap();
+        end(&mut backup).await;
+        // What the dead VM left goes, its record stays.
+        let (code, said) = pair.remus(alpha, &[], &["clean", VM, "--run-dir", &alphas]).await;
+        assert_eq!(code, 0, "{said}");
+        let before = record(&Path::new(&alphas).join("state"));
+        assert!(before.contains("\"standing\":\"protected\""), "{before}");
+
+        let listen = format!("{PRIMARY}:7000");
+        let words = ["backup", "--listen", &listen, "--run-dir", &alphas, "--bridge", BRIDGE];
+        let mut backup = Started::new(&pair, alpha, Path::new(&alphas), "alpha", &words);
+        let config = pair.config(&[(&alphas, &betas), (&BACKUP.to_string(), &listen)]);
+        let file = pair.folder.path().join("beta.toml");
+        fs::write(&file, config).unwrap();
+        let words = ["run", file.to_str().unwrap()];
+        let mut primary = Started::new(&pair, beta, Path::new(&betas), "beta", &words);
+        primary.is(Protection::Protected).await;
+        backup.is(Protection::Protected).await;
+
+        let known: serde_json::Value =
+            serde_json::from_str(&record(&Path::new(&alphas).join("state"))).unwrap();
+        let before: serde_json::Value = serde_json::from_str(&before).unwrap();
+        assert_eq!((&known["standing"], &known["term"]), (&"backup".into(), &3.into()), "{known}");
+        assert_eq!(known["id"], before["id"]);
+        // It comes from the term in which this host spoke, which this host remembers.
+        assert_eq!(known["ancestry"][0]["nonce"], before["nonce"], "{known}");
+        assert_eq!(known["spoke"], before["spoke"]);
+        let taken_over_from = &known["ancestry"][0]["last"];
+        assert!(taken_over_from.as_u64().is_some_and(|epoch| epoch > 0), "{known}");
     });
 }

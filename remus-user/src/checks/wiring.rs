@@ -336,7 +336,7 @@ mod tests {
             told.map(|check| check.found).collect::<Vec<_>>()
         };
         let told = warnings(Part::Waits);
-        assert!(told.len() == 1 && told[0].contains("goes down to 1500"), "{told:?}");
+        assert!(told.len() == 1 && told[0].contains("only of 1500"), "{told:?}");
         assert_eq!(warnings(Part::Speaks), [""; 0], "by then it is done");
     }
 
