@@ -62,14 +62,18 @@ pub(crate) fn opened(n: u64) -> NextEpoch {
 /// The same in the term that `fenced` begins.
 pub(crate) fn opened_in(fenced: Fenced, n: u64) -> NextEpoch {
     let mut epochs = Epochs::begin(fenced);
-    (2..n).for_each(|_| drop(epochs.seal()));
+    for _ in 2..n {
+        epochs.seal();
+    }
     epochs.seal()
 }
 
 /// The permission that the first `n` epochs of the term that `fenced` begins leave.
 pub(crate) fn committed_in(fenced: Fenced, n: u64) -> Committed {
     let mut epochs = Epochs::begin(fenced);
-    (0..n).for_each(|_| drop(epochs.seal()));
+    for _ in 0..n {
+        epochs.seal();
+    }
     epochs.commit()
 }
 
