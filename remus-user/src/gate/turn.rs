@@ -1,7 +1,7 @@
 //! How a term ends on a gate, and the next one begins on it.
 //!
-//! What is written, and in which order, is [`ControlWords::begin_term`]'s to say; this file does what lies between: the
-//! trigger is disarmed, and `turn` runs under the flush lock, as often as it takes.
+//! What is written, and in which order, is for [`ControlWords::begin_term`](super::words::ControlWords::begin_term) to say.
+//! This file does what lies between: the trigger is disarmed, and `turn` runs under the flush lock, as often as it takes.
 //!
 //! Frames that were released in the old term may still be on their way through a CPU's backlog. They are waited for, for a
 //! moment: the second lock judges them by the words as they are when they arrive. A frame that is not seen in that time is

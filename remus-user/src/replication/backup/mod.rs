@@ -9,7 +9,8 @@
 //!   newer term voids the old image before anything is answered.
 //! - A stranger's word voids nothing: while a primary is followed, or its whole image is here, a newer term is
 //!   accepted only if it comes from that primary's. Anybody can start a VM under a known name and count terms.
-//! - Nobody is followed whose state lacks a term that is known here to have been spoken in ([`judge`]).
+//! - Nobody is followed whose state lacks a term that is known here to have been spoken in
+//!   ([`judge`](super::ancestry::judge)).
 //!
 //! The image survives the loss of a session and the greeting of the next, until the first page of that next
 //! session arrives: those pages overwrite it.
