@@ -61,20 +61,21 @@ pub(crate) fn opened(n: u64) -> NextEpoch {
 
 /// The same in the term that `fenced` begins.
 pub(crate) fn opened_in(fenced: Fenced, n: u64) -> NextEpoch {
-    let mut epochs = Epochs::begin(fenced);
-    for _ in 2..n {
-        epochs.seal();
-    }
-    epochs.seal()
+    sealed(fenced, n - 2).seal()
 }
 
 /// The permission that the first `n` epochs of the term that `fenced` begins leave.
 pub(crate) fn committed_in(fenced: Fenced, n: u64) -> Committed {
+    sealed(fenced, n).commit()
+}
+
+/// A brain in the term that `fenced` begins that has sealed `n` epochs.
+fn sealed(fenced: Fenced, n: u64) -> Epochs {
     let mut epochs = Epochs::begin(fenced);
     for _ in 0..n {
         epochs.seal();
     }
-    epochs.commit()
+    epochs
 }
 
 pub(crate) fn release_all(gate: &mut Gate) {

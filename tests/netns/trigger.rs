@@ -445,7 +445,8 @@ fn datagrams_that_come_while_a_term_begins_leave_no_lease_behind() {
         for n in 0..TERMS {
             stage.trigger.arm(session(1), KEY, stage.port(), LEASE);
             (0..4).for_each(|_| stage.gate.seal(&epochs.seal()));
-            // A datagram comes about every millisecond, and a term begins within a few microseconds.
+            // A datagram comes about every millisecond, and a term begins within a few microseconds. So the term is as
+            // often ended before the first datagram as after one, and sometimes with one under way.
             thread::sleep(Duration::from_micros(u64::from(n * 37 % 1000)));
             let fenced = permits::after(term);
             stage.gate.begin_term(&fenced, Held::Discard).unwrap();

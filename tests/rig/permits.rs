@@ -7,7 +7,7 @@ use remus::{
     names::VmName,
     replication::{
         Backup, Committed, Detector, Fenced, Known, LeaseUntil, NextEpoch, Pipeline, Policy,
-        PrimaryLease, Standalone,
+        PrimaryLease, Promotion, Standalone,
     },
     wire::{
         Ack, Ancestry, Attach, Begin, Digest, End, Features, Hello, Instance, Moment, Nonce,
@@ -26,25 +26,32 @@ pub fn first() -> Fenced {
 /// # Panics
 /// When the backup's brain does not do what a backup must.
 pub fn after(term: Term) -> Fenced {
-    let (session, timing) = (Session::new(1).expect("not 0"), Timing::default());
-    let instance = |n| Instance::new(n).expect("not 0");
-    let nonce = |n| Nonce::new(n).expect("not 0");
-    let mut backup = Backup::new(instance(2), Known::default());
     let hello = Hello {
         features: Features::NONE,
         vm: VmName::new("vm").expect("a plain name"),
-        session,
+        session: Session::new(1).expect("not 0"),
         id: VmId::new(1).expect("not 0"),
-        nonce: nonce(1),
+        nonce: Nonce::new(1).expect("not 0"),
         ancestry: Ancestry::none(),
         term,
         ram_pages: 1,
-        timing,
+        timing: Timing::default(),
         acks_to: None,
         shape: Vec::new(),
         cpu: Vec::new(),
     };
-    backup.handle_hello(&hello).expect("a first primary is welcome");
+    takeover(Instance::new(2).expect("not 0"), &hello, Nonce::new(2).expect("not 0")).fenced
+}
+
+/// The host `me`, which knew of nobody, followed the primary of `hello` to its first checkpoint, and then took over from
+/// it as `nonce`.
+///
+/// # Panics
+/// When the backup's brain does not do what a backup must.
+pub fn takeover(me: Instance, hello: &Hello, nonce: Nonce) -> Promotion {
+    let Hello { session, term, ram_pages: pages, timing, .. } = *hello;
+    let mut backup = Backup::new(me, Known::default());
+    backup.handle_hello(hello).expect("a first primary is welcome");
     backup.handle_attach(&Attach { session }).expect("just greeted");
     let begin = Begin {
         session,
@@ -53,13 +60,13 @@ pub fn after(term: Term) -> Fenced {
         predecessor: Epoch::NONE,
         predecessor_digest: Digest(0),
         sent: Moment(0),
-        pages_max: 1,
+        pages_max: pages,
         state_len: 0,
         reset: false,
     };
     backup.handle_begin(&begin, Digest(0)).expect("the first checkpoint");
-    let end = End { epoch: Epoch::FIRST, pages: 1, digest: Digest(1) };
-    let arrived = Arrived { pages: 1, state_len: 0, covers_ram: true };
+    let end = End { epoch: Epoch::FIRST, pages, digest: Digest(1) };
+    let arrived = Arrived { pages, state_len: 0, covers_ram: true };
     backup.handle_end(Moment(0), &end, Digest(1), arrived).expect("a whole checkpoint");
     backup.handle_session_lost();
     // The lease is over.
@@ -67,7 +74,7 @@ pub fn after(term: Term) -> Fenced {
     let mut detector = Detector::new(&timing, 1, late);
     detector.handle_closed(0);
     let suspicion = detector.handle_tick(late).expect("the only link is closed");
-    backup.promote(late, suspicion, nonce(2)).expect("whole, and past the lease").fenced
+    backup.promote(late, suspicion, nonce).expect("whole, and past the lease")
 }
 
 /// Permission to release in `term` for longer than any test lasts.

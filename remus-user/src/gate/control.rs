@@ -9,6 +9,8 @@ use std::{
 use anyhow::{Context, Result};
 use aya::maps::MapData;
 
+use super::words::Write;
+
 /// The one value of an mmapable array map, as words.
 pub(super) struct Words {
     words: NonNull<AtomicU64>,
@@ -53,6 +55,13 @@ impl Words {
 
     pub(super) fn set(&self, word: usize, to: u64) {
         self.word(word).store(to, Ordering::SeqCst);
+    }
+
+    /// Performs writes of the controller, in their order.
+    pub(super) fn perform(&self, writes: impl IntoIterator<Item = Write>) {
+        for (word, to) in writes {
+            self.set(word as usize, to);
+        }
     }
 
     fn word(&self, word: usize) -> &AtomicU64 {

@@ -66,9 +66,7 @@ impl Gate {
                 (Control::Layout, LAYOUT),
                 (Control::Engine, engine_word(settings.engine)),
             ];
-            for (word, value) in about_the_gate.into_iter().chain(words) {
-                control.set(word as usize, value);
-            }
+            control.perform(about_the_gate.into_iter().chain(words));
         }
         let programs = Programs::attach(loaded, &tap, settings, kind, Pins::at(pins)?)?;
         let gate = Self::over(tap, programs)?;
@@ -108,19 +106,16 @@ impl Gate {
     /// # Errors
     /// As those of [`Gate::install`], and when the new gate finds itself lost for the same reason.
     pub fn again(&mut self) -> Result<Self> {
-        let units = self.control.get(Control::Units as usize);
+        let (words, units) = (self.words(), self.control.get(Control::Units as usize));
         let settings = Settings {
             buffer_mib: u32::try_from((units * u64::from(UNIT)) >> 20).context("a gate's size")?,
             release: self.programs.release()?,
-            engine: match self.control.get(Control::Engine as usize) {
-                NFQUEUE => Engine::NfQueue,
-                _ => Engine::Bpf,
-            },
+            engine: if words.has_queue { Engine::NfQueue } else { Engine::Bpf },
         };
-        let (kind, words) = (self.programs.kind(), self.words().again());
         // The rules have one owner: they stand without one, and drop, until the new gate takes them over.
         self.queue = None;
-        Self::install_with(kind, self.tap.clone(), self.programs.pins(), &settings, words)
+        let (kind, pins) = (self.programs.kind(), self.programs.pins());
+        Self::install_with(kind, self.tap.clone(), pins, &settings, words.again())
     }
 
     fn over(tap: Tap, programs: Programs) -> Result<Self> {

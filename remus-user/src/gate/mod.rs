@@ -353,8 +353,6 @@ impl Gate {
     }
 
     fn write(&self, writes: Writes) {
-        for (word, to) in writes {
-            self.control.set(word as usize, to);
-        }
+        self.control.perform(writes);
     }
 }

@@ -11,7 +11,8 @@
 //!   releases that have read the old words, forgets what datagrams have acked, and discards what is to be discarded. Only
 //!   then come the words of the new term ([`NewTerm::begin`]): what is kept, since the frames of a term that is neither
 //!   kept nor open are thrown away; the open epoch, since a committed one must be below it; the turns, by which a mark is
-//!   known to be of the new term; the committed epoch, by which everybody knows the term of what may leave. A controller that dies at any point leaves a gate that lets nothing out.
+//!   known to be of the new term; the committed epoch, by which everybody knows the term of what may leave. A controller
+//!   that dies at any point leaves a gate that lets nothing out.
 //! - A closed gate stays closed until it is told to hold or to open.
 
 use std::{array, iter};

@@ -8,7 +8,8 @@ use remus::{
         Welcome,
     },
 };
-use remus_abi::{Epoch, Term};
+use remus_abi::Term;
+use rig::permits;
 
 use super::{
     ByValue, Fault, Message, Seen, SeenSet, Start, Violation, World,
@@ -217,26 +218,7 @@ fn took_over(me: Instance, term: Term) -> Promoted {
     const ITS_SESSION: u64 = 200;
     let its_primary = TermId::new(term.prev(), nonce(9));
     let hello = hello(session(ITS_SESSION), its_primary, Ancestry::none(), timing());
-    let mut backup = Backup::new(me, Known::default());
-    backup.handle_hello(&hello).expect("it knows of nobody else");
-    backup.handle_attach(&Attach { session: hello.session }).expect("just greeted");
-    let begin = Begin {
-        session: hello.session,
-        term: hello.term,
-        epoch: Epoch::FIRST,
-        predecessor: Epoch::NONE,
-        predecessor_digest: Digest(0),
-        sent: Moment(0),
-        pages_max: 2,
-        state_len: 0,
-        reset: false,
-    };
-    backup.handle_begin(&begin, Digest(0)).expect("the first of its session");
-    let end = End { epoch: Epoch::FIRST, pages: 2, digest: Digest(1) };
-    let arrived = Arrived { pages: 2, state_len: 0, covers_ram: true };
-    backup.handle_end(Moment(0), &end, Digest(1), arrived).expect("it is whole");
-    let now = Moment(u64::MAX);
-    backup.promote(now, suspicion(now), nonce(2)).expect("the lease is over").promoted
+    permits::takeover(me, &hello, nonce(2)).promoted
 }
 
 fn suspicion(now: Moment) -> Suspicion {

@@ -243,9 +243,7 @@ impl Pinned {
     /// Shuts the gate: fresh frames are dropped, and nothing that is held leaves. A live controller may open it
     /// again.
     pub fn close(&self) {
-        for (word, to) in ControlWords::close() {
-            self.control.set(word as usize, to);
-        }
+        self.control.perform(ControlWords::close());
     }
 
     /// Takes the gate off its tap and removes its pins; what it held is discarded, and whatever the tap sends from
