@@ -20,6 +20,10 @@ impl Recorder {
         Self { store, vm, newest }
     }
 
+    pub(super) fn vm(&self) -> &VmName {
+        &self.vm
+    }
+
     /// Writes what `change` makes of the record, if that says something new; it is on disk when this returns.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use crate::{
     gate::Held,
     observe,
     os::{boot_now, fresh_nonce},
-    replication::{self, Fenced, Relation},
+    replication::{self, Fenced, Relation, split_advice},
     store::Standing,
     wire::Ancestry,
 };
@@ -106,7 +106,9 @@ impl Engine {
             }
             Relation::Split => {
                 let text = format!(
-                    "another host speaks in term {newer}, which does not come from this one's"
+                    "another host speaks in term {newer}, and this host in term {}: {}",
+                    self.brain.term(),
+                    split_advice(self.record.vm().as_str())
                 );
                 self.refused(Relation::Split, &text)
             }
@@ -131,7 +133,9 @@ impl Engine {
                     warn!("the gate is shut, and the guest goes on unheard: {text}");
                     gate.close();
                 }
-                self.report.reason(&format!("{text}. Until then the gate of this host is shut"));
+                self.report.reason(&format!(
+                    "{text}; the gate of this host is shut until a backup has its checkpoint"
+                ));
                 self.publish()
             }
         }

@@ -66,7 +66,15 @@ pub(super) fn split(hello: &Hello, id: Option<VmId>, ours: &Ancestry) -> String 
     };
     format!(
         "VM {vm} is in a split: its guest was heard in term {ours} here and in term {theirs} at the host that asks, and \
-         neither comes from the other. Choose whose state is given up, and run remus clean {vm} --record there{two_ids}"
+         {}{two_ids}",
+        split_advice(vm.as_str())
+    )
+}
+
+/// How every message about a split of `vm`, after the two terms that it names, ends: what to do.
+pub(crate) fn split_advice(vm: &str) -> String {
+    format!(
+        "neither comes from the other. Choose whose state is given up, and run remus clean {vm} --record there"
     )
 }
 

@@ -7,7 +7,7 @@ use remus_abi::{Epoch, Term};
 /// Every constructor names a reason why nobody else speaks for the guest in this term or a later one. None of them is "the
 /// other side is silent": in a takeover silence is joined by a lease that ran out and by acks that are not given any
 /// more. Not `Clone`: one permission, one speaker. No constructor is public, so that a reader of this crate finds all
-/// sources: the start of a guest judges this host's record (`primary/start.rs`), and the brains of a backup and of a
+/// sources: the start of a guest judges this host's record (`store/start.rs`), and the brains of a backup and of a
 /// checkpointer that is not ours make their own. An arbiter will be one more.
 #[derive(PartialEq, Eq, Hash, Debug)]
 pub struct Fenced {
@@ -49,16 +49,16 @@ impl Fenced {
         Self::in_term(term, FencedBy::Restart)
     }
 
-    /// On the word of an operator that `host_off` is off and stays off. The term is well above the newest one that is known
-    /// here, since that host may have spoken in one that is not. `None` when no such term is left.
+    /// On the word of an operator that `host_off` is off and stays off. The term is well above this host's own, `term`, since
+    /// that host may have spoken in a newer one. `None` when no such term is left.
     ///
     /// # Panics
     /// When no host is named.
-    pub(crate) fn by_operator(newest_known: Term, host_off: &str) -> Option<Self> {
+    pub(crate) fn by_operator(term: Term, host_off: &str) -> Option<Self> {
         /// More takeovers than a host can have had unheard.
         const ABOVE: u32 = 256;
         assert!(!host_off.is_empty(), "an operator names the host");
-        let term = Term::new(newest_known.get() + ABOVE).filter(|term| *term < Term::MAX)?;
+        let term = Term::new(term.get() + ABOVE).filter(|term| *term < Term::MAX)?;
         Some(Self::in_term(term, FencedBy::Operator))
     }
 

@@ -110,10 +110,6 @@ impl BackupLease {
     pub fn over_after(&self) -> Option<Moment> {
         self.over_after
     }
-
-    pub fn is_over(&self, now: Moment) -> bool {
-        self.over_after.is_none_or(|last| now > last)
-    }
 }
 
 #[cfg(test)]

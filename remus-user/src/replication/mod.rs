@@ -25,6 +25,7 @@ mod pipeline;
 mod standalone;
 mod stream;
 
+pub(crate) use ancestry::split_advice;
 pub use ancestry::{Relation, judge};
 pub use backup::{
     Backup, FollowError, Known, NotPromotable, NotPromoted, Promoted, Promotion, Readiness,

@@ -132,7 +132,7 @@ pub(super) fn decode(text: &str) -> Result<Record> {
     let id = id.map(|id| id.parse()).transpose()?;
     let Some(ancestry) = ancestry else { return Ok(of_old_release(this, standing)) };
     let ancestry: Option<Vec<_>> = ancestry.iter().map(TermOnDisk::read).collect();
-    let ancestry = ancestry.and_then(Ancestry::of).context("terms that do not grow")?;
+    let ancestry = ancestry.and_then(Ancestry::of).context("an ancestry that cannot be")?;
     if !ancestry.leads_to(this) {
         bail!("terms that do not lead to the newest");
     }

@@ -118,6 +118,7 @@ impl Store {
         }
         let made = fs::create_dir_all(&self.dir).map_err(anyhow::Error::from);
         made.and_then(|()| self.put(&path, &text))
+            .and_then(|()| Ok(self.sync_names()?))
             .with_context(|| format!("the state directory {shown} cannot be written"))
     }
 
@@ -133,7 +134,7 @@ impl Store {
                 // The thread that keeps it reserved may have written all of it just now, and not synced it yet.
                 File::open(&reserved)?.sync_all()?;
                 fs::rename(&reserved, &path)?;
-                File::open(&self.dir)?.sync_all()
+                self.sync_names()
             };
             return put().with_context(|| format!("write {}", path.display()));
         }
@@ -174,20 +175,24 @@ impl Store {
         self.put(&aside, text)?;
         let replace = || -> io::Result<()> {
             fs::rename(&aside, path)?;
-            File::open(&self.dir)?.sync_all()
+            self.sync_names()
         };
         replace().with_context(|| format!("write {}", path.display()))
     }
 
-    /// Writes a file whole; the file is on disk when this returns.
+    /// Writes a file whole; its content is on disk when this returns, its name once the directory is synced.
     fn put(&self, path: &Path, text: &[u8]) -> Result<()> {
         let write = || -> io::Result<()> {
             let mut file = File::create(path)?;
             file.write_all(text)?;
-            file.sync_all()?;
-            File::open(&self.dir)?.sync_all()
+            file.sync_all()
         };
         write().with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Puts on disk which files the directory has.
+    fn sync_names(&self) -> io::Result<()> {
+        File::open(&self.dir)?.sync_all()
     }
 
     fn reserved(&self, vm: &VmName) -> PathBuf {

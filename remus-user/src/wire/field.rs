@@ -8,7 +8,7 @@ use super::{
     Digest, Feature, Features, Frame, Instance, Kind, Moment, Nonce, Session, VmId, WireError,
 };
 
-/// A value of fixed length on the wire.
+/// A value that has a form on the wire.
 pub(super) trait Field: Sized {
     fn put(&self, out: &mut Vec<u8>);
     fn take(body: &mut Reader<'_>) -> Result<Self, WireError>;
@@ -161,7 +161,7 @@ newtypes! {
 }
 
 /// A struct whose fields are all [`Field`]s, in the order written.
-macro_rules! fixed {
+macro_rules! fields {
     ($($name:ident { $($field:ident),* $(,)? })*) => {$(
         impl Field for $name {
             fn put(&self, out: &mut Vec<u8>) {
@@ -175,4 +175,4 @@ macro_rules! fixed {
         }
     )*};
 }
-pub(super) use fixed;
+pub(super) use fields;

@@ -2,7 +2,8 @@
 //!
 //! A row is `number Kind body`, and `if Feature` where the kind is one of a feature. The body is a `message`, the
 //! struct of the same name, or `bytes`, which are decoded elsewhere. Rows stand in the block of the only lane on which
-//! the kind travels; the block names the lane's longest body and the enum of its messages, which [`lane`](super::lane) makes.
+//! the kind travels; the block names the lane's longest body and the enum of its messages, which
+//! [`lane`](super::lane) makes.
 
 use super::Feature;
 

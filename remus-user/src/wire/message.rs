@@ -7,7 +7,7 @@ use remus_abi::{Epoch, Term};
 use super::{
     AckTo, Ancestry, Digest, Feature, Features, Instance, Moment, Nonce, Session, TermId, Timing,
     VmId, WireError,
-    field::{Field, Reader, fixed, put_run},
+    field::{Field, Reader, fields, put_run},
 };
 use crate::names::VmName;
 
@@ -70,11 +70,11 @@ pub enum Refusal {
     Cpu = 3,
     /// It has not the memory.
     Memory = 4,
-    /// It has heard of a newer term: the primary must stand down.
+    /// It has heard of a newer term, or of one that the primary lacks; or no term is left.
     OutdatedTerm = 5,
     /// It speaks for the guest itself.
     Promoted = 6,
-    /// Another primary of the same term is being followed.
+    /// It follows another primary, or keeps the guest of one.
     OtherPrimary = 7,
     /// The timing breaks an inequality.
     Timing = 8,
@@ -191,7 +191,7 @@ pub struct Ack {
     pub sent: Moment,
 }
 
-fixed! {
+fields! {
     HeartbeatAck { term, seq, sent }
     Goodbye { term, epoch, why }
     GoodbyeAck { term, epoch }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use remus_abi::{Epoch, Term, ack::AckKey};
 
 use super::{
-    field::{Field, Reader, fixed},
+    field::{Field, Reader, fields},
     *,
 };
 
@@ -28,7 +28,7 @@ pub struct Trial {
     term: Term,
 }
 
-fixed! {
+fields! {
     Trial { term }
 }
 

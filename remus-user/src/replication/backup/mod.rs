@@ -41,8 +41,8 @@ use crate::{
 ///
 /// Call order: [`handle_hello`](Self::handle_hello), [`handle_attach`](Self::handle_attach), then as they arrive
 /// [`handle_boot_part`](Self::handle_boot_part), [`handle_sync_pages`](Self::handle_sync_pages), and per checkpoint
-/// [`handle_begin`](Self::handle_begin) and [`handle_end`](Self::handle_end), whose ack is sent and whose pages are then applied;
-/// [`handle_heartbeat`](Self::handle_heartbeat), [`handle_inbound`](Self::handle_inbound) and
+/// [`handle_begin`](Self::handle_begin) and [`handle_end`](Self::handle_end), whose ack is sent and whose pages are then
+/// applied; [`handle_heartbeat`](Self::handle_heartbeat), [`handle_inbound`](Self::handle_inbound) and
 /// [`handle_goodbye`](Self::handle_goodbye) beside that. An error
 /// from any of them means: drop both links, then [`handle_session_lost`](Self::handle_session_lost). With a
 /// [`Suspicion`] and when [`poll_readiness`](Self::poll_readiness) is [`Readiness::Now`]: apply all that is

@@ -48,7 +48,8 @@ pub struct Promotion {
     pub of: Term,
     /// Why it happened; used up by it.
     pub suspicion: Suspicion,
-    /// Permission to run in the next term, for [`Pipeline::start_unprotected`](crate::replication::Pipeline::start_unprotected).
+    /// Permission to run in the next term, for
+    /// [`Pipeline::start_unprotected`](crate::replication::Pipeline::start_unprotected).
     pub fenced: Fenced,
     /// The terms that its state comes from, and the one in which it speaks from now on.
     pub ancestry: Ancestry,

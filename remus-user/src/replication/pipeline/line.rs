@@ -92,7 +92,7 @@ impl Pipeline {
         relation
     }
 
-    /// Another host speaks, and this guest must not be heard: close the gate. It is shut from now on, until a backup has a
+    /// Another host speaks or has spoken, and this guest must not be heard: close the gate. It is shut from now on, until a backup has a
     /// checkpoint.
     pub fn fall_silent(&mut self) {
         self.handle_session_lost();

@@ -5,7 +5,7 @@ use std::fmt;
 #[cfg(doc)]
 use super::Pipeline;
 use crate::{
-    replication::Relation,
+    replication::{Relation, ancestry::split_advice},
     wire::{Instance, Session, TermId},
 };
 
@@ -48,8 +48,8 @@ impl fmt::Display for SessionError {
             }
             Self::Split { ours, theirs } => write!(
                 f,
-                "the backup has heard of term {theirs}, and this host speaks in term {ours}: neither comes from the other. \
-                 Choose whose state is given up, and run remus clean VM --record there"
+                "the backup has heard of term {theirs}, and this host speaks in term {ours}: {}",
+                split_advice("VM")
             ),
             Self::OtherBackup { bound } => {
                 write!(
