@@ -273,3 +273,46 @@ fn fields(value: &Value, path: &str, names: &mut Names) {
         }
     }
 }
+
+/// Returns the words in backquotes that are paths of sources, those in braces one by one.
+fn sources_in(text: &str) -> Vec<String> {
+    let quoted = text.split('`').skip(1).step_by(2).filter(|word| word.ends_with(".rs"));
+    let paths = quoted.flat_map(|word| match word.split_once('{') {
+        None => vec![word.to_owned()],
+        Some((before, rest)) => {
+            let (names, after) = rest.split_once('}').expect("a brace that ends");
+            names.split(',').map(|name| format!("{before}{name}{after}")).collect()
+        }
+    });
+    paths.collect()
+}
+
+/// Adds every file below `folder`, by its path from there.
+fn files_below(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files_below(&path, files);
+        } else {
+            files.push(path);
+        }
+    }
+}
+
+#[test]
+fn the_docs_name_sources_that_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut files = Vec::new();
+    for folder in ["remus-abi", "remus-ebpf/src", "remus-guest/src", "remus-user", "tests", "xtask"]
+    {
+        files_below(&root.join(folder), &mut files);
+    }
+    for document in ["ARCHITECTURE.md", "docs/protocol.md"] {
+        let text = fs::read_to_string(root.join(document)).unwrap();
+        let named = sources_in(&text);
+        assert!(!named.is_empty(), "{document} names no source");
+        let gone: Vec<_> =
+            named.iter().filter(|name| !files.iter().any(|file| file.ends_with(name))).collect();
+        assert!(gone.is_empty(), "{document} names sources that are gone: {gone:?}");
+    }
+}

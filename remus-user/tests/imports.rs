@@ -3,6 +3,8 @@
 //! A room is a folder or a file directly below `src`. Rooms stand in an order, and each imports only from rooms before it,
 //! and of those only the ones that the table names. Within a room no two files import each other, directly or by way of
 //! others; what a file takes from the `mod.rs` above it does not count.
+//!
+//! Not seen: a path among a macro's arguments, which syn does not parse.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

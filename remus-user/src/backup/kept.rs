@@ -1,7 +1,7 @@
 //! What the guest was given after the newest committed checkpoint, as far as the primary has passed it on.
 //!
-//! To be given again, should the guest go on from that checkpoint. KeptFrames beside the image and no longer than it: what is of
-//! a committed epoch goes, and so does what is of an older term.
+//! The guest is given these frames again, should it go on from that checkpoint. They are kept beside the image, and no
+//! longer than the image: frames of a committed epoch go, and so do those of an older term.
 
 use remus_abi::{Epoch, Term};
 

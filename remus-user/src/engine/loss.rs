@@ -1,7 +1,8 @@
 //! What the engine does when its gate guards no more.
 //!
 //! Frames may have passed unseen since the last look, at most a tick ago: output of the open epoch and of those that
-//! ended since, all of which the next checkpoint covers. So the guest is paused at once, and nothing is sealed or released. Then:
+//! ended since, all of which the next checkpoint covers. So the guest is paused at once, and nothing is sealed or
+//! released. Then:
 //! - Where a new gate can take its place, it does, in the same term, closed and empty. Then it holds from the
 //!   open epoch on, the guest goes on, and the epoch is sealed as soon as there is room: its checkpoint covers
 //!   whatever has leaked. The pause need not last until then, since all that the guest says from here on is held.

@@ -1,8 +1,8 @@
 //! kvmclock and TSC across hosts.
 //!
-//! A guest tells the time by either. Its clock goes on by the time that the wall clocks say has passed since the capture: never back,
-//! and never by more than [`STEP_MAX`], so that two hosts whose clocks disagree do not make every timer of
-//! the guest run out at once.
+//! A guest tells the time by either. Its clock goes on by the time that the wall clocks say has passed since the capture:
+//! never back, and never by more than [`STEP_MAX`], so that two hosts whose clocks disagree do not make every timer of the
+//! guest run out at once.
 
 use std::time::Duration;
 

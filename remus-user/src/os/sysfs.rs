@@ -1,8 +1,8 @@
 //! A sysfs for the calling thread's network namespace, and a view of its cgroups, attached nowhere.
 //!
-//! A mounted sysfs shows the network namespace of whoever mounted it, which need not be ours; and
-//! `ip netns exec` mounts another one over /sys, which hides the cgroups too. So one of our own is opened, which is gone with
-//! its descriptor and with the files that were opened through it.
+//! A mounted sysfs shows the network namespace of whoever mounted it, which need not be ours; and `ip netns exec` mounts
+//! another one over /sys, which hides the cgroups too. So one of our own is opened, which is gone with its descriptor and
+//! with the files that were opened through it.
 
 use std::{
     ffi::{CStr, CString},
